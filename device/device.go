@@ -1,0 +1,320 @@
+// Package device is the list of operations that a transformer needs, each with
+// its backward: no graph and no automatic differentiation. Model code calls them
+// by layer, forward and backward side by side.
+//
+// Rules that hold for every operation and every implementation:
+//
+//   - Memory is opaque. Nothing outside an implementation may look into a [Buf];
+//     bytes go in and out by [Device.Upload] and [Device.Download] only.
+//   - Calls are asynchronous in stream order and return nothing. Scalars go to a
+//     buffer. Errors of execution surface at [Event.Wait].
+//   - No operation allocates. The caller passes workspace of [Device.Need] bytes.
+//   - A wrong shape or type is a bug of the caller: implementations panic with both.
+//   - Gradients of weights accumulate in F32 (dw += …); all other outputs are overwritten.
+//   - Sums over tokens are cut into blocks of [BlockRows] rows, counted from the
+//     first row of each sequence; a sequence's last block may be short. A block is
+//     summed from zero and then added to the F32 accumulator, blocks in order. So
+//     neither the micro-batch size nor the number of threads can change a bit.
+//   - No row's result depends on its index or on how many rows there are, and an
+//     elementwise operation gives f(x[a:b]) = f(x)[a:b] for every a and b.
+//   - BF16 tensors are read exactly, arithmetic is in F32, and a result is rounded
+//     once, to nearest even, when it is stored, unless an operation says otherwise.
+package device
+
+// BlockRows is the number of rows of one sequence that are summed from zero
+// before they are added to an accumulator.
+const BlockRows = 512
+
+// Kind says what memory is for, so that an implementation can account for it and place it.
+type Kind uint8
+
+// The kinds of memory.
+const (
+	KindWeights Kind = iota
+	KindGradients
+	KindOptimizer
+	KindActivations
+	KindWorkspace
+	KindStaging
+	kindCount
+)
+
+// Kinds lists every kind of memory, for accounting.
+func Kinds() []Kind {
+	kinds := make([]Kind, kindCount)
+	for i := range kinds {
+		kinds[i] = Kind(i)
+	}
+	return kinds
+}
+
+func (k Kind) String() string {
+	names := [...]string{"weights", "gradients", "optimizer", "activations", "workspace", "staging"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return "unknown"
+}
+
+// Buf is a stretch of a device's memory.
+type Buf interface {
+	// Bytes is the length of the stretch.
+	Bytes() int64
+	// Slice is a view of n bytes from off. It shares memory with its parent and is
+	// never freed by itself. It panics when the range leaves the parent.
+	Slice(off, n int64) Buf
+}
+
+// Forms says which products a packed weight will be used for.
+type Forms uint8
+
+// The forms of a packed weight. Most weights need both.
+const (
+	FormForward Forms = 1 << iota // x·Wᵀ
+	FormDX                        // dy·W
+)
+
+// Weight is a matrix [out, in] in the device's own packed layout.
+type Weight interface {
+	Shape() (out, in int)
+	DType() DType
+	Forms() Forms
+}
+
+// StreamKind names the streams of a device.
+type StreamKind uint8
+
+// The streams: compute, and a second one for copies that overlap it.
+const (
+	StreamCompute StreamKind = iota
+	StreamCopy
+)
+
+// Stream runs operations in the order in which they were called.
+type Stream interface {
+	// Record returns an event that fires when everything called so far has run.
+	Record() Event
+	// After makes everything called from now on wait for e.
+	After(e Event)
+}
+
+// Event is a point in a stream.
+type Event interface {
+	// Wait blocks the host until the event has fired and returns the first error
+	// of the work before it.
+	Wait() error
+}
+
+// Info describes a device for `skein doctor`, for plans and for lineage.
+type Info struct {
+	Name        string           // human name, such as "cpu avx512, 2 threads"
+	Path        string           // amx-bf16, avx512, generic; or a device model
+	Class       string           // numeric class: path and kernel revision, such as "avx512 r1"
+	Threads     int              // worker threads; no result depends on it
+	MemoryBytes int64            // memory that can be allocated, 0 if unknown
+	Allocated   [kindCount]int64 // bytes in use, by kind
+	Peak        int64            // most bytes ever in use at once
+}
+
+// Op names the operations that need a workspace.
+type Op uint8
+
+// Operations with a workspace.
+const (
+	OpLinear Op = iota
+	OpLinearDX
+	OpLinearDW
+	OpAttention
+	OpAttentionGrad
+	OpHeadLoss
+	OpNormGrad
+	OpEmbedGrad
+)
+
+// Shape carries the sizes that an operation's workspace depends on; zero where they do not matter.
+type Shape struct {
+	Rows    int // tokens in the call
+	Seq     int // tokens of one sequence; Rows is a multiple of it
+	In, Out int // of a weight; for NormGrad and EmbedGrad In is the width
+	DT      DType
+
+	Heads, KVHeads, HeadDim int
+	DocTokensMax            int // longest document, at most Seq
+}
+
+// Device is one compute device. Methods may be called from one goroutine at a
+// time per stream; different streams may be driven concurrently.
+type Device interface {
+	Info() Info
+	// Alloc returns zeroed memory, aligned to 64 bytes, or an error that says how
+	// much was asked for and how much there is.
+	Alloc(bytes int64, k Kind) (Buf, error)
+	// Free gives back what Alloc returned, never a slice of it.
+	Free(Buf)
+	// NewWeight makes an empty packed weight of dt F32 or BF16.
+	NewWeight(out, in int, dt DType, forms Forms) (Weight, error)
+	FreeWeight(Weight)
+	Stream(k StreamKind) Stream
+	// Upload copies host memory in; host may be reused when the call returns.
+	Upload(s Stream, dst Buf, host []byte)
+	// Download copies out; host is filled when an event recorded after it has fired.
+	Download(s Stream, host []byte, src Buf)
+	// Copy moves bytes between two buffers of this device; they must not overlap.
+	Copy(s Stream, dst, src Buf)
+	// Need is the workspace of op in bytes; more is always accepted.
+	Need(op Op, sh Shape) int64
+	Close() error
+
+	Linears
+	Norms
+	Attentions
+	Tokens
+	Updates
+}
+
+// Act is an activation function.
+type Act uint8
+
+// The activation functions of gated MLPs.
+const (
+	SiLU Act = iota
+)
+
+// Epilogue is what a product does to its sum before the one rounding: y = sum + Bias + Add.
+type Epilogue struct {
+	Bias Tensor // [1, out], F32 or the type of y; zero Tensor: none
+	Add  Tensor // [rows, out], the type of y, may be y itself; zero Tensor: none
+}
+
+// Linears are the products with a packed weight.
+type Linears interface {
+	// Pack fills rows [row, row+src.Rows) of w, in every form it has, from src
+	// [n, in] of w's type: after load, gather or an optimizer step.
+	Pack(s Stream, w Weight, src Tensor, row int)
+	// Linear: y [rows, out] = x [rows, in] · Wᵀ, then e. x has w's type; y may be F32.
+	Linear(s Stream, y, x Tensor, w Weight, e Epilogue, ws Buf)
+	// LinearDX: dx [rows, in] = dy [rows, out] · W, then e.Add (Bias must be zero).
+	LinearDX(s Stream, dx, dy Tensor, w Weight, e Epilogue, ws Buf)
+	// LinearDW: dw [out, in] += dyᵀ·x and, unless db is zero, db [1, out] += column
+	// sums of dy, both F32, by blocks of BlockRows within sequences of seq rows.
+	LinearDW(s Stream, dw, db, dy, x Tensor, seq int, ws Buf)
+}
+
+// Norms are the row-wise and elementwise operations of a layer.
+type Norms interface {
+	// RMSNorm: x̂ = x·rstd with rstd = 1/√(mean(x²)+eps) in F32, x̂ rounded to the
+	// type of y, times w, rounded again (as Llama does). rstd [rows, 1] F32 is kept
+	// for the backward. w [1, cols] has the type of y.
+	RMSNorm(s Stream, y, rstd, x, w Tensor, eps float32)
+	// RMSNormGrad: dx = gradient of RMSNorm at x, + add unless that is zero (the
+	// residual's gradient; may be dx itself); dw [1, cols] F32 += by blocks.
+	RMSNormGrad(s Stream, dx, dw, dy, x, rstd, w, add Tensor, seq int, ws Buf)
+	// Rope rotates heads of q [rows, heads·D] and k [rows, kvHeads·D] in place, pairing
+	// element j with j+D/2, by the row's position: table [positions, D] F32 holds
+	// cos for j in [0, D/2) and then sin; pos [1, rows] I32. inverse rotates back,
+	// which is the backward.
+	Rope(s Stream, q, k, table, pos Tensor, headDim int, inverse bool)
+	// GLU: y [rows, f] = act(gate) ⊙ up, gateUp [rows, 2f] holding gate | up.
+	GLU(s Stream, y, gateUp Tensor, act Act)
+	// GLUGrad: dGateUp from dy and gateUp; dGateUp may be gateUp.
+	GLUGrad(s Stream, dGateUp, dy, gateUp Tensor, act Act)
+	// Add: dst = a + b, rounded to dst's type; dst may be a or b.
+	Add(s Stream, dst, a, b Tensor)
+	// Fill sets every element of an F32 or BF16 tensor to v.
+	Fill(s Stream, dst Tensor, v float32)
+	// Cast copies src to dst, converting between F32 and BF16.
+	Cast(s Stream, dst, src Tensor)
+}
+
+// Docs says where packed documents begin: document i is rows [Host[i], Host[i+1]).
+// Rows of different documents never see each other. Host stays unchanged until the
+// operations that were given it have run.
+type Docs struct {
+	Cu   Tensor  // [1, n+1] I32 on the device, equal to Host
+	Host []int32 // ascending from 0 to the number of rows
+}
+
+// AttnShape is the geometry of an attention operation.
+type AttnShape struct {
+	Heads, KVHeads, HeadDim int
+	Scale                   float32 // on the scores, usually 1/√HeadDim
+	Window                  int     // key j is seen by query i iff i−Window < j ≤ i; 0: no limit
+}
+
+// Attentions are causal attention over packed documents, and over a cache when generating.
+type Attentions interface {
+	// Attention: o [rows, heads·D] from q [rows, heads·D] and k, v [rows, kvHeads·D];
+	// query head h reads key head h·kvHeads/heads. lse [heads, rows] F32 is the log of the sum of
+	// exponentials, for the backward. T×T is never stored.
+	Attention(s Stream, o, lse, q, k, v Tensor, docs Docs, a AttnShape, ws Buf)
+	// AttentionGrad: dq, dk, dv from do and what the forward had. No atomics.
+	AttentionGrad(s Stream, dq, dk, dv, do, q, k, v, o, lse Tensor, docs Docs, a AttnShape, ws Buf)
+	// AttentionDecode: o [1, heads·D] of one query over the first n rows of the caches
+	// keys, values [capacity, kvHeads·D], of which row n−1 is the query's own.
+	AttentionDecode(s Stream, o, q, keys, values Tensor, n int, a AttnShape)
+}
+
+// HeadLossArgs are the operands of HeadLoss. Only rows with a target cost anything.
+type HeadLossArgs struct {
+	X       Tensor  // [rows, d]
+	W       Weight  // [vocab, d]
+	Targets Tensor  // [1, rows] I32; below zero: no target
+	Seq     int     // rows of one sequence
+	Scale   float32 // on gradients, a power of two; not on Loss
+
+	Loss Tensor // [1, 1] F64, += sum of token losses
+	NLL  Tensor // [1, rows] F32, loss of each token, 0 where there is no target; zero Tensor: not wanted
+	DX   Tensor // [rows, d], rows without target become 0; zero Tensor: forward only
+	DW   Tensor // [vocab, d] F32, += by blocks; zero iff DX is
+}
+
+// Tokens are the operations at the two ends of a model, where ids are.
+type Tokens interface {
+	// Embed: y [n, d] = rows ids [1, n] I32 of table [vocab, d], in table's type.
+	Embed(s Stream, y, table, ids Tensor)
+	// EmbedGrad: rows [u, d] F32 += sums of dx [n, d] over the tokens of each slot.
+	// Slot i's tokens are order[starts[i]:starts[i+1]], ascending; order [1, n] and
+	// starts [1, u+1] are I32. Sums are cut by blocks within sequences of seq rows.
+	EmbedGrad(s Stream, rows, dx, order, starts Tensor, seq int, ws Buf)
+	// HeadLoss: LM head and cross-entropy, forward and backward in one, by blocks;
+	// the full logits are never stored. The loss is log(sum(exp(logits))) − logit[target].
+	HeadLoss(s Stream, h HeadLossArgs, ws Buf)
+}
+
+// AdamWArgs are the operands of one AdamW update on a flat range. All are [1, n].
+type AdamWArgs struct {
+	Master, M, V Tensor // F32, updated
+	Grad         Tensor // F32, reduced gradient, unscaled
+	Work         Tensor // weight type, receives the rounded master; zero Tensor: not wanted
+
+	GradScale    float32 // α of the decision record, multiplied in first
+	LR           float32
+	Beta1, Beta2 float32
+	Eps          float32
+	Decay        float32 // weight decay of this range, 0 for norms and biases
+	Correction1  float32 // 1 − β1^t
+	Correction2  float32 // √(1 − β2^t)
+}
+
+// Updates are the operations on gradients, optimizer state and working weights.
+type Updates interface {
+	// SqNorm: out [1, 1] F64 = sum of squares of x [1, n] F32, in F64 over blocks of
+	// 4,096 elements, blocks added in order.
+	SqNorm(s Stream, out, x Tensor)
+	// AdamW, in this order, every product rounded to F32 by itself:
+	//   g = Grad·GradScale; p = Master − Master·(LR·Decay)
+	//   m = M + (g − M)·(1−β1); v = V·β2 + (g·g)·(1−β2)
+	//   p = p − (LR/Correction1)·(m / (√v/Correction2 + Eps))
+	AdamW(s Stream, a AdamWArgs)
+	// AddRows adds sparse rows to a piece of a flat matrix of width rows.Cols: row i
+	// of rows [u, d] F32 stands at element ids[i]·d; dst [1, n] F32 holds elements
+	// [lo, lo+n). Only what falls inside is added.
+	AddRows(s Stream, dst Tensor, lo int64, ids, rows Tensor)
+}
+
+// HostAddressable is what a device offers whose memory the host may address: the
+// ring and checkpoints then need no staging copies.
+type HostAddressable interface {
+	// Host is the memory behind b. The caller orders its use by events.
+	Host(b Buf) []byte
+}
