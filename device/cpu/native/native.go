@@ -1,0 +1,9 @@
+// Package native holds the kernels that need vector instructions: C intrinsics in
+// src, compiled ahead of time into the committed Go assembly files beside this one
+// (see README.md). Nothing here checks bounds or CPU features; callers do.
+package native
+
+//go:generate go run ./gen
+
+// absent is what kernels panic with on other architectures.
+const absent = "native: no kernels for this architecture"
