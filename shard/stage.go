@@ -1,0 +1,40 @@
+package shard
+
+import "fmt"
+
+// Stage is the ZeRO stage of a job: what is cut over the ranks instead of being
+// kept whole by each of them (Rajbhandari et al., arXiv:1910.02054). Stages differ
+// in memory and traffic, never in bits.
+type Stage int
+
+// The stages. Each also cuts what the ones before it cut.
+const (
+	StageReplicated Stage = iota // 0: nothing
+	StageOptimizer               // 1: master weights and moments
+	StageGradients               // 2: gradients
+	StageWeights                 // 3: working weights
+)
+
+// CheckStage refuses a stage that jobs cannot have.
+func CheckStage(s Stage) error {
+	switch s {
+	case StageReplicated, StageOptimizer:
+		return nil
+	case StageGradients, StageWeights:
+		return fmt.Errorf("ZeRO stage %d is not available in this version: use 0 or 1; the weights come out the same", s)
+	}
+	return fmt.Errorf("ZeRO stage %d does not exist: use 0 or 1", s)
+}
+
+// Holds lists the ranks whose pieces of optimizer state rank r keeps and updates,
+// ascending: all of them when the state is replicated, else its own.
+func (s Stage) Holds(r Rank, worldSize int) []Rank {
+	if s >= StageOptimizer {
+		return []Rank{r}
+	}
+	all := make([]Rank, worldSize)
+	for i := range all {
+		all[i] = Rank(i)
+	}
+	return all
+}
