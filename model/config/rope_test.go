@@ -1,0 +1,54 @@
+package config
+
+import (
+	"encoding/json"
+	"math"
+	"os"
+	"testing"
+)
+
+// TestInvFreqIsThatOfTransformers compares with testdata/rope.json, which
+// scripts/oracle/formats_rope.py writes. One unit in the last place is allowed,
+// because PyTorch's vectorized power is not correctly rounded everywhere.
+func TestInvFreqIsThatOfTransformers(t *testing.T) {
+	raw, err := os.ReadFile("testdata/rope.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []struct {
+		Config    json.RawMessage
+		Attention float64
+		Freq      []uint32
+	}
+	if err := json.Unmarshal(raw, &cases); err != nil {
+		t.Fatal(err)
+	}
+	equal, total := 0, 0
+	for _, tc := range cases {
+		c, _, err := Parse(tc.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		freq, attention := c.InvFreq()
+		if len(freq) != len(tc.Freq) {
+			t.Fatalf("%+v: %d frequencies, want %d", c.Rope, len(freq), len(tc.Freq))
+		}
+		if attention != float32(tc.Attention) {
+			t.Errorf("%+v: attention factor %v, want %v", c.Rope, attention, tc.Attention)
+		}
+		for j, f := range freq {
+			apart := int64(math.Float32bits(f)) - int64(tc.Freq[j])
+			if apart < -1 || apart > 1 {
+				t.Errorf("%+v: frequency %d is %v, want %v (%d ulp)", c.Rope, j, f, math.Float32frombits(tc.Freq[j]), apart)
+			}
+			if apart == 0 {
+				equal++
+			}
+			total++
+		}
+	}
+	if equal < total*95/100 {
+		t.Errorf("only %d of %d frequencies are equal to the bit", equal, total)
+	}
+	t.Logf("%d of %d frequencies equal to the bit", equal, total)
+}
