@@ -20,7 +20,7 @@ type Order struct {
 	Seed        uint64
 	Samples     int64 // S, samples (packs) in the data set; > 0
 	GlobalBatch int64 // G, samples a step; > 0
-	Epochs      int64 // passes over the data after which only Filler follows; 0: no end
+	Total       int64 // samples of the whole job, after which only Filler follows; 0: no end
 	Sequential  bool  // the order of the file in every epoch, in place of a permutation
 }
 
@@ -31,28 +31,27 @@ func (o Order) Validate() error {
 		return fmt.Errorf("order of %d samples: the data set is empty", o.Samples)
 	case o.GlobalBatch <= 0:
 		return fmt.Errorf("order: global batch is %d, must be at least 1", o.GlobalBatch)
-	case o.Epochs < 0:
-		return fmt.Errorf("order: %d epochs, must not be negative", o.Epochs)
-	}
-	if o.Epochs > 0 {
-		if high, low := bits.Mul64(uint64(o.Epochs), uint64(o.Samples)); high != 0 || low > 1<<62 {
-			return fmt.Errorf("order: %d epochs of %d samples are more than can be counted", o.Epochs, o.Samples)
-		}
+	case o.Total < 0:
+		return fmt.Errorf("order: a total of %d samples, must not be negative", o.Total)
 	}
 	return nil
 }
 
-// Steps is the number of steps that Epochs take, the last one filled up with Filler; 0 if Epochs is 0.
+// Steps is the number of steps that Total takes, the last one filled up with Filler; 0 if there is no end.
 func (o Order) Steps() int64 {
-	return (o.Epochs*o.Samples + o.GlobalBatch - 1) / o.GlobalBatch
+	steps := o.Total / o.GlobalBatch
+	if o.Total%o.GlobalBatch != 0 {
+		steps++
+	}
+	return steps
 }
 
-// Sample is the sample at place j in [0, GlobalBatch) of a step ≥ 1, and its epoch from 0. Past the last epoch the index is
+// Sample is the sample at place j in [0, GlobalBatch) of a step ≥ 1, and its epoch from 0. Past Total the index is
 // Filler. O(1) time whatever the step.
 func (o Order) Sample(step, j int64) (index, epoch int64) {
 	n := (step-1)*o.GlobalBatch + j
 	epoch = n / o.Samples
-	if o.Epochs > 0 && epoch >= o.Epochs {
+	if o.Total > 0 && n >= o.Total {
 		return Filler, epoch
 	}
 	position := n % o.Samples

@@ -57,7 +57,7 @@ func TestOrderNeverChanges(t *testing.T) {
 }
 
 func TestOrderBatchesStraddleEpochsAndEndInFiller(t *testing.T) {
-	o := Order{Seed: 3, Samples: 5, GlobalBatch: 4, Epochs: 2}
+	o := Order{Seed: 3, Samples: 5, GlobalBatch: 4, Total: 10}
 	if got := o.Steps(); got != 3 {
 		t.Fatalf("%d steps for 10 samples in batches of 4, want 3", got)
 	}
@@ -78,6 +78,18 @@ func TestOrderBatchesStraddleEpochsAndEndInFiller(t *testing.T) {
 	for i := int64(0); i < 5; i++ {
 		if count[i] != 2 {
 			t.Errorf("sample %d was seen %d times in two epochs", i, count[i])
+		}
+	}
+}
+
+func TestOrderEndsInsideAnEpochToo(t *testing.T) {
+	o := Order{Seed: 3, Samples: 10, GlobalBatch: 4, Total: 15} // one and a half epochs
+	if got := o.Steps(); got != 4 {
+		t.Errorf("%d steps for 15 samples in batches of 4, want 4", got)
+	}
+	for n := int64(0); n < 20; n++ {
+		if i, _ := o.Sample(n/4+1, n%4); (i == Filler) != (n >= 15) {
+			t.Errorf("sample %d: index %d", n, i)
 		}
 	}
 }
@@ -150,8 +162,7 @@ func TestOrderValidateNamesTheFault(t *testing.T) {
 		t.Error(err)
 	}
 	for name, o := range map[string]Order{
-		"empty": {GlobalBatch: 1}, "batch": {Samples: 1}, "epochs": {Samples: 1, GlobalBatch: 1, Epochs: -1},
-		"too many": {Samples: 1 << 40, GlobalBatch: 1, Epochs: 1 << 40},
+		"empty": {GlobalBatch: 1}, "batch": {Samples: 1}, "total": {Samples: 1, GlobalBatch: 1, Total: -1},
 	} {
 		if o.Validate() == nil {
 			t.Errorf("%s: accepted", name)
