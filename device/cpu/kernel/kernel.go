@@ -67,13 +67,13 @@ type Weight struct {
 
 // Products are the matrix products of [device.Linears]. Each call is one whole
 // operation: it cuts itself by its shape alone and runs on p. Operands have been
-// checked. An implementation may keep memory per Pool worker, made once.
+// checked and have rows. An implementation may keep memory per Pool worker, made once.
 // Only one call runs at a time.
 type Products interface {
 	// PackedBytes is the length of Weight.Mem.
 	PackedBytes(out, in int, dt device.DType, forms device.Forms) int64
 	// Need is the workspace in bytes of op, one of OpLinear, OpLinearDX and OpLinearDW,
-	// with the Rows, Seq, In, Out and DT of sh.
+	// with the Rows, Seq, In, Out and DT of sh. It does not fall when Rows grows.
 	Need(op device.Op, sh device.Shape, workers int) int64
 
 	// Pack fills rows [row, row+src.Rows) of w in every form it has; src has w's type.
@@ -117,7 +117,7 @@ type Table struct {
 	// ColumnSum: columns [lo, hi) of db += Σ dy by blocks (see device.BlockRows), each
 	// column of a block summed from zero.
 	ColumnSum [2]func(a *ColumnSum, lo, hi int)
-	// EmbedGrad's range is of slots; the index is dx's type.
+	// EmbedGrad's range is of slots; the index is dx's type; scratch is F32 [Cols].
 	EmbedGrad [2]func(a *EmbedGrad, lo, hi int, scratch unsafe.Pointer)
 
 	// AdamW's index is the type of Work.

@@ -1,0 +1,169 @@
+package cpu
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu/kernel"
+)
+
+// allocation is one stretch of memory that Alloc or NewWeight gave out.
+type allocation struct {
+	dev   *Device
+	mem   mapping
+	kind  device.Kind
+	freed bool
+}
+
+// buf is a view of an allocation.
+type buf struct {
+	*allocation
+	bytes []byte
+	whole bool // what Alloc returned, not a slice
+}
+
+func (b *buf) Bytes() int64 { return int64(len(b.bytes)) }
+
+func (b *buf) Slice(off, n int64) device.Buf {
+	if off < 0 || n < 0 || off+n > int64(len(b.bytes)) {
+		panic(fmt.Sprintf("cpu: bytes [%d, %d) of a buffer of %d", off, off+n, len(b.bytes)))
+	}
+	return &buf{allocation: b.allocation, bytes: b.bytes[off : off+n : off+n]}
+}
+
+// Alloc returns zeroed memory outside of the Go heap.
+func (d *Device) Alloc(bytes int64, k device.Kind) (device.Buf, error) {
+	if bytes < 0 || bytes > 1<<46 {
+		return nil, fmt.Errorf("cpu: %d bytes of %v memory is not a size", bytes, k)
+	}
+	a, err := d.allocate(bytes, k)
+	if err != nil {
+		return nil, err
+	}
+	return &buf{allocation: a, bytes: a.mem.used, whole: true}, nil
+}
+
+func (d *Device) allocate(bytes int64, k device.Kind) (*allocation, error) {
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	var used int64
+	for _, n := range d.allocated {
+		used += n
+	}
+	if d.closed {
+		return nil, fmt.Errorf("cpu: %d bytes of %v memory asked of a closed device", bytes, k)
+	}
+	if d.limit > 0 && used+bytes > d.limit {
+		return nil, fmt.Errorf("cpu: %d bytes of %v memory asked for, %d of %d free: lower the micro-batch or the sequence length, or use more workers",
+			bytes, k, max(0, d.limit-used), d.limit)
+	}
+	m, err := mapMemory(bytes)
+	if err != nil {
+		return nil, fmt.Errorf("cpu: %v memory, %d bytes in use: %w", k, used, err)
+	}
+	a := &allocation{dev: d, mem: m, kind: k}
+	d.live[a] = struct{}{}
+	d.allocated[k] += bytes
+	d.peak = max(d.peak, used+bytes)
+	return a, nil
+}
+
+// Free gives b back to the system.
+func (d *Device) Free(b device.Buf) {
+	own := d.own(b)
+	if !own.whole {
+		panic("cpu: Free of a slice")
+	}
+	d.release(own.allocation)
+}
+
+func (d *Device) release(a *allocation) {
+	d.memory.Lock()
+	defer d.memory.Unlock()
+	a.freed = true
+	delete(d.live, a)
+	d.allocated[a.kind] -= int64(len(a.mem.used))
+	a.mem.unmap()
+}
+
+// own is b if it is this device's and alive.
+func (d *Device) own(b device.Buf) *buf {
+	c, ok := b.(*buf)
+	if !ok || c == nil || c.dev != d {
+		panic(fmt.Sprintf("cpu: a buffer of another device (%T)", b))
+	}
+	if c.freed {
+		panic(fmt.Sprintf("cpu: use of a freed buffer of %d bytes", len(c.bytes)))
+	}
+	return c
+}
+
+// Host is the memory behind b.
+func (d *Device) Host(b device.Buf) []byte { return d.own(b).bytes }
+
+// ptr is t's first element, nil for none.
+func (d *Device) ptr(t device.Tensor) unsafe.Pointer {
+	if t.IsZero() {
+		return nil
+	}
+	return unsafe.Pointer(unsafe.SliceData(d.own(t.Buf).bytes))
+}
+
+func (d *Device) matrix(t device.Tensor) kernel.Matrix {
+	return kernel.Matrix{P: d.ptr(t), DT: t.DT, Rows: t.Rows, Cols: t.Cols, Ld: t.Ld}
+}
+
+// workspace is the memory of ws, which has at least need bytes.
+func (d *Device) workspace(op string, ws device.Buf, need int64) []byte {
+	if need == 0 && ws == nil {
+		return nil
+	}
+	if ws == nil || ws.Bytes() < need {
+		have := int64(0)
+		if ws != nil {
+			have = ws.Bytes()
+		}
+		panic(fmt.Sprintf("cpu: %s needs %d bytes of workspace, was given %d", op, need, have))
+	}
+	return d.own(ws).bytes
+}
+
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
+
+// weight is a packed weight.
+type weight struct {
+	*allocation
+	k kernel.Weight
+}
+
+func (w *weight) Shape() (out, in int) { return w.k.Out, w.k.In }
+func (w *weight) DType() device.DType  { return w.k.DT }
+func (w *weight) Forms() device.Forms  { return w.k.Forms }
+
+// NewWeight makes a packed weight of zeros.
+func (d *Device) NewWeight(out, in int, dt device.DType, forms device.Forms) (device.Weight, error) {
+	if out <= 0 || in <= 0 || (dt != device.F32 && dt != device.BF16) || forms == 0 {
+		return nil, fmt.Errorf("cpu: no weight [%d, %d] of %v with forms %b", out, in, dt, forms)
+	}
+	a, err := d.allocate(d.products.PackedBytes(out, in, dt, forms), device.KindWeights)
+	if err != nil {
+		return nil, err
+	}
+	return &weight{a, kernel.Weight{Out: out, In: in, DT: dt, Forms: forms, Mem: a.mem.used}}, nil
+}
+
+// FreeWeight gives w's memory back to the system.
+func (d *Device) FreeWeight(w device.Weight) { d.release(d.weight(w).allocation) }
+
+// weight is w if it is this device's and alive.
+func (d *Device) weight(w device.Weight) *weight {
+	c, ok := w.(*weight)
+	if !ok || c == nil || c.dev != d {
+		panic(fmt.Sprintf("cpu: a weight of another device (%T)", w))
+	}
+	if c.freed {
+		panic(fmt.Sprintf("cpu: use of a freed weight [%d, %d]", c.k.Out, c.k.In))
+	}
+	return c
+}

@@ -1,0 +1,57 @@
+package cpu
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// AddF32 is the addition of the ring on an fp32 wire: dst = a + b on little-endian F32.
+// All three have one length, a multiple of 4; dst may be a or b.
+func AddF32(dst, a, b []byte) {
+	checkFold("AddF32", len(dst), len(a), len(b), 1)
+	for i := 0; i < len(dst); i += 4 {
+		put32(dst[i:], get32(a[i:])+get32(b[i:]))
+	}
+}
+
+// AddBF16 is the addition of the ring on a bf16 wire between the first rank and the
+// owner: received is BF16, own is F32 of twice the length, and dst, the partial sum that
+// is sent on, is BF16: the F32 sum rounded to nearest even. dst may be received.
+func AddBF16(dst, received, own []byte) {
+	checkFold("AddBF16", len(dst), len(received), len(own), 2)
+	for i := 0; i < len(dst); i += 2 {
+		binary.LittleEndian.PutUint16(dst[i:], bf16(get16(received[i:])+get32(own[2*i:])))
+	}
+}
+
+// AddBF16Last is the owner's last addition on a bf16 wire: received is BF16, own
+// and dst are F32, and the sum stays F32. dst may be own.
+func AddBF16Last(dst, received, own []byte) {
+	if len(dst) != len(own) {
+		panic(fmt.Sprintf("cpu: AddBF16Last: %d bytes from %d", len(dst), len(own)))
+	}
+	checkFold("AddBF16Last", len(received), len(received), len(own), 2)
+	for i := 0; i < len(received); i += 2 {
+		put32(dst[2*i:], get16(received[i:])+get32(own[2*i:]))
+	}
+}
+
+// RoundBF16 makes the first partial sum of a bf16 wire: dst BF16 = src F32, of twice the
+// length, rounded to nearest even.
+func RoundBF16(dst, src []byte) {
+	checkFold("RoundBF16", len(dst), len(dst), len(src), 2)
+	for i := 0; i < len(dst); i += 2 {
+		binary.LittleEndian.PutUint16(dst[i:], bf16(get32(src[2*i:])))
+	}
+}
+
+func checkFold(op string, dst, a, b, ratio int) {
+	if dst != a || b != ratio*a || dst%(4/ratio) != 0 {
+		panic(fmt.Sprintf("cpu: %s: %d bytes from %d and %d", op, dst, a, b))
+	}
+}
+
+func get32(b []byte) float32    { return math.Float32frombits(binary.LittleEndian.Uint32(b)) }
+func put32(b []byte, v float32) { binary.LittleEndian.PutUint32(b, math.Float32bits(v)) }
+func get16(b []byte) float32    { return unbf16(binary.LittleEndian.Uint16(b)) }
