@@ -24,6 +24,9 @@ var ErrUnsupported = errors.New("unsupported model")
 // Methods may be called from several goroutines, Close last and once.
 type Weights interface {
 	Config() Config
+	// Shape is the stored shape of the named tensor, outermost dimension first,
+	// or nil if there is no such tensor.
+	Shape(name string) []int64
 	// ReadRange fills dst with the len(dst) elements of the named tensor that
 	// begin at element elemOff, in row-major order, converted to fp32. Every
 	// value is finite, or the error names the tensor and the element.
