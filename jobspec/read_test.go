@@ -35,8 +35,7 @@ func read(t testing.TB, src string, settings ...string) *Job {
 func problems(t testing.TB, src string, settings ...string) []string {
 	t.Helper()
 	_, err := Read("job.yaml", strings.NewReader(src), settings...)
-	var invalid *Invalid
-	if !errors.As(err, &invalid) {
+	if _, ok := errors.AsType[*Invalid](err); !ok {
 		t.Fatalf("error is %v, want an *Invalid", err)
 	}
 	return strings.Split(err.Error(), "\n")
@@ -183,9 +182,9 @@ func TestAKeyNearNothingListsWhatIsKnownThere(t *testing.T) {
 }
 
 func TestProblemsAreReportedTogetherEachOnItsLine(t *testing.T) {
-	src := "name: a\nmodle: {base: m}\ndata:\n  train: [a, 3]\n  sequenceLength: long\n  packing: yes\ntrain: 3\ntrain: {steps: 08}\n"
+	src := "name: a\nmodell: {base: m}\ndata:\n  train: [a, 3]\n  sequenceLength: long\n  packing: yes\ntrain: 3\ntrain: {steps: 08}\n"
 	want := []string{
-		"job.yaml:2: modle: unknown key; did you mean model?",
+		"job.yaml:2: modell: unknown key; did you mean model?",
 		"job.yaml:4: data.train: must be a list of texts, and this item is 3",
 		`job.yaml:5: data.sequenceLength: must be a whole number, not the text "long"`,
 		`job.yaml:6: data.packing: must be true or false, not the text "yes"`,

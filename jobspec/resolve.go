@@ -55,7 +55,7 @@ func (j *Job) Resolve(f Facts) (*Resolved, error) {
 		}
 		t.Steps = int(steps)
 	}
-	if w := t.Schedule.WarmupSteps; w >= t.Steps && w > 0 {
+	if w := t.Schedule.WarmupSteps; w > t.Steps {
 		return nil, fmt.Errorf("train.schedule.warmupSteps: is %d of %d steps: the learning rate would never reach its peak; warm up for fewer", w, t.Steps)
 	}
 	return r, nil

@@ -152,7 +152,7 @@ func TestResolveRefusesWhatTheFactsRuleOut(t *testing.T) {
 	}{
 		{[]string{"train.globalBatch=8"}, Facts{Sequences: 7, MicroBatch: 1}, "7 sequences are fewer than one global batch of 8"},
 		{[]string{"train.globalBatch=8"}, Facts{Sequences: 70, MicroBatch: 3}, "3 does not divide the 8 sequences of a rank"},
-		{[]string{"train.steps=0", "train.epochs=1", "train.schedule.warmupSteps=50"}, Facts{Sequences: 50, MicroBatch: 1}, "is 50 of 50 steps"},
+		{[]string{"train.steps=0", "train.epochs=1", "train.schedule.warmupSteps=51"}, Facts{Sequences: 50, MicroBatch: 1}, "is 51 of 50 steps"},
 		{[]string{"train.steps=0", "train.epochs=1e6"}, Facts{Sequences: 1 << 40, MicroBatch: 1}, "give fewer"},
 	} {
 		j := read(t, minimal, c.settings...)

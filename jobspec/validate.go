@@ -125,7 +125,7 @@ func (c *checker) train(j *Job) {
 	s := t.Schedule
 	c.oneOf("train.schedule.kind", string(s.Kind), []string{string(ScheduleConstant), string(ScheduleLinear), string(ScheduleCosine)}, nil)
 	c.between("train.schedule.warmupSteps", s.WarmupSteps, 0, stepsMax)
-	c.that(t.Steps == 0 || s.WarmupSteps < t.Steps, "train.schedule.warmupSteps", "is %d of %d steps: the learning rate would never reach its peak; warm up for fewer", s.WarmupSteps, t.Steps)
+	c.that(t.Steps == 0 || s.WarmupSteps <= t.Steps, "train.schedule.warmupSteps", "is %d of %d steps: the learning rate would never reach its peak; warm up for fewer", s.WarmupSteps, t.Steps)
 	c.that(s.Floor >= 0 && s.Floor <= 1, "train.schedule.floor", "is %g; it is a share of learningRate, between 0 and 1", s.Floor)
 	c.that(s.Floor == 0 || s.Kind != ScheduleConstant, "train.schedule.floor", "has no meaning with kind constant; leave it out")
 }

@@ -40,7 +40,7 @@ func TestEveryConflictIsNamedWithItsConsequence(t *testing.T) {
 		{"train.numericClass=AMX", "train.numericClass: is \"AMX\"; it is auto, or the name of kernels that skein doctor lists"},
 		{"train.activationCheckpointing=selective", "train.activationCheckpointing: selective: not in this release; use none or full"},
 		{"train.schedule.kind=step", `train.schedule.kind: is "step"; known here: constant, linear, cosine`},
-		{"train.schedule.warmupSteps=1", "is 1 of 1 steps: the learning rate would never reach its peak"},
+		{"train.schedule.warmupSteps=2", "is 2 of 1 steps: the learning rate would never reach its peak"},
 		{"train.schedule.floor=0.1", "train.schedule.floor: has no meaning with kind constant"},
 		{"train.schedule.kind=linear train.schedule.floor=2", "is 2; it is a share of learningRate"},
 		{"cluster.worldSize=0x4", "must be a whole number"},

@@ -1,0 +1,97 @@
+# `make help` lists what there is. CI runs .ci/run, which calls these targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GOLANGCI := .cache/bin/golangci-lint
+ORACLE := .cache/oracle/bin/python
+
+# The program needs no C compiler; CGO is asked for by name where the race
+# detector does.
+export CGO_ENABLED := 0
+
+# Packages with goroutines of their own, for the race detector. The kernels are
+# left out: they are assembly, which it cannot see into.
+RACE := ./allreduce/... ./checkpoint/... ./data/... ./device/opaque/... ./internal/... ./jobspec/... ./shard/... ./tokenizer/...
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## bin/skein, one static binary
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/skein ./cmd/skein
+	@echo "bin/skein $(VERSION)"
+
+.PHONY: test
+test: vet race ## what CI runs: vet, gofmt, every test with invariants on, the race detector where there is a C compiler
+	go test -tags invariants ./...
+
+.PHONY: vet
+vet: ## gofmt and go vet
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs -r gofmt -l); \
+	  if [ -n "$$unformatted" ]; then echo "not formatted; run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	go vet -tags invariants ./...
+
+.PHONY: race
+race: ## the packages with goroutines under the race detector, where there is a C compiler
+	@if command -v cc >/dev/null; then \
+	  dirs=(); for d in $(RACE); do if [ -d "$${d%/...}" ]; then dirs+=("$$d"); fi; done; \
+	  set -x; CGO_ENABLED=1 go test -race -short -tags invariants "$${dirs[@]}"; \
+	else echo "race detector skipped: no C compiler (cc) here"; fi
+
+.PHONY: fetch
+fetch: ## models, vocabularies and texts of others into .cache/testdata, pinned by version and hash
+	@scripts/fetch.sh all
+
+.PHONY: demo
+demo: build ## fine-tune SmolLM2-135M-Instruct on the CMU dictionary and show it before and after
+	@scripts/fetch.sh demo
+	@scripts/demo.sh
+
+.PHONY: oracle
+oracle: ## PyTorch and Hugging Face in .cache/oracle, for parity, bench and new golden numbers
+	@scripts/oracle.sh
+
+.PHONY: parity
+parity: build oracle fetch ## live against PyTorch: SmolLM2's held-out loss, the demo's recipe
+	@scripts/parity.sh
+
+.PHONY: kills
+kills: ## fifty kill -9 at random moments of a job; every run must end on the undisturbed hash
+	SKEIN_KILLS=50 go test -tags invariants -count=1 -timeout 60m -run 'Kill' -v ./worker/... ./cmd/...
+
+BENCH ?=
+.PHONY: bench
+bench: build oracle ## compare with PyTorch in the same run; BENCH=prefix selects
+	@scripts/bench.sh '$(BENCH)'
+
+FUZZTIME ?= 5s
+.PHONY: fuzz-smoke
+fuzz-smoke: ## every fuzz target for FUZZTIME (5s)
+	@scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: lint
+lint: $(GOLANGCI) ## golangci-lint, pinned in tools/go.mod
+	@$(GOLANGCI) run ./...
+
+$(GOLANGCI): tools/go.mod tools/go.sum
+	@echo "building golangci-lint, once"
+	@mkdir -p $(@D)
+	@cd tools && go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: generate
+generate: ## everything that a program writes: kernels (needs gcc and binutils), the job file's reference
+	go generate ./...
+	go test ./jobspec -run Reference -rewrite >/dev/null
+
+.PHONY: check-generated
+check-generated: generate ## generate, then a clean tree
+	@if [ -n "$$(git status --porcelain)" ]; then echo "make generate changed the tree:"; git status --short; exit 1; fi
+
+.PHONY: clean
+clean: ## remove what make build and make demo made; fetched files stay
+	rm -rf bin demo-out

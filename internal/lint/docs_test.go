@@ -1,0 +1,57 @@
+package lint
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestEveryPackageSaysWhatItIs(t *testing.T) {
+	said, seen := map[string]bool{}, map[string]bool{}
+	for _, f := range goFiles(t) {
+		if f.isTest() {
+			continue
+		}
+		seen[f.folder()] = true
+		doc := f.ast.Doc.Text()
+		if strings.HasPrefix(doc, "Package "+f.ast.Name.Name+" ") || f.ast.Name.Name == "main" && strings.HasPrefix(doc, "Command ") {
+			said[f.folder()] = true
+		}
+	}
+	for folder := range seen {
+		if !said[folder] {
+			t.Errorf("%s has no comment that begins %q", folder, "Package "+filepath.Base(folder)+" …")
+		}
+	}
+}
+
+var link = regexp.MustCompile(`\]\(([^)#\s]+)(#[^)\s]*)?\)`)
+
+func TestLinksInDocumentsLeadSomewhere(t *testing.T) {
+	for _, doc := range files(t, ".md") {
+		for _, m := range link.FindAllStringSubmatch(source(t, doc), -1) {
+			if strings.Contains(m[1], "://") {
+				continue // the network is not asked by a test
+			}
+			target := filepath.Join(root, filepath.Dir(doc), m[1])
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: the link to %s leads nowhere", doc, m[1])
+			}
+		}
+	}
+}
+
+var makeCall = regexp.MustCompile("(?m)(?:^|[`$] ?)make ([a-z][a-z-]*)")
+
+func TestEveryMakeTargetNamedInADocumentExists(t *testing.T) {
+	makefile := source(t, "Makefile")
+	for _, doc := range files(t, ".md") {
+		for _, m := range makeCall.FindAllStringSubmatch(source(t, doc), -1) {
+			if !regexp.MustCompile(`(?m)^` + m[1] + `:`).MatchString(makefile) {
+				t.Errorf("%s tells the reader to run `make %s`, which the Makefile does not have", doc, m[1])
+			}
+		}
+	}
+}
