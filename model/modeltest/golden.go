@@ -158,6 +158,16 @@ type Weights struct{ Model config.Config }
 // Config is the model's configuration.
 func (w Weights) Config() config.Config { return w.Model }
 
+// Shape is a tensor's shape in the configuration, nil if it has none of that name.
+func (w Weights) Shape(name string) []int64 {
+	for _, t := range w.Model.Tensors() {
+		if t.Name == name {
+			return t.Shape()
+		}
+	}
+	return nil
+}
+
 // Close does nothing.
 func (w Weights) Close() error { return nil }
 

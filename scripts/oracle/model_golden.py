@@ -8,7 +8,7 @@ bias changes logits by far more than the tests allow. Weights are drawn by integ
 NAME.json holds the configuration, the ten losses and where each tensor stands in NAME.bin (fp32 or int32, little-endian).
 Everything runs in fp32 on one thread with the eager attention of transformers, documents packed by an additive mask.
 """
-import json, os, sys
+import copy, json, os, sys
 import numpy as np, torch, torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -106,7 +106,7 @@ def mask(doc, window):
 
 
 def build(conf):
-    cfg = AutoConfig.for_model(**conf)
+    cfg = AutoConfig.for_model(**copy.deepcopy(conf))  # it writes into nested dictionaries
     m = AutoModelForCausalLM.from_config(cfg, attn_implementation="eager").to(torch.float32)
     with torch.no_grad():
         for k, p in m.named_parameters():

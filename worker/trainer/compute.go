@@ -1,0 +1,164 @@
+package trainer
+
+import (
+	"context"
+	"math"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/model"
+	"github.com/skein-ml/skein/shard"
+)
+
+// rank is a logical rank hosted here.
+type rank struct {
+	id     shard.Rank
+	mem    memory
+	grads  model.Grads
+	ids    device.Tensor // [1, slots] I32: which rows of the embedding the sparse rows are
+	loss   float64       // sum of token losses of this step
+	tokens int64         // targets of this step
+}
+
+func (t *Trainer) newRanks() error {
+	share := t.cfg.Batch.Global / t.cfg.WorldSize
+	slots := min(share*t.cfg.Batch.SeqLen, t.cfg.Model.Vocab)
+	t.batch.init(share, t.cfg.Batch.SeqLen)
+	for id := range t.cfg.WorldSize {
+		r := &rank{id: shard.Rank(id), mem: memory{dev: t.dev}}
+		t.ranks = append(t.ranks, r)
+		r.grads.Slots = &model.Slots{}
+		for b := range t.table.Buckets() {
+			flat, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
+			if err != nil {
+				return err
+			}
+			r.grads.Flat = append(r.grads.Flat, flat)
+		}
+		var err error
+		if r.grads.Sparse, err = r.mem.tensor(device.KindGradients, device.F32, slots, t.cfg.Model.Hidden); err != nil {
+			return err
+		}
+		if r.ids, err = r.mem.tensor(device.KindGradients, device.I32, 1, slots); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostBatch is the samples that one rank reads in one step.
+type hostBatch struct {
+	seqLen       int
+	indices      []int64
+	ids, targets []int32
+	docs         []int32
+	micro        []int32 // documents of a micro-batch, counted from its start
+}
+
+func (h *hostBatch) init(sequences, seqLen int) {
+	h.seqLen = seqLen
+	h.indices = make([]int64, sequences)
+	h.ids, h.targets = make([]int32, sequences*seqLen), make([]int32, sequences*seqLen)
+	h.docs = make([]int32, 0, sequences*seqLen+1)
+	h.micro = make([]int32, 0, sequences*seqLen+1)
+}
+
+// read fills h with the samples of rank r in step k.
+func (t *Trainer) read(ctx context.Context, k int64, r shard.Rank) (err error) {
+	h := &t.batch
+	lo, hi := shard.RankSequences(r, t.cfg.Batch.Global, t.cfg.WorldSize)
+	for j := lo; j < hi; j++ {
+		h.indices[j-lo], _ = t.cfg.Order.Sample(k, int64(j))
+	}
+	h.docs, err = t.data.Read(ctx, h.indices, h.ids, h.targets, h.docs[:0])
+	return err
+}
+
+// slice is micro-batch i of the samples read, of n sequences.
+func (h *hostBatch) slice(i, n int) model.Batch {
+	lo, hi := int32(i*n*h.seqLen), int32((i+1)*n*h.seqLen)
+	h.micro = h.micro[:0]
+	for _, d := range h.docs {
+		if d >= lo && d <= hi {
+			h.micro = append(h.micro, d-lo)
+		}
+	}
+	return model.Batch{IDs: h.ids[lo:hi], Targets: h.targets[lo:hi], CuDocs: h.micro}
+}
+
+// compute runs rank r's micro-batches of step k, in order, into its gradients.
+func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatch, timing *Timing) error {
+	if err := t.read(ctx, k, r.id); err != nil {
+		return err
+	}
+	timing.Data += clock.lap()
+	r.tokens = 0
+	for _, id := range t.batch.targets {
+		if id >= 0 {
+			r.tokens++
+		}
+	}
+	r.grads.Slots.Reset(t.batch.ids)
+	t.dev.Upload(t.stream, r.ids.Buf.Slice(0, int64(len(r.grads.Slots.IDs))*4), device.HostBytes(r.grads.Slots.IDs))
+	for _, g := range r.grads.Flat {
+		t.dev.Fill(t.stream, g, 0)
+	}
+	t.dev.Fill(t.stream, r.sparse(), 0)
+	t.model.ResetLoss(t.stream)
+	scale := lossScale(t.cfg.Batch)
+	for i := range len(t.batch.indices) / t.cfg.Batch.Micro {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := t.model.Train(t.stream, t.batch.slice(i, t.cfg.Batch.Micro), r.grads, scale, t); err != nil {
+			return err
+		}
+	}
+	var err error
+	r.loss, err = t.model.Loss(t.stream)
+	timing.Compute += clock.lap()
+	return err
+}
+
+// sparse is the rank's sparse rows of this step, one per slot.
+func (r *rank) sparse() device.Tensor { return r.grads.Sparse.RowRange(0, len(r.grads.Slots.IDs)) }
+
+// lossScale is what backward multiplies the sum of losses by, a power of two.
+func lossScale(b Batching) float32 {
+	return float32(math.Ldexp(1, -allreduce.LossShift(b.Global, b.SeqLen)))
+}
+
+// NeedWeights brings a bucket's packed weights up to its flat ones, once after each
+// step that changed them: the gather of a step is hidden in the next forward.
+func (t *Trainer) NeedWeights(bucket int) {
+	if !t.fresh[bucket] {
+		t.model.Repack(t.stream, bucket)
+		t.fresh[bucket] = true
+	}
+}
+
+// GradReady does nothing yet: with all ranks on one worker a bucket can be reduced
+// only when the last rank has computed it.
+func (t *Trainer) GradReady(int) {}
+
+// memory is what was allocated together and is freed together.
+type memory struct {
+	dev  device.Device
+	bufs []device.Buf
+}
+
+func (m *memory) tensor(k device.Kind, dt device.DType, rows, cols int) (device.Tensor, error) {
+	b, err := m.dev.Alloc(int64(rows)*int64(cols)*dt.Size(), k)
+	if err != nil {
+		return device.Tensor{}, err
+	}
+	m.bufs = append(m.bufs, b)
+	return device.Make(b, dt, rows, cols), nil
+}
+
+func (m *memory) free() {
+	for _, b := range m.bufs {
+		m.dev.Free(b)
+	}
+	m.bufs = nil
+}

@@ -1,0 +1,62 @@
+package trainer
+
+import (
+	"math"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/shard"
+)
+
+// cells are the scalars that a step brings to the host.
+type cells struct {
+	mem   memory
+	norms device.Tensor // [ranks·buckets, 1] F64: squared norm of a rank's piece of a bucket
+	host  []float64
+}
+
+func (t *Trainer) newCells() (err error) {
+	n := t.cfg.WorldSize * t.table.Buckets()
+	t.cells = cells{mem: memory{dev: t.dev}, host: make([]float64, n)}
+	t.cells.norms, err = t.cells.mem.tensor(device.KindStaging, device.F64, n, 1)
+	return err
+}
+
+// vote measures every reduced piece and makes the votes of all ranks.
+func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
+	buckets := t.table.Buckets()
+	for r := range t.ranks {
+		for b := range buckets {
+			piece := t.table.Bucket(b).Piece(shard.Rank(r))
+			cell := r*buckets + b
+			t.dev.SqNorm(t.stream, t.cells.norms.RowRange(cell, cell+1), t.ring.sums[b].ColRange(int(piece.Lo), int(piece.Hi)))
+		}
+	}
+	t.dev.Download(t.stream, device.HostBytes(t.cells.host), t.cells.norms.Buf)
+	if err := t.stream.Record().Wait(); err != nil {
+		return nil, err
+	}
+	votes := make([]allreduce.Vote, len(t.ranks))
+	for i, r := range t.ranks {
+		norms := t.cells.host[i*buckets : (i+1)*buckets]
+		votes[i] = allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms)}
+	}
+	return votes, nil
+}
+
+func finite(loss float64, norms []float64) bool {
+	sum := loss
+	for _, x := range norms {
+		sum += x
+	}
+	return !math.IsNaN(sum) && !math.IsInf(sum, 0)
+}
+
+// decide is what rank 0's worker does with all votes.
+func (t *Trainer) decide(k int64, votes []allreduce.Vote) (allreduce.Decision, error) {
+	rule := allreduce.Rule{
+		WorldSize: t.cfg.WorldSize, Buckets: t.table.Buckets(),
+		LossShift: allreduce.LossShift(t.cfg.Batch.Global, t.cfg.Batch.SeqLen), Clip: t.cfg.Optimizer.Clip,
+	}
+	return allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(k), t.taken)
+}

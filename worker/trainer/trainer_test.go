@@ -1,0 +1,216 @@
+package trainer
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/model"
+	"github.com/skein-ml/skein/model/modeltest"
+	"github.com/skein-ml/skein/optim"
+	"github.com/skein-ml/skein/shard"
+)
+
+// golden serves a golden's batch, over and over.
+type golden struct {
+	modeltest.Golden
+}
+
+func (g golden) Read(_ context.Context, indices []int64, ids, targets, docs []int32) ([]int32, error) {
+	sequences := int64(len(g.IDs) / g.SeqLen)
+	docs = append(docs, 0)
+	for i, index := range indices {
+		if index == shard.Filler {
+			for r := range g.SeqLen {
+				ids[i*g.SeqLen+r], targets[i*g.SeqLen+r] = 0, -100
+			}
+			docs = append(docs, int32((i+1)*g.SeqLen))
+			continue
+		}
+		lo := int(index%sequences) * g.SeqLen
+		copy(ids[i*g.SeqLen:], g.IDs[lo:lo+g.SeqLen])
+		copy(targets[i*g.SeqLen:], g.Targets[lo:lo+g.SeqLen])
+		for _, d := range g.CuDocs {
+			if int(d) > lo && int(d) <= lo+g.SeqLen {
+				docs = append(docs, d-int32(lo)+int32(i*g.SeqLen))
+			}
+		}
+	}
+	return docs, nil
+}
+
+// config trains a golden as scripts/oracle/model_golden.py does.
+func (g golden) config(worldSize, globalBatch int) Config {
+	return Config{
+		Model: g.Config, WorldSize: worldSize, Precision: device.F32, Stage: shard.StageOptimizer,
+		Batch:     Batching{Global: globalBatch, Micro: 1, SeqLen: g.SeqLen},
+		Optimizer: optim.AdamW{Beta1: 0.9, Beta2: 0.95, Epsilon: 1e-8, WeightDecay: 0.1, Clip: 1},
+		Schedule:  optim.Schedule{Kind: optim.Constant, Peak: 1e-3},
+		Order:     shard.Order{Samples: int64(len(g.IDs) / g.SeqLen), GlobalBatch: int64(globalBatch), Sequential: true},
+	}
+}
+
+func newDevice(t testing.TB, path string, threads int) device.Device {
+	t.Helper()
+	dev, err := cpu.New(cpu.Options{Path: path, Threads: threads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dev.Close() })
+	return dev
+}
+
+// newTrainer makes a trainer at step 0 with the golden's loud weights.
+func newTrainer(t testing.TB, dev device.Device, g golden, c Config) *Trainer {
+	t.Helper()
+	tr, err := New(dev, c, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tr.Close)
+	if err := tr.Import(modeltest.Weights{Model: g.Config}); err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+// steps takes n steps and returns the last result.
+func steps(t testing.TB, tr *Trainer, n int) Result {
+	t.Helper()
+	var last Result
+	for range n {
+		var err error
+		if last, err = tr.Step(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return last
+}
+
+func hash(t testing.TB, tr *Trainer) shard.Digest {
+	t.Helper()
+	h, err := tr.WeightsHash()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// lossTol is what ten fp32 losses may differ from PyTorch's. Adam divides by the
+// root of the second moment, so noise in tiny gradients moves weights by up to lr.
+const lossTol = 1e-5
+
+func TestTenStepsFollowPyTorch(t *testing.T) {
+	for _, p := range cpu.Paths() {
+		t.Run(p.Name, func(t *testing.T) {
+			if !p.Available {
+				t.Skipf("path %s: %s", p.Name, p.Why)
+			}
+			dev := newDevice(t, p.Name, 2)
+			for _, name := range modeltest.Names(t) {
+				t.Run(name, func(t *testing.T) {
+					g := golden{modeltest.Load(t, name)}
+					tr := newTrainer(t, dev, g, g.config(2, 2))
+					for i, want := range g.Losses {
+						got := steps(t, tr, 1).Decision
+						if d := math.Abs(got.Loss - want); d > lossTol*want {
+							t.Errorf("step %d: loss %.7f, PyTorch %.7f", i+1, got.Loss, want)
+						}
+					}
+				})
+			}
+		})
+	}
+}
+
+// variant is a change that must not change a bit.
+type variant struct {
+	name    string
+	threads int
+	change  func(*Config)
+}
+
+var variants = []variant{
+	{"one thread", 1, func(*Config) {}},
+	{"four threads", 4, func(*Config) {}},
+	{"ZeRO-0", 2, func(c *Config) { c.Stage = shard.StageReplicated }},
+	{"micro-batch 2", 2, func(c *Config) { c.Batch.Micro = 2 }},
+	{"micro-batch 4", 2, func(c *Config) { c.Batch.Micro = 4 }},
+	{"full checkpointing", 2, func(c *Config) { c.Checkpointing = model.CheckpointFull }},
+	{"full checkpointing, micro-batch 4, ZeRO-0", 4, func(c *Config) {
+		c.Checkpointing, c.Batch.Micro, c.Stage = model.CheckpointFull, 4, shard.StageReplicated
+	}},
+}
+
+func TestTwentyStepsGiveTheSameBitsInEveryVariant(t *testing.T) {
+	for _, p := range cpu.Paths() {
+		for _, precision := range []device.DType{device.F32, device.BF16} {
+			for _, wire := range []allreduce.Wire{allreduce.WireFP32, allreduce.WireBF16} {
+				t.Run(fmt.Sprintf("%s/%v/wire %v", p.Name, precision, wire), func(t *testing.T) {
+					if !p.Available {
+						t.Skipf("path %s: %s", p.Name, p.Why)
+					}
+					g := golden{modeltest.Load(t, "llama-tied-gqa")}
+					run := func(threads int, change func(*Config)) shard.Digest {
+						c := g.config(2, 8)
+						c.Precision, c.Wire = precision, wire
+						change(&c)
+						tr := newTrainer(t, newDevice(t, p.Name, threads), g, c)
+						steps(t, tr, 20)
+						return hash(t, tr)
+					}
+					want := run(2, func(*Config) {})
+					for _, v := range variants {
+						if got := run(v.threads, v.change); got != want {
+							t.Errorf("%s: weights %v after 20 steps, want %v", v.name, got, want)
+						}
+					}
+				})
+			}
+		}
+	}
+}
+
+func TestAStepWithoutTargetsChangesNothingButTheCount(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	for i := range g.Targets {
+		g.Targets[i] = -100
+	}
+	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(2, 2))
+	before := hash(t, tr)
+	d := steps(t, tr, 1).Decision
+	if d.Action != allreduce.Skip || d.Cause != allreduce.CauseNoTokens || tr.StepsDone() != 1 || tr.taken != 0 {
+		t.Errorf("decision %v, %d steps done, %d taken", d, tr.StepsDone(), tr.taken)
+	}
+	if hash(t, tr) != before {
+		t.Error("the weights have changed")
+	}
+}
+
+func TestAnInfiniteWeightSkipsTheStepAndNamesTheRank(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(2, 2))
+	inf := []float32{float32(math.Inf(1))}
+	tr.dev.Upload(tr.stream, tr.state.master[2].ColRange(5, 6).Buf, device.HostBytes(inf))
+	if err := tr.refresh(); err != nil {
+		t.Fatal(err)
+	}
+	d := steps(t, tr, 1).Decision
+	if d.Action != allreduce.Skip || d.Cause != allreduce.CauseNotFinite || d.Culprit != 0 || tr.taken != 0 {
+		t.Errorf("decision %+v, %d steps taken", d, tr.taken)
+	}
+}
+
+func TestWorldSizeOneIsAsGoodAsPyTorch(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-untied-bias")}
+	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(1, 2))
+	for i, want := range g.Losses {
+		if got := steps(t, tr, 1).Decision.Loss; math.Abs(got-want) > lossTol*want {
+			t.Errorf("step %d: loss %.7f, PyTorch %.7f", i+1, got, want)
+		}
+	}
+}
