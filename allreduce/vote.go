@@ -1,0 +1,128 @@
+package allreduce
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+
+	"github.com/skein-ml/skein/shard"
+)
+
+// Requests are what workers ask to happen after a step. A decision record carries
+// the requests of all votes.
+type Requests uint8
+
+// The requests.
+const (
+	RequestCheckpoint Requests = 1 << iota
+	RequestPause
+	RequestResize
+	RequestStop
+	requestsAll = RequestCheckpoint | RequestPause | RequestResize | RequestStop
+)
+
+// Vote is what a rank says when its pieces are reduced.
+type Vote struct {
+	Step int64
+	Rank shard.Rank
+	// SqNorms is the sum of squares of the reduced gradient in the rank's piece of
+	// each bucket, unscaled, in fp64.
+	SqNorms  []float64
+	Loss     float64 // sum of the losses of the rank's target tokens
+	Tokens   int64   // target tokens
+	Finite   bool    // nothing the rank saw was NaN or infinite
+	Requests Requests
+}
+
+// Rule is what a decision depends on besides the votes: all of it fixed by the job.
+type Rule struct {
+	WorldSize int
+	Buckets   int
+	LossShift int     // from LossShift: backward ran on the sum of losses × 2^−LossShift
+	Clip      float64 // largest norm of the mean gradient; 0: no clipping
+}
+
+// LossShift is s = ⌊log2(globalBatch·sequenceTokens)⌋: backward runs on the sum of
+// the token losses × 2^−s, which keeps gradients in range and costs no bits.
+func LossShift(globalBatch, sequenceTokens int) int {
+	return bits.Len64(uint64(globalBatch)*uint64(sequenceTokens)) - 1
+}
+
+// ErrVotes is returned for a set of votes that no decision can rest on.
+var ErrVotes = errors.New("votes do not add up to a decision")
+
+// Decide makes the decision record of a step from the votes of all ranks, in any
+// order. rateBits is the step's learning rate, taken the number of steps taken
+// before it. It is a pure function: floating-point numbers are added in rank order,
+// within a rank in bucket order.
+//
+// The gradient that ranks hold is the sum over tokens × 2^−s. With N target tokens
+// in all, the mean gradient is 2^s/N times that; its norm is clipped to rule.Clip:
+//
+//	α = 2^s/N · min(1, clip / (‖g‖·2^s/N + 1e-6))
+func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, error) {
+	byRank, err := sortVotes(votes, rule)
+	if err != nil {
+		return Decision{}, err
+	}
+	d := Decision{Step: byRank[0].Step, RateBits: rateBits, Taken: taken, Culprit: NoCulprit}
+	var loss, sqNorm float64
+	for _, v := range byRank {
+		var own float64
+		for _, x := range v.SqNorms {
+			own += x
+		}
+		sqNorm += own
+		loss += v.Loss
+		d.Tokens += v.Tokens
+		d.Requests |= v.Requests
+		if (!v.Finite || !finite(own) || !finite(v.Loss)) && d.Culprit == NoCulprit {
+			d.Culprit = v.Rank
+		}
+	}
+	if d.Tokens == 0 {
+		d.Action, d.Cause, d.Culprit = Skip, CauseNoTokens, NoCulprit
+		return d, nil
+	}
+	mean := math.Ldexp(1, rule.LossShift) / float64(d.Tokens)
+	d.Loss, d.GradNorm = loss/float64(d.Tokens), math.Sqrt(sqNorm)*mean
+	alpha := mean
+	if rule.Clip > 0 {
+		alpha *= min(1, rule.Clip/(d.GradNorm+1e-6))
+	}
+	if scale := float32(alpha); d.Culprit == NoCulprit && finite(d.GradNorm) && finite(d.Loss) && finite(float64(scale)) {
+		d.Action, d.ScaleBits, d.Taken = Apply, math.Float32bits(scale), taken+1
+		return d, nil
+	}
+	d.Action, d.Cause = Skip, CauseNotFinite
+	return d, nil
+}
+
+// sortVotes puts votes into rank order and checks that there is one of each rank,
+// all about the same step.
+func sortVotes(votes []Vote, rule Rule) ([]Vote, error) {
+	if len(votes) != rule.WorldSize || len(votes) == 0 {
+		return nil, fmt.Errorf("%w: %d votes of %d ranks", ErrVotes, len(votes), rule.WorldSize)
+	}
+	byRank := make([]Vote, len(votes))
+	seen := make([]bool, len(votes))
+	for _, v := range votes {
+		switch {
+		case v.Rank < 0 || int(v.Rank) >= len(votes):
+			return nil, fmt.Errorf("%w: rank %d of %d", ErrVotes, v.Rank, len(votes))
+		case seen[v.Rank]:
+			return nil, fmt.Errorf("%w: two votes of rank %d", ErrVotes, v.Rank)
+		case v.Step != votes[0].Step:
+			return nil, fmt.Errorf("%w: rank %d is at step %d, rank %d at step %d", ErrVotes, v.Rank, v.Step, votes[0].Rank, votes[0].Step)
+		case len(v.SqNorms) != rule.Buckets:
+			return nil, fmt.Errorf("%w: rank %d has norms of %d buckets, the model has %d", ErrVotes, v.Rank, len(v.SqNorms), rule.Buckets)
+		case v.Tokens < 0:
+			return nil, fmt.Errorf("%w: rank %d counts %d tokens", ErrVotes, v.Rank, v.Tokens)
+		}
+		byRank[v.Rank], seen[v.Rank] = v, true
+	}
+	return byRank, nil
+}
+
+func finite(x float64) bool { return !math.IsNaN(x) && !math.IsInf(x, 0) }
