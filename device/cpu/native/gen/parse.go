@@ -7,7 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 )
 
@@ -40,7 +40,7 @@ type instruction struct {
 }
 
 var (
-	structRE = regexp.MustCompile(`(?m)((?:^//.*\n)*)^struct (\w+) \{\n((?:.*\n)*?)^\};`)
+	structRE = regexp.MustCompile(`(?m)((?:^//.*\n)*)^struct (\w+) \{\n((?:[^}\n].*\n|\n)*)^\}`)
 	kernelRE = regexp.MustCompile(`(?m)^KERNEL\((\w+), (\w+)\)`)
 	fieldRE  = regexp.MustCompile(`^\s*(?:const )?(\w+) (\*?)(\w+);(?:\s*//\s*(.*))?$`)
 )
@@ -62,21 +62,24 @@ var goTypes = map[string]string{
 	"float": "float32", "double": "float64",
 }
 
-// sourceHash covers a C file and every header it could include.
+var includeRE = regexp.MustCompile(`(?m)^#include "(\w+\.h)"`)
+
+// sourceHash covers a C file and the headers that it includes, themselves included.
 func sourceHash(dir, name string) (string, error) {
-	headers, err := filepath.Glob(filepath.Join(dir, "*.h"))
-	if err != nil {
-		return "", err
-	}
-	sort.Strings(headers)
+	files := []string{name + ".c"}
 	h := sha256.New()
-	for _, path := range append([]string{filepath.Join(dir, name+".c")}, headers...) {
-		b, err := os.ReadFile(path)
+	for i := 0; i < len(files); i++ {
+		b, err := os.ReadFile(filepath.Join(dir, files[i]))
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(h, "%s %d\n", filepath.Base(path), len(b))
+		fmt.Fprintf(h, "%s %d\n", files[i], len(b))
 		h.Write(b)
+		for _, m := range includeRE.FindAllStringSubmatch(string(b), -1) {
+			if !slices.Contains(files, m[1]) {
+				files = append(files, m[1])
+			}
+		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:16], nil
 }
@@ -92,24 +95,26 @@ func parseUnit(dir, name string) (unit, error) {
 	if err != nil {
 		return u, err
 	}
-	structs := map[string]kernel{}
+	isa := map[string]string{}
+	for _, m := range kernelRE.FindAllStringSubmatch(string(src), -1) {
+		isa[m[2]] = m[1]
+	}
 	for _, m := range structRE.FindAllStringSubmatch(string(src), -1) {
-		k := kernel{name: m[2]}
+		k := kernel{name: m[2], isa: isa[m[2]]}
+		if k.isa == "" {
+			continue // some other struct
+		}
+		delete(isa, k.name)
 		for _, line := range strings.Split(strings.TrimSpace(m[1]), "\n") {
 			k.doc = append(k.doc, strings.TrimSpace(strings.TrimPrefix(line, "//")))
 		}
 		if k.fields, err = parseFields(m[2], m[3]); err != nil {
 			return u, err
 		}
-		structs[k.name] = k
-	}
-	for _, m := range kernelRE.FindAllStringSubmatch(string(src), -1) {
-		k, ok := structs[m[2]]
-		if !ok {
-			return u, fmt.Errorf("kernel %s has no struct of its name", m[2])
-		}
-		k.isa = m[1]
 		u.kernels = append(u.kernels, k)
+	}
+	for name := range isa {
+		return u, fmt.Errorf("kernel %s has no struct of its name", name)
 	}
 	if len(u.kernels) == 0 {
 		return u, fmt.Errorf("no kernels")

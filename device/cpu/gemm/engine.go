@@ -1,0 +1,145 @@
+package gemm
+
+import (
+	"unsafe"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu/kernel"
+	"github.com/skein-ml/skein/device/cpu/native"
+)
+
+// engine is one family of kernels. The right operand is panels of 32 columns, [k][32] in
+// some order within steps of kUnit, so that column panel j and term k of a form stand
+// at (j·K + k)·32 elements, K being k padded to kUnit.
+type engine interface {
+	geometry() geometry
+	leftSize() int  // bytes of a packed element of the left operand
+	rightSize() int // of a packed weight
+	// packLeft packs rows × k of the left operand, from [k][rows] if transposed.
+	packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool)
+	// packRight packs k × cols ≤ 32 of a right operand that is not a weight, in its wide
+	// type, which wideSize gives.
+	packRight(dst, src unsafe.Pointer, ld, cols, k int)
+	wideSize() int
+	// weightSlice is n elements of a packed weight as multiply wants them, in buf if need be.
+	weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer
+	multiply(a product)
+	packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int)
+	packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int)
+}
+
+// product is one call of a kernel: packed rows times a slice of one panel.
+type product struct {
+	a, b, s   unsafe.Pointer
+	k         int // padded to kUnit
+	rows      int
+	acc       bool
+	next      uintptr // what comes after b; perhaps beyond the end of its memory
+	nextBytes int
+}
+
+func flag(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// vector is the engine of f32 multiply-adds. It reads bf16 operands too: they are
+// converted, exactly, when the left one is packed and when a panel enters L1. (On Intel
+// vdpbf16ps has half the rate of f32 multiply-adds, so it would not help.)
+//
+// A slice is summed from zero, k ascending, and slices are added in order.
+type vector struct{ bf16 bool }
+
+func (v vector) geometry() geometry {
+	return geometry{mr: 12, kUnit: 1, kStep: 16, kSlice: 256, kChunk: 1024, rowsMax: 264}
+}
+
+func (v vector) leftSize() int { return 4 }
+func (v vector) wideSize() int { return 4 }
+
+func (v vector) rightSize() int {
+	if v.bf16 {
+		return 2
+	}
+	return 4
+}
+
+func (v vector) packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool) {
+	native.F32PackLeft(&native.F32PackLeftArgs{Src: src, Dst: dst, LD: int64(ld), Rows: int64(rows), K: int64(k),
+		Transposed: flag(transposed), Bf16: flag(v.bf16)})
+}
+
+func (v vector) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
+	native.F32PackRight(&native.F32PackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k), Bf16: flag(v.bf16)})
+}
+
+func (v vector) weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer {
+	if !v.bf16 {
+		return p
+	}
+	native.F32Widen(&native.F32WidenArgs{Src: p, Dst: buf, N: int64(n)})
+	return buf
+}
+
+func (v vector) multiply(m product) {
+	native.GemmF32(&native.GemmF32Args{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
+		K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)})
+}
+
+func (v vector) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {
+	native.F32PackForward(&native.F32PackForwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
+		K: int64(k), Col: int64(col), Bf16: flag(v.bf16)})
+}
+
+func (v vector) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int) {
+	native.F32PackBackward(&native.F32PackBackwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
+		Cols: int64(src.Cols), Row: int64(row), Out: int64(out), Bf16: flag(v.bf16)})
+}
+
+// tiles is the engine of bf16 products on AMX. The kernels continue sums across slices,
+// so that only the step of 32 terms, which the hardware fixes, orders them.
+type tiles struct{}
+
+func (tiles) geometry() geometry {
+	return geometry{mr: 32, kUnit: 32, kStep: 32, kSlice: 512, kChunk: 2048, rowsMax: 256}
+}
+
+func (tiles) leftSize() int  { return 2 }
+func (tiles) rightSize() int { return 2 }
+func (tiles) wideSize() int  { return 2 }
+
+func (tiles) packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool) {
+	native.AMXPackLeft(&native.AMXPackLeftArgs{Src: src, Dst: dst, LD: int64(ld), Rows: int64(rows), K: int64(k), Transposed: flag(transposed)})
+}
+
+func (tiles) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
+	native.AMXPackRight(&native.AMXPackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k)})
+}
+
+func (tiles) weightSlice(p, _ unsafe.Pointer, _ int) unsafe.Pointer { return p }
+
+func (tiles) multiply(m product) {
+	native.GemmAMX(&native.GemmAMXArgs{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
+		Steps: int64(m.k / 32), Panels: int64((m.rows + 31) / 32), Acc: flag(m.acc)})
+}
+
+func (tiles) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {
+	native.AMXPackForward(&native.AMXPackForwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows), K: int64(k), Col: int64(col)})
+}
+
+func (tiles) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int) {
+	native.AMXPackBackward(&native.AMXPackBackwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
+		Cols: int64(src.Cols), Row: int64(row), Out: int64(out)})
+}
+
+// rowsOf views rows [lo, hi) of m from column col on.
+func rowsOf(m kernel.Matrix, lo, hi, col int) kernel.Matrix {
+	m.P = unsafe.Add(m.P, (lo*m.Ld+col)*int(m.DT.Size()))
+	m.Rows, m.Cols = hi-lo, m.Cols-col
+	return m
+}
+
+// isBF16 is how kernels are told of a type.
+func isBF16(dt device.DType) int64 { return flag(dt == device.BF16) }

@@ -1,0 +1,187 @@
+// Package gemm computes matrix products with the kernels of package native: f32 on
+// AVX-512, and bf16 on AMX tiles where path and operands allow.
+//
+// Bits: an element of a result depends on its row of the left operand, its column of
+// the right one and the length of the sum, never on the other sizes, its position,
+// the cut into pieces or the number of threads. Two facts make that so. A sum over k
+// is cut by its length alone (see slices); and edges are padded with zeros in both
+// operands, so that every element comes out of the same instructions.
+//
+// The loop nest, for one piece of the output (at most rowsMax rows and
+// panelsMax panels of 32 columns), runs on one worker without any barrier:
+//
+//	for each block of k                    // one, or the 512-row blocks of LinearDW
+//	  for each chunk of it                 // what of the left operand fits in L2
+//	    pack the left operand              // 1-4% of the time; converts bf16 to f32 where needed
+//	    for each panel                     // 32 columns
+//	      for each slice of the chunk      // what of the panel fits in L1
+//	        multiply into scratch          // f32, in L2
+//	      store after the last chunk       // bias, add, conversion
+//
+// Packing the left operand once for all workers and waiting for it was rejected: it
+// takes a barrier and workspace that grows with the shape, and saves less than it costs.
+package gemm
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu/kernel"
+	"github.com/skein-ml/skein/device/cpu/native"
+)
+
+// Products are the products of one path, see [kernel.Products].
+type Products struct {
+	f32, bf16 engine // by the type of the left operand
+
+	task  task // of the running call; here so that calls allocate nothing
+	right rightTask
+	pack  packTask
+}
+
+// New makes the products of path avx512 or amx-bf16. It fails where the path is
+// another one or the machine lacks it.
+func New(path string) (*Products, error) {
+	have := native.Features()
+	switch {
+	case path == "avx512" && have.AVX512:
+		return &Products{f32: vector{}, bf16: vector{bf16: true}}, nil
+	case path == "amx-bf16" && have.AMXBF16:
+		return &Products{f32: vector{}, bf16: tiles{}}, nil
+	case path == "amx-bf16" && have.AMXRefused != "":
+		return nil, fmt.Errorf("gemm: path %s cannot run: %s", path, have.AMXRefused)
+	case path == "avx512" || path == "amx-bf16":
+		return nil, fmt.Errorf("gemm: path %s cannot run: this machine has %s", path, have)
+	}
+	return nil, fmt.Errorf("gemm: no products for path %q", path)
+}
+
+func (g *Products) engine(dt device.DType) engine {
+	if dt == device.BF16 {
+		return g.bf16
+	}
+	return g.f32
+}
+
+// formBytes is the length of a packed operand of n columns and k terms.
+func formBytes(e engine, n, k int) int64 {
+	return int64(panels(n)) * 32 * int64(roundUp(k, e.geometry().kUnit)) * int64(e.rightSize())
+}
+
+// PackedBytes is the length of a packed weight.
+func (g *Products) PackedBytes(out, in int, dt device.DType, forms device.Forms) (n int64) {
+	e := g.engine(dt)
+	if forms&device.FormForward != 0 {
+		n += formBytes(e, out, in)
+	}
+	if forms&device.FormDX != 0 {
+		n += formBytes(e, in, out)
+	}
+	return n
+}
+
+// form finds one form of a packed weight: the forward form, if any, comes first.
+func (g *Products) form(w *kernel.Weight, f device.Forms) unsafe.Pointer {
+	if w.Forms&f == 0 {
+		panic(fmt.Sprintf("gemm: weight [%d, %d] was not packed for this product", w.Out, w.In))
+	}
+	off := int64(0)
+	if f == device.FormDX && w.Forms&device.FormForward != 0 {
+		off = formBytes(g.engine(w.DT), w.Out, w.In)
+	}
+	return unsafe.Pointer(&w.Mem[off])
+}
+
+// Need is the workspace of op.
+func (g *Products) Need(op device.Op, sh device.Shape, workers int) int64 {
+	e := g.engine(sh.DT)
+	switch op {
+	case device.OpLinear:
+		return 64 + newCut(e, sh.Rows, sh.Out, sh.In, workers).bytes(workers)
+	case device.OpLinearDX:
+		return 64 + newCut(e, sh.Rows, sh.In, sh.Out, workers).bytes(workers)
+	case device.OpLinearDW:
+		c := newCut(e, sh.Out, sh.In, min(sh.Seq, device.BlockRows), workers)
+		return 64 + c.bytes(workers) + rightBytes(e, sh.Rows, sh.Seq, sh.In)
+	}
+	return 0
+}
+
+// Linear: y = x·Wᵀ + bias + add.
+func (g *Products) Linear(p kernel.Pool, y, x kernel.Matrix, w *kernel.Weight, bias, add kernel.Matrix, ws []byte) {
+	if y.Rows == 0 {
+		return
+	}
+	g.task = task{
+		engine: g.engine(w.DT), cut: newCut(g.engine(w.DT), y.Rows, w.Out, w.In, p.Workers()),
+		left: x, right: g.form(w, device.FormForward),
+		out: y, bias: bias, add: add, seq: w.In, k: w.In,
+	}
+	g.run(p, ws)
+}
+
+// LinearDX: dx = dy·W + add.
+func (g *Products) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weight, add kernel.Matrix, ws []byte) {
+	if dx.Rows == 0 {
+		return
+	}
+	g.task = task{
+		engine: g.engine(w.DT), cut: newCut(g.engine(w.DT), dx.Rows, w.In, w.Out, p.Workers()),
+		left: dy, right: g.form(w, device.FormDX),
+		out: dx, add: add, seq: w.Out, k: w.Out,
+	}
+	g.run(p, ws)
+}
+
+// LinearDW: dw += dyᵀ·x by blocks.
+func (g *Products) LinearDW(p kernel.Pool, dw, dy, x kernel.Matrix, seq int, ws []byte) {
+	if x.Rows == 0 {
+		return
+	}
+	e := g.engine(x.DT)
+	ws = aligned(ws)
+	n := rightBytes(e, x.Rows, seq, x.Cols)
+	g.right = rightTask{engine: e, x: x, seq: seq, dst: unsafe.Pointer(&ws[0])}
+	p.Run(g.right.pieces(), &g.right)
+	g.task = task{
+		engine: e, cut: newCut(e, dw.Rows, dw.Cols, min(seq, device.BlockRows), p.Workers()),
+		left: dy, transposed: true, right: unsafe.Pointer(&ws[0]), wide: true,
+		out: dw, add: dw, seq: seq, k: x.Rows, blocked: true,
+	}
+	g.run(p, ws[n:])
+}
+
+func (g *Products) run(p kernel.Pool, ws []byte) {
+	t := &g.task
+	ws = aligned(ws)
+	if need := t.cut.bytes(p.Workers()); int64(len(ws)) < need {
+		panic(fmt.Sprintf("gemm: workspace of %d bytes, %d are needed", len(ws), need))
+	}
+	t.scratch = unsafe.Pointer(&ws[0])
+	p.Run(t.cut.pieces(), t)
+}
+
+// aligned drops what stands before the first cache line. Need counts it.
+func aligned(ws []byte) []byte {
+	if len(ws) == 0 {
+		return ws
+	}
+	off := int(-uintptr(unsafe.Pointer(&ws[0])) & 63)
+	return ws[min(off, len(ws)):]
+}
+
+// Pack fills rows of a weight in every form it has.
+func (g *Products) Pack(p kernel.Pool, w *kernel.Weight, src kernel.Matrix, row int) {
+	if src.Rows == 0 {
+		return
+	}
+	g.pack = packTask{engine: g.engine(w.DT), w: w, src: src, row: row}
+	if w.Forms&device.FormForward != 0 {
+		g.pack.forward = g.form(w, device.FormForward)
+	}
+	if w.Forms&device.FormDX != 0 {
+		g.pack.backward = g.form(w, device.FormDX)
+	}
+	p.Run(g.pack.pieces(), &g.pack)
+}

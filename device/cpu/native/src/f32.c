@@ -1,0 +1,233 @@
+// f32 products on AVX-512. The left operand is packed as panels of 12 rows, k-major
+// ([k][12]); the right one as panels of 32 columns ([k][32]); sums go to a scratch
+// panel [rows][32]. 12 × 32 takes 24 accumulators. 8 × 48 and 14 × 32 reach the same 99% of
+// the multiply-add limit while 256 × 32 floats of the right operand stay in L1; 32 columns
+// are also what the tile kernels use.
+#include "gemm.h"
+
+enum { MR = 12, NR = 32 };
+
+#define ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+// GemmF32 multiplies packed panels of 12 rows by one packed panel of 32 columns:
+// s (+)= a·b. An element is summed from zero over k, ascending, by fused
+// multiply-adds, and then added to s or stored there.
+struct gemm_f32 {
+  const float *a;      // [panels][k][12]
+  const float *b;      // [k][32], aligned to 64 bytes
+  float *s;            // [panels·12][32], aligned to 64 bytes
+  uint64_t next;       // address of what the next call will read, to be prefetched
+  int64_t next_bytes;  // of it
+  int64_t k;
+  int64_t panels;
+  int64_t acc;  // 1: add to s, 0: overwrite it
+};
+
+KERNEL(AVX512, gemm_f32) {
+  const float *a = p->a;
+  float *s = p->s;
+  const char *next = (const char *)p->next;
+  const int64_t k = p->k, acc = p->acc;
+  const int64_t lines = p->panels > 0 ? (p->next_bytes / p->panels + 63) / 64 : 0;
+  for (int64_t n = p->panels; n > 0; n--) {
+    for (int64_t i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    if (acc) {
+      for (int i = 0; i < MR * NR; i += 16) _mm_prefetch((const char *)(s + i), _MM_HINT_T0);
+    }
+    const float *b = p->b;
+#define ZERO(i) __m512 c##i##_0 = _mm512_setzero_ps(), c##i##_1 = c##i##_0;
+    ROWS(ZERO)
+    for (int64_t kk = k; kk > 0; kk--) {
+      const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#define STEP(i)                                    \
+  {                                                \
+    const __m512 t = _mm512_set1_ps(a[i]);         \
+    c##i##_0 = _mm512_fmadd_ps(t, b0, c##i##_0);   \
+    c##i##_1 = _mm512_fmadd_ps(t, b1, c##i##_1);   \
+  }
+      ROWS(STEP)
+      a += MR;
+      b += NR;
+    }
+    if (acc) {
+#define ADD(i)                                                       \
+  c##i##_0 = _mm512_add_ps(_mm512_load_ps(s + i * NR), c##i##_0);    \
+  c##i##_1 = _mm512_add_ps(_mm512_load_ps(s + i * NR + 16), c##i##_1);
+      ROWS(ADD)
+    }
+#define STORE(i)                            \
+  _mm512_store_ps(s + i * NR, c##i##_0);    \
+  _mm512_store_ps(s + i * NR + 16, c##i##_1);
+    ROWS(STORE)
+    s += MR * NR;
+  }
+}
+
+// load reads up to 16 elements as f32; bf is a constant in every use.
+AVX512 INLINE __m512 load(const void *src, int64_t at, __mmask16 m, int bf) {
+  if (bf) return widen(_mm256_maskz_loadu_epi16(m, (const uint16_t *)src + at));
+  return _mm512_maskz_loadu_ps(m, (const float *)src + at);
+}
+
+// pack_rows: src [rows][k] → panels [k][12]; rows beyond the last become zero.
+AVX512 INLINE void pack_rows(const void *src, int64_t ld, int64_t rows, int64_t k, float *dst, int bf) {
+  const __mmask16 lanes = head16(MR);
+  for (; rows > 0; rows -= MR, src = (const char *)src + MR * ld * (bf ? 2 : 4), dst += k * MR) {
+    for (int64_t kk = 0; kk < k; kk += 16) {
+      const __mmask16 m = head16(k - kk);
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) {
+        r[i] = i < MR && i < rows ? _mm512_castps_si512(load(src, i * ld + kk, m, bf)) : _mm512_setzero_si512();
+      }
+      transpose16(r);
+      for (int i = 0; i < 16; i++) {
+        if (kk + i < k) _mm512_mask_storeu_epi32(dst + (kk + i) * MR, lanes, r[i]);
+      }
+    }
+  }
+}
+
+// pack_cols: src [k][rows], that is to be transposed → panels [k][12].
+AVX512 INLINE void pack_cols(const void *src, int64_t ld, int64_t rows, int64_t k, float *dst, int bf) {
+  const __mmask16 lanes = head16(MR);
+  for (int64_t r = 0; r < rows; r += MR) {
+    const __mmask16 m = head16(rows - r) & lanes;
+    for (int64_t kk = 0; kk < k; kk++, dst += MR) {
+      _mm512_mask_storeu_ps(dst, lanes, load(src, kk * ld + r, m, bf));
+    }
+  }
+}
+
+// F32PackLeft packs the left operand of GemmF32.
+struct f32_pack_left {
+  const void *src;
+  float *dst;         // [⌈rows/12⌉][k][12]
+  int64_t ld;         // of src, in elements
+  int64_t rows;       // of the product
+  int64_t k;
+  int64_t transposed; // 0: src is [rows][k]; 1: src is [k][rows]
+  int64_t bf16;       // src is bf16, else f32
+};
+
+KERNEL(AVX512, f32_pack_left) {
+  if (p->transposed) {
+    if (p->bf16) pack_cols(p->src, p->ld, p->rows, p->k, p->dst, 1);
+    else pack_cols(p->src, p->ld, p->rows, p->k, p->dst, 0);
+  } else {
+    if (p->bf16) pack_rows(p->src, p->ld, p->rows, p->k, p->dst, 1);
+    else pack_rows(p->src, p->ld, p->rows, p->k, p->dst, 0);
+  }
+}
+
+// F32PackRight packs src [k][cols], cols ≤ 32, as a panel [k][32] with zero columns behind.
+struct f32_pack_right {
+  const void *src;
+  float *dst;  // aligned to 64 bytes
+  int64_t ld;
+  int64_t cols;
+  int64_t k;
+  int64_t bf16;
+};
+
+AVX512 INLINE void pack_right(const void *src, int64_t ld, int64_t cols, int64_t k, float *dst, int bf) {
+  const __mmask16 m0 = head16(cols), m1 = head16(cols - 16);
+  for (int64_t kk = 0; kk < k; kk++, dst += NR) {
+    _mm512_store_ps(dst, load(src, kk * ld, m0, bf));
+    _mm512_store_ps(dst + 16, load(src, kk * ld + 16, m1, bf));
+  }
+}
+
+KERNEL(AVX512, f32_pack_right) {
+  if (p->bf16) pack_right(p->src, p->ld, p->cols, p->k, p->dst, 1);
+  else pack_right(p->src, p->ld, p->cols, p->k, p->dst, 0);
+}
+
+// F32Widen converts a stretch of a bf16 panel to f32.
+struct f32_widen {
+  const void *src;  // bf16
+  float *dst;
+  int64_t n;  // a multiple of 32
+};
+
+KERNEL(AVX512, f32_widen) {
+  const uint16_t *s = p->src;
+  for (int64_t i = 0; i < p->n; i += 32) {
+    _mm512_storeu_ps(p->dst + i, widen(_mm256_loadu_si256((const __m256i *)(s + i))));
+    _mm512_storeu_ps(p->dst + i + 16, widen(_mm256_loadu_si256((const __m256i *)(s + i + 16))));
+  }
+}
+
+// weight_cols: src [rows][k] → columns col… of panels [k][32]; a lane is written iff its column
+// is one of src's rows. The elements keep their type.
+AVX512 INLINE void weight_cols(const char *src, int64_t ld, int64_t rows, int64_t k, char *dst, int64_t col, int bf) {
+  const int64_t size = bf ? 2 : 4;
+  for (int64_t c = col & ~15; c < col + rows; c += 16) {
+    char *to = dst + (c / NR * NR * k + c % NR) * size;
+    const int64_t first = c - col;  // row of src in lane 0; may be negative
+    const __mmask16 lanes = head16(rows - first) & ~head16(-first);
+    for (int64_t kk = 0; kk < k; kk += 16) {
+      const __mmask16 m = head16(k - kk);
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) {
+        const char *from = src + ((first + i) * ld + kk) * size;
+        if (!(lanes >> i & 1)) r[i] = _mm512_setzero_si512();
+        else if (bf) r[i] = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, from));
+        else r[i] = _mm512_maskz_loadu_epi32(m, from);
+      }
+      transpose16(r);
+      for (int i = 0; i < 16; i++) {
+        if (kk + i >= k) break;
+        if (bf) _mm512_mask_cvtepi32_storeu_epi16(to + (kk + i) * NR * size, lanes, r[i]);
+        else _mm512_mask_storeu_epi32(to + (kk + i) * NR * size, lanes, r[i]);
+      }
+    }
+  }
+}
+
+// F32PackForward packs rows of a weight [out][in] into its forward form, panels
+// [in][32] of output columns. Columns of other rows stay as they are.
+struct f32_pack_forward {
+  const void *src;  // [rows][k]
+  void *dst;        // start of the form
+  int64_t ld;
+  int64_t rows;
+  int64_t k;     // in
+  int64_t col;   // output column of the first row
+  int64_t bf16;  // src and dst are bf16, else f32
+};
+
+KERNEL(AVX512, f32_pack_forward) {
+  if (p->bf16) weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 1);
+  else weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 0);
+}
+
+// F32PackBackward packs rows of a weight [out][in] into its dX form, panels
+// [out][32] of input columns.
+struct f32_pack_backward {
+  const void *src;  // [rows][cols]
+  void *dst;        // start of the form
+  int64_t ld;
+  int64_t rows;
+  int64_t cols;  // in
+  int64_t row;   // row of the weight
+  int64_t out;   // rows of the weight
+  int64_t bf16;
+};
+
+KERNEL(AVX512, f32_pack_backward) {
+  for (int64_t c = 0; c < p->cols; c += NR) {
+    for (int64_t r = 0; r < p->rows; r++) {
+      const int64_t to = (c * p->out) + (p->row + r) * NR;
+      if (p->bf16) {
+        const __mmask32 m = head32(p->cols - c);
+        const uint16_t *from = (const uint16_t *)p->src + r * p->ld + c;
+        _mm512_mask_storeu_epi16((uint16_t *)p->dst + to, m, _mm512_maskz_loadu_epi16(m, from));
+      } else {
+        const __mmask16 m0 = head16(p->cols - c), m1 = head16(p->cols - c - 16);
+        const float *from = (const float *)p->src + r * p->ld + c;
+        _mm512_mask_storeu_ps((float *)p->dst + to, m0, _mm512_maskz_loadu_ps(m0, from));
+        _mm512_mask_storeu_ps((float *)p->dst + to + 16, m1, _mm512_maskz_loadu_ps(m1, from + 16));
+      }
+    }
+  }
+}
