@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/skein-ml/skein/internal/half"
 )
 
 // DType is the type of stored tensor elements, by its safetensors name.
@@ -54,7 +56,7 @@ func (d DType) decode(dst []float32, src []byte) int {
 		}
 	case F16:
 		for i := range dst {
-			dst[i] = halfToFloat(binary.LittleEndian.Uint16(src[2*i:]))
+			dst[i] = half.Float32(binary.LittleEndian.Uint16(src[2*i:]))
 		}
 	default:
 		panic("hf: decode of " + string(d))
@@ -99,16 +101,3 @@ type elementError struct {
 }
 
 func (e *elementError) Error() string { return e.problem }
-
-// halfToFloat widens an IEEE binary16 number; every one is a binary32 number.
-func halfToFloat(h uint16) float32 {
-	sign, exp, frac := uint32(h>>15)<<31, uint32(h>>10&31), uint32(h&1023)
-	switch exp {
-	case 0: // zero or subnormal: frac·2^-24
-		magnitude := float32(frac) * (1.0 / (1 << 24))
-		return math.Float32frombits(math.Float32bits(magnitude) | sign)
-	case 31:
-		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
-	}
-	return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
-}

@@ -11,6 +11,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/skein-ml/skein/internal/half"
 )
 
 // file makes a safetensors file of a header and so many data bytes.
@@ -117,7 +119,7 @@ func TestNumbersConvertAsNumPyAndPyTorchDo(t *testing.T) {
 	var wide []byte
 	for h := range 1 << 16 {
 		if h&0x7c00 != 0x7c00 {
-			wide = binary.LittleEndian.AppendUint32(wide, math.Float32bits(halfToFloat(uint16(h))))
+			wide = binary.LittleEndian.AppendUint32(wide, math.Float32bits(half.Float32(uint16(h))))
 		}
 	}
 	sum := sha256.Sum256(wide)
