@@ -83,15 +83,32 @@ func grid(rows, cols int) [][]float64 {
 	return g
 }
 
-func (c *attnCase) dot(a *matrix, r, ca int, b *matrix, s, cb int) (sum float64) {
-	for j := range c.headDim {
-		sum += a.f64(r, ca+j) * b.f64(s, cb+j)
+func (m *matrix) wide() [][]float64 {
+	g := grid(m.rows, m.cols)
+	for r := range m.rows {
+		for c := range m.cols {
+			g[r][c] = m.f64(r, c)
+		}
+	}
+	return g
+}
+
+func dot(a, b []float64) (sum float64) {
+	for i, x := range a {
+		sum += x * b[i]
 	}
 	return sum
 }
 
+func addScaled(dst []float64, by float64, x []float64) {
+	for i, v := range x {
+		dst[i] += by * v
+	}
+}
+
 func (c *attnCase) define() attnReference {
 	rows, d, scale := c.q.rows, c.headDim, float64(c.scale())
+	q, k, v, do := c.q.wide(), c.k.wide(), c.v.wide(), c.do.wide()
 	ref := attnReference{o: grid(rows, c.q.cols), lse: grid(c.heads, rows), dq: grid(rows, c.q.cols), dk: grid(rows, c.k.cols), dv: grid(rows, c.k.cols)}
 	for i := range len(c.cu) - 1 {
 		for h := range c.heads {
@@ -101,25 +118,24 @@ func (c *attnCase) define() attnReference {
 				if c.window > 0 {
 					lo = max(lo, r-c.window+1)
 				}
-				p, total := make([]float64, r+1), 0.0
+				own, grad := q[r][qc:qc+d], do[r][qc:qc+d]
+				p, dp, total, delta := make([]float64, r+1), make([]float64, r+1), 0.0, 0.0
 				for j := lo; j <= r; j++ {
-					p[j] = math.Exp(c.dot(c.q, r, qc, c.k, j, kc) * scale)
+					p[j] = math.Exp(dot(own, k[j][kc:kc+d]) * scale)
 					total += p[j]
 				}
 				ref.lse[h][r] = math.Log(total)
-				delta := 0.0
 				for j := lo; j <= r; j++ {
 					p[j] /= total
-					delta += p[j] * c.dot(c.do, r, qc, c.v, j, kc)
+					dp[j] = dot(grad, v[j][kc:kc+d])
+					delta += p[j] * dp[j]
 				}
 				for j := lo; j <= r; j++ {
-					ds := p[j] * (c.dot(c.do, r, qc, c.v, j, kc) - delta) * scale
-					for e := range d {
-						ref.o[r][qc+e] += p[j] * c.v.f64(j, kc+e)
-						ref.dq[r][qc+e] += ds * c.k.f64(j, kc+e)
-						ref.dk[j][kc+e] += ds * c.q.f64(r, qc+e)
-						ref.dv[j][kc+e] += p[j] * c.do.f64(r, qc+e)
-					}
+					ds := p[j] * (dp[j] - delta) * scale
+					addScaled(ref.o[r][qc:qc+d], p[j], v[j][kc:kc+d])
+					addScaled(ref.dq[r][qc:qc+d], ds, k[j][kc:kc+d])
+					addScaled(ref.dk[j][kc:kc+d], ds, own)
+					addScaled(ref.dv[j][kc:kc+d], p[j], grad)
 				}
 			}
 		}
@@ -141,14 +157,13 @@ var attnShapes = []struct {
 	{[]int{0, 130, 137}, 4, 2, 24, 0},
 	{[]int{0, 150}, 2, 2, 80, 0},
 	{[]int{0, 71, 140}, 2, 1, 128, 0},
-	{[]int{0, 90}, 1, 1, 256, 0},
+	{[]int{0, 400}, 1, 1, 256, 0}, // several assembly calls a tile
 	{[]int{0, 90}, 1, 1, 40, 2},
 	{[]int{0, 200, 333}, 2, 1, 32, 17},
 	{[]int{0, 200, 333}, 2, 1, 32, 64},
 	{[]int{0, 300}, 2, 1, 48, 65},
 	{[]int{0, 300}, 2, 2, 16, 150},
-	{[]int{0, 1500}, 1, 1, 64, 0}, // several assembly calls a tile
-	{[]int{0, 700}, 1, 1, 128, 400},
+	{[]int{0, 500}, 2, 1, 200, 450},
 }
 
 // F32 within 2e-6 of the largest element; BF16 within the rounding of its result
@@ -290,9 +305,9 @@ func TestAttentionGradPassesNaNOnlyBackward(t *testing.T) {
 
 func TestAttentionDecodeIsTheLastRowOfAttention(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
-		for _, n := range []int{1, 2, 15, 16, 17, 300, 1024, 1025, 2100} {
+		for _, n := range []int{1, 16, 17, 300, 1024, 2100} {
 			for _, window := range []int{0, 1, 200} {
-				for _, d := range []int{8, 64, 72} {
+				for _, d := range []int{8, 72} {
 					const heads, kvHeads = 4, 2
 					rng := newRand(uint64(n))
 					c := newAttnCase(t, rng, dt, []int{0, n}, heads, kvHeads, d, window)
@@ -303,19 +318,17 @@ func TestAttentionDecodeIsTheLastRowOfAttention(t *testing.T) {
 					o := newMatrix(dt, 1, heads*d, 0)
 					a := kernel.AttentionDecode{O: o.p(), Q: c.q.at(n-1, 0), Keys: c.k.p(), Values: c.v.p(), N: n, LdK: c.k.ld, LdV: c.v.ld,
 						Heads: heads, KVHeads: kvHeads, HeadDim: d, Window: window, Scale: c.scale()}
-					want := make([]float64, heads*d)
+					want, q, k, v := make([]float64, heads*d), c.q.wide(), c.k.wide(), c.v.wide()
 					for h := range heads {
 						c.table.AttentionDecode[dt](&a, h, c.scratch)
-						total := 0.0
+						total, own, kc := 0.0, want[h*d:h*d+d], h/2*d
 						for j := lo; j < n; j++ {
-							p := math.Exp(c.dot(c.q, n-1, h*d, c.k, j, h/2*d) * float64(c.scale()))
+							p := math.Exp(dot(q[n-1][h*d:h*d+d], k[j][kc:kc+d]) * float64(c.scale()))
 							total += p
-							for e := range d {
-								want[h*d+e] += p * c.v.f64(j, h/2*d+e)
-							}
+							addScaled(own, p, v[j][kc:kc+d])
 						}
-						for e := range d {
-							want[h*d+e] /= total
+						for e := range own {
+							own[e] /= total
 						}
 					}
 					expect(t, o, fmt.Sprintf("n %d window %d d %d", n, window, d), 2e-6, func(_, c int) float64 { return want[c] })

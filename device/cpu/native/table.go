@@ -11,7 +11,7 @@ import (
 // "avx512", "avx512-bf16" and "amx-bf16"; for any other path it is empty. The machine must
 // have what the path names.
 //
-// Bits: Rope, Add, Cast, AdamW, ColumnSum and EmbedGrad equal those of the plain Go
+// Bits: Rope, Add, Cast, AdamW, SqNorm, ColumnSum and EmbedGrad equal those of the plain Go
 // path. The others differ from it in the last places, by the order of sums and by
 // exp, and are within tolerances that the tests state.
 func Table(path string) kernel.Table {

@@ -41,7 +41,8 @@ KERNEL(AVX512, sum_rows) {
     sum_columns(p, 0);
 }
 
-// SqNorm is the sum of squares of n F32 elements, in F64.
+// SqNorm is the sum of squares of n F32 elements, in F64: lane l adds up elements l, l+8, …,
+// then the lanes are added in order. Squares are exact, so fma rounds as a sum does.
 struct sq_norm {
   const float *x;
   int64_t n;
@@ -49,19 +50,16 @@ struct sq_norm {
 };
 
 KERNEL(AVX512, sq_norm) {
-  __m512d s[4] = {_mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd(), _mm512_setzero_pd()};
-  for (i64 i = 0; i < p->n; i += 32) {
-#pragma GCC unroll 2
-    for (int c = 0; c < 2; c++) {
-      __mmask16 m = first(p->n - i - 16 * c);
-      vec x = _mm512_maskz_loadu_ps(m, p->x + i + 16 * c);
-      __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
-      __m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
-      s[2 * c] = _mm512_fmadd_pd(lo, lo, s[2 * c]);
-      s[2 * c + 1] = _mm512_fmadd_pd(hi, hi, s[2 * c + 1]);
-    }
+  __m512d s = _mm512_setzero_pd();
+  for (i64 i = 0; i < p->n; i += 8) {
+    __mmask8 m = (__mmask8)first(p->n - i);
+    __m512d x = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, p->x + i));
+    s = _mm512_fmadd_pd(x, x, s);
   }
-  *p->out = _mm512_reduce_add_pd(_mm512_add_pd(_mm512_add_pd(s[0], s[1]), _mm512_add_pd(s[2], s[3])));
+  double lanes[8] __attribute__((aligned(64))), sum = 0;
+  _mm512_store_pd(lanes, s);
+  for (int l = 0; l < 8; l++) sum += lanes[l];
+  *p->out = sum;
 }
 
 // Adamw is kernel.AdamW on elements [lo, hi), every product rounded by itself.
