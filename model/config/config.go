@@ -156,10 +156,34 @@ func (c Config) Validate() error {
 	if err := c.Rope.validate(); err != nil {
 		return err
 	}
+	if err := c.validateFamily(); err != nil {
+		return err
+	}
 	if err := c.validateWindow(); err != nil {
 		return err
 	}
 	return c.validateTokens()
+}
+
+// validateFamily refuses parts that the family lacks, which its config.json could
+// not say: such a model would change when it is written and read back.
+func (c Config) validateFamily() error {
+	llama, qwen2, qwen3 := c.Family == "llama", c.Family == "qwen2", c.Family == "qwen3"
+	switch {
+	case (llama || qwen3) && c.AttentionBias != c.OutputBias:
+		return fmt.Errorf("a %s model has biases on q, k and v, but not on o (or the reverse); the family has all four or none", c.Family)
+	case qwen2 && (!c.AttentionBias || c.OutputBias):
+		return errors.New("a qwen2 model has biases on q, k and v, and none on o")
+	case c.Family == "mistral" && (c.AttentionBias || c.OutputBias):
+		return errors.New("a mistral model has no attention biases")
+	case c.MLPBias && !llama:
+		return fmt.Errorf("a %s model has no MLP biases", c.Family)
+	case c.QKNorm != qwen3:
+		return errors.New("norms on q and k: a qwen3 model has them, no other family does")
+	case llama && c.Window != nil:
+		return errors.New("a llama model has no attention window")
+	}
+	return nil
 }
 
 func (c Config) validateWindow() error {
@@ -171,10 +195,16 @@ func (c Config) validateWindow() error {
 		if w < 0 || w > positionsMax {
 			return fmt.Errorf("sliding_window is %d in layer %d; it must be from 1 to %d", w, i, positionsMax)
 		}
+		if c.Family == "mistral" && w != c.Window[0] {
+			return fmt.Errorf("sliding_window is %d in layer %d; in a mistral model all layers have the same", w, i)
+		}
 		if w > 0 && window > 0 && w != window {
 			return fmt.Errorf("sliding_window is %d in layer %d but %d before; one model has one window", w, i, window)
 		}
 		window = max(window, w)
+	}
+	if c.Window != nil && window == 0 {
+		return errors.New("the attention window of every layer is 0; Window must be nil then")
 	}
 	return nil
 }

@@ -168,6 +168,37 @@ func TestImpossibleSizesAreRefused(t *testing.T) {
 	}
 }
 
+// A model that its family's config.json cannot describe would change when it is
+// exported and read back.
+func TestPartsThatTheFamilyLacksAreRefused(t *testing.T) {
+	for _, tc := range []struct {
+		family string
+		change func(*Config)
+		want   string
+	}{
+		{"llama", func(c *Config) { c.AttentionBias = true }, "but not on o"},
+		{"llama", func(c *Config) { c.QKNorm = true }, "norms on q and k"},
+		{"llama", func(c *Config) { c.Window = []int{4, 4, 4} }, "no attention window"},
+		{"qwen2", func(c *Config) { c.AttentionBias = false }, "none on o"},
+		{"qwen2", func(c *Config) { c.Window = []int{0, 0, 0} }, "must be nil"},
+		{"qwen2", func(c *Config) { c.Window = []int{0, 4, 8} }, "one model has one window"},
+		{"qwen2", func(c *Config) { c.Window = []int{0, 4} }, "layer_types has 2 entries"},
+		{"qwen3", func(c *Config) { c.QKNorm = false }, "norms on q and k"},
+		{"qwen3", func(c *Config) { c.MLPBias = true }, "no MLP biases"},
+		{"mistral", func(c *Config) { c.AttentionBias = true }, "no attention biases"},
+		{"mistral", func(c *Config) { c.Window = []int{4, 4, 0} }, "all layers have the same"},
+	} {
+		c, _ := mustParse(t, tiny(tc.family, ""))
+		tc.change(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: error %v, want one with %q", tc.family, err, tc.want)
+		}
+		if _, err := c.JSON("float32"); err == nil {
+			t.Errorf("%s, %s: a config.json was written", tc.family, tc.want)
+		}
+	}
+}
+
 func TestGroupsAreTheLayoutOfRecord(t *testing.T) {
 	c, _ := mustParse(t, tiny("llama", `,"attention_bias":true,"mlp_bias":true`))
 	groups := c.Groups()

@@ -84,7 +84,7 @@ func TestEveryTypeExpandsAsNumPyDoesAndQKAreUnpermuted(t *testing.T) {
 func TestMetadataBecomesTheConfiguration(t *testing.T) {
 	f := openTiny(t)
 	want := config.Config{Family: "llama", Layers: 2, Hidden: 64, MLP: 96, Heads: 3, KVHeads: 1, HeadDim: 32, Vocab: 40,
-		MaxPositions: 128, NormEps: 1e-5, RopeTheta: 50000, Rope: config.RopeScaling{Kind: "default"}, AttentionBias: true,
+		MaxPositions: 128, NormEps: 1e-5, RopeTheta: 50000, Rope: config.RopeScaling{Kind: "default"}, AttentionBias: true, OutputBias: true,
 		EOS: []int32{2, 3}, BOS: 1, Pad: -1, InitStd: 0.02}
 	if got := f.Config(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
@@ -357,7 +357,8 @@ func TestHostileOrForeignFilesAreRefusedInOneLine(t *testing.T) {
 		{"missing tensor", small("blk.0.ffn_up.weight").bytes(), `"blk.0.ffn_up.weight" is missing`},
 		{"missing embedding", small("token_embd.weight").bytes(), `"token_embd.weight" is missing`},
 		{"extra tensor", small().tensor("blk.0.ffn_gate_inp.weight", nil, 8).bytes(), `"blk.0.ffn_gate_inp.weight" has no place`},
-		{"half the biases", small().tensor("blk.0.attn_q.bias", nil, 8).bytes(), `"blk.0.attn_k.bias" is missing`},
+		{"half the biases", small().tensor("blk.0.attn_q.bias", nil, 8).tensor("blk.0.attn_output.bias", nil, 8).bytes(), `"blk.0.attn_k.bias" is missing`},
+		{"biases of no llama", small().tensor("blk.0.attn_q.bias", nil, 8).bytes(), "a llama model has biases on q, k and v, but not on o"},
 		{"wrong shape", small("blk.0.attn_v.weight").tensor("blk.0.attn_v.weight", nil, 8, 4).bytes(), `"blk.0.attn_v.weight" has shape [8 4], but the metadata asks for [4 8]`},
 		{"odd rope factors", small().tensor(ropeFactors, []float32{1, 3}, 2).bytes(), "where Llama 3's scaling has"},
 		{"wrong rope factors", small().tensor(ropeFactors, []float32{1, 1, 1}, 3).bytes(), "one divisor per pair"},

@@ -196,7 +196,7 @@ func TestFullDiskLeavesNothingBehindWhereverItFills(t *testing.T) {
 			total += info.Size()
 		}
 	}
-	step := total / 150
+	step := total / 60
 	for space := int64(0); space < total; space += step {
 		m := vfs.NewMem()
 		opts.FS = vfs.NewFault(m).LimitSpace(space)

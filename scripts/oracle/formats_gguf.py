@@ -74,6 +74,7 @@ def tensors():
         yield b + "attn_k.bias", h + "self_attn.k_proj.bias", pick("F32", "F16"), (kv,), KV
         yield b + "attn_v.bias", h + "self_attn.v_proj.bias", "F32", (kv,), 0
         yield b + "attn_output.weight", h + "self_attn.o_proj.weight", pick("BF16", "F16"), (D, q), 0
+        yield b + "attn_output.bias", h + "self_attn.o_proj.bias", pick("F16", "F32"), (D,), 0
         yield b + "ffn_norm.weight", h + "post_attention_layernorm.weight", "F32", (D,), 0
         yield b + "ffn_gate.weight", h + "mlp.gate_proj.weight", pick("Q4_0", "Q4_1"), (F, D), 0
         yield b + "ffn_up.weight", h + "mlp.up_proj.weight", pick("Q4_1", "Q4_0"), (F, D), 0
