@@ -290,6 +290,7 @@ func TestRelativePathsStartFromTheFolderOfTheJobFile(t *testing.T) {
 func FuzzRead(f *testing.F) {
 	f.Add(pronounce(f), "train.steps=8")
 	f.Add(minimal, "data.validation=2%")
+	f.Add(strings.Replace(minimal, "steps: 1", "epochs: 2", 1), "train.schedule.kind=cosine")
 	f.Add("a: &a [*a]\n", "a=b")
 	f.Add("? {a: b}\n: - c\n", "=")
 	f.Add("%YAML 9.9\n---\n", "x.y=!!binary aGk=")

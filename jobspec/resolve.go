@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -83,7 +85,8 @@ type Term struct{ Path, Value string }
 // step, in a fixed order. What is missing (names and paths, micro-batch,
 // checkpointing, ZeRO stage, workers, threads, evaluation, output) cannot change
 // them, and tests hold the trainer to that. The number of steps counts only
-// where the schedule looks at it, so a constant schedule can be prolonged.
+// where the schedule looks at it, so a constant schedule can be prolonged; epochs
+// count where they are given, because the last batch is filled up at their end.
 func (r *Resolved) Arithmetic() []Term {
 	j := &r.Job
 	t, o, s := j.Train, j.Train.Optimizer, j.Train.Schedule
@@ -115,6 +118,9 @@ func (r *Resolved) Arithmetic() []Term {
 	if s.Kind != ScheduleConstant {
 		terms = append(terms, Term{"train.steps", strconv.Itoa(t.Steps)})
 	}
+	if t.Epochs != 0 {
+		terms = append(terms, Term{"train.epochs", exact(t.Epochs)})
+	}
 	return terms
 }
 
@@ -136,15 +142,14 @@ func (r *Resolved) MayContinue(saved *Resolved) error {
 		theirs[t.Path] = t.Value
 	}
 	var differ []string
-	ours := r.Arithmetic()
-	for _, t := range ours {
+	for _, t := range r.Arithmetic() {
 		if was, ok := theirs[t.Path]; !ok || was != t.Value {
 			differ = append(differ, fmt.Sprintf("%s was %s and is %s", t.Path, brief(was), brief(t.Value)))
 		}
 		delete(theirs, t.Path)
 	}
-	for path, was := range theirs { // at most train.steps, so the order cannot vary
-		differ = append(differ, fmt.Sprintf("%s was %s and no longer counts", path, brief(was)))
+	for _, path := range slices.Sorted(maps.Keys(theirs)) {
+		differ = append(differ, fmt.Sprintf("%s was %s and no longer counts", path, brief(theirs[path])))
 	}
 	if len(differ) == 0 {
 		return nil
@@ -167,14 +172,23 @@ func ParseResolved(b []byte) (*Resolved, error) {
 	if r.Version != resolvedVersion {
 		return nil, fmt.Errorf("resolved spec: version %d, this build reads version %d", r.Version, resolvedVersion)
 	}
-	class := r.Job.Train.NumericClass
-	r.Job.Train.NumericClass = Auto // "amx-bf16 r1" is a resolved class, not a word of the job file
-	r.Job.EnsureDefaults()
-	if err := r.Job.Validate(); err != nil {
+	r.Job.EnsureDefaults() // no nil, whoever wrote it
+	if err := r.asWritten().Validate(); err != nil {
 		return nil, fmt.Errorf("resolved spec: %w", err)
 	}
-	r.Job.Train.NumericClass = class
 	return &r, nil
+}
+
+// asWritten returns the job with its resolved words taken back, so that the rules
+// of the job file apply: "amx-bf16 r1" is no word of it, and a file that gives
+// epochs gives no steps.
+func (r *Resolved) asWritten() *Job {
+	j := r.Job
+	j.Train.NumericClass = Auto
+	if j.Train.Epochs != 0 {
+		j.Train.Steps = 0
+	}
+	return &j
 }
 
 // exact writes a float so that it reads back to the same bits.

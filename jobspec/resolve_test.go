@@ -47,7 +47,7 @@ func TestTheCanonicalSpecDoesNotDependOnTheOrderOfTheFile(t *testing.T) {
 }
 
 func TestTheResolvedSpecReadsBackToTheSameHash(t *testing.T) {
-	for _, settings := range [][]string{nil, {"train.seed=18446744073709551615"}, {"data.validation=12.5%"}, {"resources.memory=123456789"}, {"name=a-b"}} {
+	for _, settings := range [][]string{nil, {"train.seed=18446744073709551615"}, {"data.validation=12.5%"}, {"resources.memory=123456789"}, {"name=a-b"}, {"train.steps=0", "train.epochs=1.5"}} {
 		r := resolve(t, settings...)
 		back, err := ParseResolved(r.Canonical())
 		if err != nil {
@@ -62,12 +62,13 @@ func TestTheResolvedSpecReadsBackToTheSameHash(t *testing.T) {
 func TestParseResolvedRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	good := string(resolve(t).Canonical())
 	for name, bad := range map[string]string{
-		"unknown key":    strings.Replace(good, `"version":1`, `"version":1,"flavour":2`, 1),
-		"newer version":  strings.Replace(good, `"version":1`, `"version":2`, 1),
-		"two values":     good + good,
-		"cut short":      good[:len(good)/2],
-		"conflict":       strings.Replace(good, `"worldSize":4`, `"worldSize":3`, 1),
-		"unknown method": strings.Replace(good, `"method":"full"`, `"method":"magic"`, 1),
+		"unknown key":         strings.Replace(good, `"version":1`, `"version":1,"flavour":2`, 1),
+		"newer version":       strings.Replace(good, `"version":1`, `"version":2`, 1),
+		"two values":          good + good,
+		"cut short":           good[:len(good)/2],
+		"conflict":            strings.Replace(good, `"worldSize":4`, `"worldSize":3`, 1),
+		"no epochs, no steps": strings.Replace(good, `"steps":24`, `"steps":0`, 1),
+		"unknown method":      strings.Replace(good, `"method":"full"`, `"method":"magic"`, 1),
 	} {
 		if bad == good {
 			t.Fatalf("%s: the mutation did nothing", name)
@@ -127,6 +128,11 @@ func TestACheckpointOfAnotherArithmeticIsRefusedByName(t *testing.T) {
 	}
 	if err := base.MayContinue(resolve(t, "train.schedule.kind=linear")); err == nil || !strings.Contains(err.Error(), "train.steps was 24 and no longer counts") {
 		t.Errorf("a schedule that looked at the steps: %v", err)
+	}
+	epochs := *base
+	epochs.Job.Train.Epochs = 2
+	if err := epochs.MayContinue(base); err == nil || !strings.Contains(err.Error(), "train.epochs was absent and is 2") {
+		t.Errorf("epochs where there were none: %v", err)
 	}
 }
 

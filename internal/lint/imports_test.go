@@ -37,6 +37,7 @@ const policy = `
 	device, model/config < model
 	model/config < model/modeltest
 	model/config, tokenizer < model/hf, model/gguf
+	model/hf, model/gguf < model/weights
 	device, shard < optim
 	model, data, tokenizer/chat < eval
 
@@ -44,7 +45,7 @@ const policy = `
 	shard < allreduce, checkpoint
 
 	# One worker: where the path of data is driven.
-	jobspec, model, model/hf, model/gguf, eval, optim, allreduce, checkpoint, data < worker/trainer
+	jobspec, model, model/weights, eval, optim, allreduce, checkpoint, data < worker/trainer
 	worker/trainer < worker
 
 	# Binaries and tools see everything; nothing sees them.
