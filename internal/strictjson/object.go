@@ -58,7 +58,7 @@ func Object(data []byte) ([]Member, error) {
 
 // clean words a decoder's end of input as what it means to the reader of a file.
 func clean(err error) error {
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return errors.New("the JSON ends too early")
 	}
 	return fmt.Errorf("not valid JSON: %w", err)

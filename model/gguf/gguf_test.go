@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -139,7 +140,11 @@ func TestSmolLM2HasItsGoldenHashes(t *testing.T) {
 		}
 		t.Skipf("run scripts/fetch.sh demo first: %v", err)
 	}
-	defer f.Close()
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if n := f.Config().Params(); n != 134_515_008 || len(f.Notices()) != 0 {
 		t.Errorf("%d parameters, notices %q", n, f.Notices())
 	}
@@ -253,7 +258,7 @@ func small(skip ...string) *builder {
 		{"llama.feed_forward_length", 6}, {"llama.attention.head_count", 2}, {"llama.attention.head_count_kv", 1},
 		{"llama.attention.layer_norm_rms_epsilon", 1e-5}, {"llama.rope.freq_base", 1e4},
 	} {
-		if !contains(skip, kv.key) {
+		if !slices.Contains(skip, kv.key) {
 			b.set(kv.key, kv.value)
 		}
 	}
@@ -266,20 +271,11 @@ func small(skip ...string) *builder {
 		{"blk.0.ffn_norm.weight", []int64{8}}, {"blk.0.ffn_gate.weight", []int64{6, 8}}, {"blk.0.ffn_up.weight", []int64{6, 8}},
 		{"blk.0.ffn_down.weight", []int64{8, 6}}, {"output_norm.weight", []int64{8}},
 	} {
-		if !contains(skip, x.name) {
+		if !slices.Contains(skip, x.name) {
 			b.tensor(x.name, nil, x.shape...)
 		}
 	}
 	return b
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func openBytes(raw []byte) (*File, error) {

@@ -270,8 +270,7 @@ func writeTensor(file vfs.File, src Source, dtype DType, t config.Tensor) error 
 		}
 		var err error
 		if raw, err = dtype.encode(raw[:0], x[:k]); err != nil {
-			var at *elementError
-			if errors.As(err, &at) {
+			if at, ok := errors.AsType[*elementError](err); ok {
 				return fmt.Errorf("element %d: %w", off+int64(at.index), err)
 			}
 			return err

@@ -230,7 +230,11 @@ func TestNaNInWeightsIsReportedByTensorAndElement(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	err = f.ReadTensor("model.norm.weight", make([]float32, 12))
 	if err == nil || !strings.Contains(err.Error(), `tensor "model.norm.weight": element 10 is NaN`) {
 		t.Errorf("error %v", err)
@@ -254,7 +258,11 @@ func TestEqualTiedHeadAndRotaryBuffersAreDropped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if f.Shape("lm_head.weight") != nil {
 		t.Error("the tied head is still a tensor")
 	}
@@ -275,7 +283,11 @@ func TestEOSOfGenerationConfigIsAdded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if eos := f.Config().EOS; len(eos) != 2 || eos[0] != 2 || eos[1] != 7 {
 		t.Errorf("EOS %v, want [2 7]", eos)
 	}

@@ -59,7 +59,11 @@ func TestAGGUFModelExportsAsAFolderOfTheSameValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer source.Close()
+	t.Cleanup(func() {
+		if err := source.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	dir := filepath.Join(t.TempDir(), "imported")
 	if err := hf.Export(dir, source, hf.Options{DType: hf.F32}); err != nil {
 		t.Fatal(err)
@@ -68,7 +72,11 @@ func TestAGGUFModelExportsAsAFolderOfTheSameValues(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer folder.Close()
+	t.Cleanup(func() {
+		if err := folder.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if !reflect.DeepEqual(folder.Config(), source.Config()) {
 		t.Errorf("config %+v, want %+v", folder.Config(), source.Config())
 	}
