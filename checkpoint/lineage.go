@@ -1,0 +1,146 @@
+package checkpoint
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/shard"
+)
+
+// Link is one published set of weights in a job's chain.
+type Link struct {
+	Step    int64        `json:"step"`
+	Weights shard.Digest `json:"weights"` // hash of the master weights
+	Chain   shard.Digest `json:"chain"`   // of all links up to this one
+}
+
+// chainStart is what the first link builds on: it binds a chain to the resolved
+// job and its data.
+func chainStart(spec, data shard.Digest) shard.Digest {
+	h := sha256.New()
+	h.Write([]byte("skein lineage 1\n"))
+	h.Write(spec[:])
+	h.Write(data[:])
+	return shard.Digest(h.Sum(nil))
+}
+
+// Extend appends a link: chain_k = SHA-256(chain_k−1 | u64 step | weights). The
+// first link follows from the hashes of spec and data. The chain given is not
+// changed.
+func Extend(chain []Link, spec, data shard.Digest, step int64, weights shard.Digest) []Link {
+	last := chainStart(spec, data)
+	if len(chain) > 0 {
+		last = chain[len(chain)-1].Chain
+	}
+	h := sha256.New()
+	h.Write(last[:])
+	h.Write(binary.LittleEndian.AppendUint64(nil, uint64(step)))
+	h.Write(weights[:])
+	return append(chain[:len(chain):len(chain)], Link{step, weights, shard.Digest(h.Sum(nil))})
+}
+
+// checkChain computes a chain again.
+func checkChain(chain []Link, spec, data shard.Digest) error {
+	for i, l := range chain {
+		if l.Step < 0 || i > 0 && l.Step <= chain[i-1].Step {
+			return fmt.Errorf("the chain of weights has step %d out of place", l.Step)
+		}
+		if got := Extend(chain[:i], spec, data, l.Step, l.Weights); got[i] != l {
+			return fmt.Errorf("the chain of weights breaks at step %d", l.Step)
+		}
+	}
+	return nil
+}
+
+// Lineage is the record of a job: from what, how and to what it was trained. It is
+// written as one readable JSON file.
+type Lineage struct {
+	Format  string `json:"format"` // lineageFormat
+	Version int    `json:"version"`
+
+	Job          string          `json:"job"`
+	Program      string          `json:"program"` // version of Skein
+	Model        string          `json:"model"`   // name of the base model
+	Fingerprint  shard.Digest    `json:"fingerprint"`
+	DataHash     shard.Digest    `json:"data_hash"`
+	SpecHash     shard.Digest    `json:"spec_hash"`
+	Spec         json.RawMessage `json:"spec"` // the job with every default and auto resolved
+	NumericClass string          `json:"numeric_class"`
+	WorldSize    int             `json:"world_size"`
+	ResumedAt    []int64         `json:"resumed_at,omitempty"` // steps at which training was taken up again
+	Chain        []Link          `json:"chain"`
+	Steps        []StepRecord    `json:"steps"`
+	Results      []Result        `json:"results"`
+}
+
+// Result is one number that was measured, such as held-out loss.
+type Result struct {
+	Step  int64  `json:"step"`
+	Name  string `json:"name"`
+	Value Number `json:"value"`
+}
+
+const (
+	lineageFormat  = "skein lineage"
+	lineageVersion = 1
+)
+
+// WriteLineage replaces the file as a whole or not at all, and makes it durable.
+func WriteLineage(fsys vfs.FS, path string, l Lineage) error {
+	l.Format, l.Version = lineageFormat, lineageVersion
+	body, err := layout(l)
+	if err != nil {
+		return fmt.Errorf("lineage: %w", err)
+	}
+	if err := replaceFile(fsys, path, seal("lineage", body)); err != nil {
+		return fmt.Errorf("lineage: %w", err)
+	}
+	return nil
+}
+
+// ReadLineage reads what WriteLineage wrote. A file that was damaged or edited is
+// refused, and so is a chain that does not follow from its own links.
+func ReadLineage(fsys vfs.FS, path string) (Lineage, error) {
+	file, err := vfs.ReadFile(fsys, path, manifestBytesMax)
+	if err != nil {
+		return Lineage{}, fmt.Errorf("lineage: %w", err)
+	}
+	l, err := decodeLineage(file)
+	if err != nil {
+		return Lineage{}, fmt.Errorf("lineage %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func decodeLineage(file []byte) (Lineage, error) {
+	body, err := unseal("lineage", file)
+	if err != nil {
+		return Lineage{}, err
+	}
+	var l Lineage
+	if err := strictJSON(body, &l); err != nil {
+		return Lineage{}, err
+	}
+	if l.Format != lineageFormat || l.Version != lineageVersion {
+		return Lineage{}, fmt.Errorf("is %q version %d; this program reads %q version %d", l.Format, l.Version, lineageFormat, lineageVersion)
+	}
+	return l, checkChain(l.Chain, l.SpecHash, l.DataHash)
+}
+
+// replaceFile writes a new file beside path, makes it durable and renames it over
+// path.
+func replaceFile(fsys vfs.FS, path string, b []byte) error {
+	temp := path + tempSuffix
+	if err := vfs.WriteFile(fsys, temp, b); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temp, path); err != nil {
+		_ = fsys.Remove(temp) // best effort: the rename's error is the one to report
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(path))
+}

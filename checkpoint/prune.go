@@ -1,0 +1,65 @@
+package checkpoint
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/skein-ml/skein/internal/vfs"
+)
+
+// Prune keeps the newest published checkpoints of dir, at least one, and removes
+// older ones and what unfinished saves left behind. Before it removes a checkpoint
+// it makes sure that one of those it keeps can be read from end to end; while none
+// can, older ones stay. It must not run at the same time as a Save into dir.
+//
+// removed says, one line each, what went. A checkpoint is unpublished first, so
+// that a kill in between leaves a leftover and never a torn checkpoint.
+func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
+	steps, leftovers, err := Published(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range leftovers {
+		folder := filepath.Join(dir, stepName(step))
+		if err := fsys.RemoveAll(folder); err != nil {
+			return removed, fmt.Errorf("prune checkpoints: %w", err)
+		}
+		removed = append(removed, folder+" (unfinished)")
+	}
+	good, kept := false, 0
+	for _, step := range slices.Backward(steps) {
+		if kept < max(keep, 1) || !good {
+			kept++
+			good = good || readable(fsys, dir, step)
+			continue
+		}
+		folder := filepath.Join(dir, stepName(step))
+		if err := unpublish(fsys, folder); err != nil {
+			return removed, fmt.Errorf("prune checkpoints: %w", err)
+		}
+		removed = append(removed, folder)
+	}
+	return removed, nil
+}
+
+// readable tells whether every byte of a checkpoint passes its checksums.
+func readable(fsys vfs.FS, dir string, step int64) bool {
+	c, err := Open(fsys, dir, step)
+	if err != nil {
+		return false
+	}
+	return errors.Join(c.verify(false), c.Close()) == nil
+}
+
+// unpublish removes the manifest, makes that durable, and then removes the rest.
+func unpublish(fsys vfs.FS, folder string) error {
+	if err := fsys.Remove(filepath.Join(folder, manifestName)); err != nil {
+		return err
+	}
+	if err := fsys.SyncDir(folder); err != nil {
+		return err
+	}
+	return fsys.RemoveAll(folder)
+}
