@@ -190,6 +190,27 @@ func TestAttentionAndItsGradientsAreTheirDefinitions(t *testing.T) {
 	})
 }
 
+// A query that sees only its own key has weight 1 whatever its score, so q and k get no gradient
+// at all: not a rounding error, zero.
+func TestAQueryOfOneKeyHasNoGradient(t *testing.T) {
+	eachType(t, func(t *testing.T, dt device.DType) {
+		for _, headDim := range []int{8, 64, 72, 200} {
+			c := newAttnCase(t, newRand(5), dt, []int{0, 1, 70, 71}, 4, 2, headDim, 1)
+			c.run()
+			c.runGrad()
+			for _, m := range []*matrix{c.dq, c.dk} {
+				for r := range m.rows {
+					for col := range m.cols {
+						if m.get(r, col) != 0 {
+							t.Fatalf("head dimension %d: gradient %v", headDim, m.get(r, col))
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
 // copyRows makes rows of dst from rows of src.
 func copyRows(dst *matrix, at int, src *matrix, from, n int) {
 	for r := range n {
