@@ -36,22 +36,29 @@ func Extend(chain []Link, spec, data shard.Digest, step int64, weights shard.Dig
 	if len(chain) > 0 {
 		last = chain[len(chain)-1].Chain
 	}
+	return append(chain[:len(chain):len(chain)], link(last, step, weights))
+}
+
+// link builds on the chain value before it.
+func link(last shard.Digest, step int64, weights shard.Digest) Link {
 	h := sha256.New()
 	h.Write(last[:])
 	h.Write(binary.LittleEndian.AppendUint64(nil, uint64(step)))
 	h.Write(weights[:])
-	return append(chain[:len(chain):len(chain)], Link{step, weights, shard.Digest(h.Sum(nil))})
+	return Link{step, weights, shard.Digest(h.Sum(nil))}
 }
 
 // checkChain computes a chain again.
 func checkChain(chain []Link, spec, data shard.Digest) error {
+	last := chainStart(spec, data)
 	for i, l := range chain {
 		if l.Step < 0 || i > 0 && l.Step <= chain[i-1].Step {
 			return fmt.Errorf("the chain of weights has step %d out of place", l.Step)
 		}
-		if got := Extend(chain[:i], spec, data, l.Step, l.Weights); got[i] != l {
+		if link(last, l.Step, l.Weights) != l {
 			return fmt.Errorf("the chain of weights breaks at step %d", l.Step)
 		}
+		last = l.Chain
 	}
 	return nil
 }

@@ -60,7 +60,6 @@ type saver struct {
 	hash     *shard.WeightsHash
 	manifest Manifest
 	tensor   map[string]int // index in manifest.Tensors
-	swapped  bool           // the manifest on disk may be ours
 }
 
 // Save writes and publishes the checkpoint of state.Step in dir. state.Chain is the
@@ -81,10 +80,10 @@ func Save(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, state
 		err = s.save(ctx, dir, before)
 	}
 	if err != nil {
-		s.clean(before)
+		s.clean()
 		return Manifest{}, fmt.Errorf("save checkpoint of step %d in %s: %w%s", state.Step, dir, err, advice(err))
 	}
-	s.clean(&s.manifest)
+	s.clean()
 	return s.manifest, nil
 }
 
@@ -159,7 +158,6 @@ func (s *saver) publish(dir string) error {
 		}
 	}
 	_ = s.fsys.SyncDir(filepath.Dir(dir)) // matters if dir is new; its parent may not be ours to open
-	s.swapped = true
 	return replaceFile(s.fsys, filepath.Join(s.folder, manifestName), file)
 }
 
@@ -233,20 +231,21 @@ func (s *saver) copy(ctx context.Context, w *objectWriter, kind Kind, bucket int
 	return nil
 }
 
-// clean removes what keep does not name from the step's folder, and the folder if
-// keep is nil. Best effort: what stays is not named by any manifest.
-func (s *saver) clean(keep *Manifest) {
-	if s.swapped && keep != &s.manifest {
+// clean removes from the step's folder what its manifest does not name, and the
+// folder if there is no manifest. Best effort: what stays is named by none, and
+// Prune removes it.
+func (s *saver) clean() {
+	file, err := vfs.ReadFile(s.fsys, filepath.Join(s.folder, manifestName), manifestBytesMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		_ = s.fsys.RemoveAll(s.folder)
 		return
 	}
-	if keep == nil {
-		if there, err := vfs.Exists(s.fsys, filepath.Join(s.folder, manifestName)); err == nil && !there {
-			_ = s.fsys.RemoveAll(s.folder)
-		}
-		return
+	m, err := DecodeManifest(file)
+	if err != nil {
+		return // unreadable: it may be the disk, so nothing is touched
 	}
 	named := map[string]bool{manifestName: true}
-	for _, o := range keep.Objects {
+	for _, o := range m.Objects {
 		named[o.File] = true
 	}
 	names, _ := s.fsys.ReadDir(s.folder)
