@@ -49,7 +49,7 @@ func testPaths(t testing.TB) []string {
 	return list
 }
 
-// quick shrinks shapes where tile instructions are emulated, about 10 µs each.
+// quick shrinks shapes where tile instructions are emulated, about 40 µs each.
 func quick() bool { return native.Features().AMXEmulated }
 
 // long reports whether the environment asks for the long form of a test.

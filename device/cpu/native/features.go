@@ -10,7 +10,7 @@ type Set struct {
 	AVX512BF16 bool // with AVX512
 	AMXBF16    bool // tiles and their bf16 products, with AVX512BF16
 
-	AMXEmulated bool   // tools/amxemu runs the tile instructions; slow
+	AMXEmulated bool   // device/cpu/amxemu runs the tile instructions; slow
 	AMXRefused  string // why a CPU with AMX may not use it, if so
 }
 
@@ -34,6 +34,6 @@ func (s Set) String() string {
 	return strings.Join(names, " ")
 }
 
-// EmulationEnv is the environment variable by which tools/amxemu, and nothing
+// EmulationEnv is the environment variable by which device/cpu/amxemu, and nothing
 // else, says that it catches tile instructions.
 const EmulationEnv = "SKEIN_AMX_EMULATED"
