@@ -33,7 +33,8 @@ const policy = `
 	tokenizer/chat, shard < data
 
 	# Compute. A device knows no model, a model knows one device: the interface.
-	device < device/cpu, device/opaque, device/devicetest
+	device < device/cpu, device/devicetest
+	device/cpu < device/opaque
 	device, model/config < model
 	model/config < model/modeltest
 	model/config, tokenizer < model/hf, model/gguf
