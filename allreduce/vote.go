@@ -86,7 +86,8 @@ func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, er
 		return d, nil
 	}
 	mean := math.Ldexp(1, rule.LossShift) / float64(d.Tokens)
-	d.Loss, d.GradNorm = loss/float64(d.Tokens), math.Sqrt(sqNorm)*mean
+	// The conversion keeps the product from being fused with the sum below.
+	d.Loss, d.GradNorm = loss/float64(d.Tokens), float64(math.Sqrt(sqNorm)*mean)
 	alpha := mean
 	if rule.Clip > 0 {
 		alpha *= min(1, rule.Clip/(d.GradNorm+1e-6))

@@ -240,10 +240,12 @@ func TestLineageIsReadableAndNoticesEdits(t *testing.T) {
 		}
 	}
 	l.Chain[1].Weights[0]++
-	if body, _ := layout(l); true {
-		if _, err := decodeLineage(seal("lineage", body)); err == nil || !strings.Contains(err.Error(), "breaks at step 24") {
-			t.Errorf("a chain that does not follow: %v", err)
-		}
+	body, err := layout(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := decodeLineage(seal("lineage", body)); err == nil || !strings.Contains(err.Error(), "breaks at step 24") {
+		t.Errorf("a chain that does not follow: %v", err)
 	}
 }
 

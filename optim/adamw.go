@@ -83,7 +83,7 @@ func AdamWRef(master, m, v, grad []float32, h Hyper) {
 	decay, rate := h.LR*h.Decay, h.LR/h.Correction1
 	in1, in2 := 1-h.Beta1, 1-h.Beta2
 	for i, p := range master {
-		g := grad[i] * h.GradScale
+		g := float32(grad[i] * h.GradScale)
 		p -= float32(p * decay)
 		m[i] += float32((g - m[i]) * in1)
 		v[i] = float32(v[i]*h.Beta2) + float32(float32(g*g)*in2)
