@@ -4,6 +4,7 @@ import (
 	"unsafe"
 
 	"github.com/skein-ml/skein/device/cpu/kernel"
+	"github.com/skein-ml/skein/internal/invariant"
 )
 
 // tileGap is GAP of src/window.h: what separates the arrays in scratch memory.
@@ -20,6 +21,16 @@ func keysPerCall(headDim int) int {
 	return kernel.TileRows * max(1, budget/headDim)
 }
 
+// checkTile states what the kernels rely on. (Arguments of Check are only made on failure: they
+// would be allocations.)
+func checkTile(t kernel.Tile, heads, headDim int) {
+	ordered := 0 <= t.Doc && t.Doc <= t.Lo && t.Lo < t.Hi && t.Hi <= t.End
+	placed := (t.Lo-t.Doc)%kernel.TileRows == 0 && t.Hi == min(t.End, t.Lo+kernel.TileRows)
+	if invariant.Enabled && !(ordered && placed && 0 <= t.Head && t.Head < heads && 0 < headDim && headDim <= kernel.HeadDimMax) {
+		invariant.Check(false, "attention tile %+v of %d heads of %d", t, heads, headDim)
+	}
+}
+
 // firstKey is where the key tiles of the queries from t.Lo on begin.
 func firstKey(t kernel.Tile, window int) int {
 	if window == 0 || t.Lo-window+1 <= t.Doc {
@@ -30,6 +41,7 @@ func firstKey(t kernel.Tile, window int) int {
 }
 
 func attention(a *kernel.Attention, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+	checkTile(t, a.Heads, a.HeadDim)
 	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
 	for k := start; k < t.Hi; k += step {
 		AttentionTile(&AttentionTileArgs{
@@ -46,6 +58,7 @@ func attentionDelta(a *kernel.AttentionGrad, lo, hi int, bf16 int64) {
 }
 
 func attentionGradQ(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+	checkTile(t, a.Heads, a.HeadDim)
 	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
 	for k := start; k < t.Hi; k += step {
 		AttentionTileDq(&AttentionTileDqArgs{
@@ -56,6 +69,7 @@ func attentionGradQ(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Point
 }
 
 func attentionGradKV(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+	checkTile(t, a.KVHeads, a.HeadDim)
 	step, end := keysPerCall(a.HeadDim), t.End
 	if a.Window > 0 {
 		end = min(end, t.Hi-1+a.Window)
