@@ -47,7 +47,7 @@ func TestBatchReadsAnyPacksInAnyOrder(t *testing.T) {
 	dir, want := smallSet(t, m, 700, 500, 2) // 93 packs a record, so three files
 	d, err := Open(m, dir)
 	must(t, err)
-	defer d.Close()
+	defer closing(t, d)
 	if len(d.files) != 3 || d.Len() != 500 || d.SeqLen() != 700 {
 		t.Fatalf("%d files, %d packs of %d", len(d.files), d.Len(), d.SeqLen())
 	}
@@ -101,7 +101,7 @@ func TestBatchMayBeCalledFromSeveralGoroutines(t *testing.T) {
 	dir, want := smallSet(t, m, 64, 1000, 100)
 	d, err := Open(m, dir)
 	must(t, err)
-	defer d.Close()
+	defer closing(t, d)
 	d.capacity = 1
 	var wg sync.WaitGroup
 	for g := range 4 {
@@ -122,7 +122,7 @@ func TestASteadyBatchAllocatesNothing(t *testing.T) {
 	dir, _ := smallSet(t, m, 64, 600, 100)
 	d, err := Open(m, dir)
 	must(t, err)
-	defer d.Close()
+	defer closing(t, d)
 	var b Batch
 	ctx, indices := context.Background(), []int64{0, 0, 0, 0}
 	next := func() {
@@ -220,7 +220,7 @@ func TestDamageAfterOpeningStopsTheReaderWithTheFilesName(t *testing.T) {
 	dir, _ := smallSet(t, m, 64, 600, 100)
 	d, err := Open(m, dir)
 	must(t, err)
-	defer d.Close()
+	defer closing(t, d)
 	name := filepath.Join(dir, "packs-00000.arrow")
 	f, err := m.OpenReadWrite(name)
 	must(t, err)
@@ -405,7 +405,7 @@ func TestArrowsOwnReaderReadsOurFiles(t *testing.T) {
 	defer f.Close()
 	r, err := ipc.NewFileReader(f)
 	must(t, err)
-	defer r.Close()
+	defer closing(t, r)
 	if version, ok := r.Schema().Metadata().GetValue("skein.dataset.version"); !ok || version != "1" {
 		t.Errorf("schema metadata %v", r.Schema().Metadata())
 	}

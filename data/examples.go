@@ -54,7 +54,7 @@ func exampleFile(ctx context.Context, fsys vfs.FS, path string, row func(Example
 	lines := newLineReader(&contextReader{ctx, f}, nil, maxLineBytes)
 	for {
 		text, err := lines.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return true, nil
 		}
 		if err != nil && !errors.Is(err, errLineTooLong) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -93,6 +94,12 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// closing closes, for defer.
+func closing(t testing.TB, c io.Closer) {
+	t.Helper()
+	must(t, c.Close())
 }
 
 // wantError fails unless err is one line that holds all of parts.

@@ -17,18 +17,18 @@ var utf8BOM = []byte("\xef\xbb\xbf")
 
 // lineReader cuts a source into lines, numbered from 1, and hashes its bytes on the way.
 type lineReader struct {
-	r    *bufio.Reader
-	max  int
-	line int
-	buf  []byte
+	r     *bufio.Reader
+	limit int
+	line  int
+	buf   []byte
 }
 
 // newLineReader reads r. sum, if not nil, is fed every byte; it is complete once next has said io.EOF.
-func newLineReader(r io.Reader, sum hash.Hash, max int) *lineReader {
+func newLineReader(r io.Reader, sum hash.Hash, limit int) *lineReader {
 	if sum != nil {
 		r = io.TeeReader(r, sum)
 	}
-	return &lineReader{r: bufio.NewReaderSize(r, 1<<16), max: max}
+	return &lineReader{r: bufio.NewReaderSize(r, 1<<16), limit: limit}
 }
 
 // errLineTooLong is next's error for a line over the limit; the line has been skipped and reading can go on.
@@ -59,7 +59,7 @@ func (l *lineReader) raw() ([]byte, error) {
 		if len(part) > 0 && len(l.buf) == 0 && !long {
 			l.line++
 		}
-		if long = long || len(l.buf)+len(part) > l.max; !long {
+		if long = long || len(l.buf)+len(part) > l.limit; !long {
 			l.buf = append(l.buf, part...)
 		} else {
 			l.buf = l.buf[:0]
@@ -67,11 +67,11 @@ func (l *lineReader) raw() ([]byte, error) {
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
-		case err != nil && err != io.EOF:
+		case err != nil && !errors.Is(err, io.EOF):
 			return nil, err
 		case long:
-			return nil, fmt.Errorf("%w: over %d MiB; is this JSONL, one row a line?", errLineTooLong, l.max>>20)
-		case err == io.EOF && len(l.buf) == 0:
+			return nil, fmt.Errorf("%w: over %d MiB; is this JSONL, one row a line?", errLineTooLong, l.limit>>20)
+		case errors.Is(err, io.EOF) && len(l.buf) == 0:
 			return nil, io.EOF
 		}
 		return l.buf, nil

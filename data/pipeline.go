@@ -110,7 +110,7 @@ func readSource(fsys vfs.FS, s Source, send func(*chunk) error) error {
 	c := &chunk{path: s.path}
 	for {
 		text, err := lines.next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil && !errors.Is(err, errLineTooLong) {

@@ -30,7 +30,7 @@ func readAll(t testing.TB, fsys vfs.FS, dir string) []Batch {
 	t.Helper()
 	d, err := Open(fsys, dir)
 	must(t, err)
-	defer d.Close()
+	defer closing(t, d)
 	all := make([]Batch, d.Len())
 	for i := range all {
 		must(t, d.Batch(context.Background(), []int64{int64(i)}, &all[i]))

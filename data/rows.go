@@ -107,7 +107,7 @@ func explainJSON(err error) error {
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &syntax):
-		return fmt.Errorf("not valid JSON at column %d: %v", syntax.Offset, err)
+		return fmt.Errorf("not valid JSON at column %d: %w", syntax.Offset, err)
 	case errors.As(err, &kind):
 		return fmt.Errorf("expected a JSON object on each line, found %s; a file that is one JSON array must be rewritten as JSONL", kind.Value)
 	}

@@ -82,7 +82,7 @@ func permute(x, s int64, seed, epoch uint64) int64 {
 	v := uint64(x)
 	for {
 		left, right := v>>half, v&mask
-		for round := uint64(0); round < permuteRounds; round++ {
+		for round := range uint64(permuteRounds) {
 			left, right = right, left^(mix64(key+round<<32+right)&mask)
 		}
 		v = left<<half | right

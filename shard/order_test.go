@@ -16,9 +16,9 @@ func TestOrderVisitsEverySampleOncePerEpoch(t *testing.T) {
 	for _, s := range sizes {
 		for _, seed := range []uint64{0, 1, math.MaxUint64} {
 			o := Order{Seed: seed, Samples: s, GlobalBatch: 1}
-			for epoch := int64(0); epoch < 2; epoch++ {
+			for epoch := range int64(2) {
 				seen := make([]bool, s)
-				for p := int64(0); p < s; p++ {
+				for p := range s {
 					i, e := o.Sample(epoch*s+p+1, 0)
 					if i < 0 || i >= s || seen[i] || e != epoch {
 						t.Fatalf("S %d seed %d epoch %d position %d: index %d of epoch %d, seen before: %v", s, seed, epoch, p, i, e, seen[max(i, 0)%s])
@@ -46,7 +46,7 @@ func TestOrderNeverChanges(t *testing.T) {
 	} {
 		o := Order{Seed: c.seed, Samples: c.samples, GlobalBatch: 1}
 		var got []int64
-		for p := int64(0); p < min(8, c.samples); p++ {
+		for p := range min(8, c.samples) {
 			i, _ := o.Sample(c.epoch*c.samples+p+1, 0)
 			got = append(got, i)
 		}
@@ -63,7 +63,7 @@ func TestOrderBatchesStraddleEpochsAndEndInFiller(t *testing.T) {
 	}
 	count := map[int64]int{}
 	for step := int64(1); step <= 4; step++ {
-		for j := int64(0); j < 4; j++ {
+		for j := range int64(4) {
 			i, epoch := o.Sample(step, j)
 			n := (step-1)*4 + j
 			if epoch != n/5 {
@@ -75,7 +75,7 @@ func TestOrderBatchesStraddleEpochsAndEndInFiller(t *testing.T) {
 			count[i]++
 		}
 	}
-	for i := int64(0); i < 5; i++ {
+	for i := range int64(5) {
 		if count[i] != 2 {
 			t.Errorf("sample %d was seen %d times in two epochs", i, count[i])
 		}
@@ -87,7 +87,7 @@ func TestOrderEndsInsideAnEpochToo(t *testing.T) {
 	if got := o.Steps(); got != 4 {
 		t.Errorf("%d steps for 15 samples in batches of 4, want 4", got)
 	}
-	for n := int64(0); n < 20; n++ {
+	for n := range int64(20) {
 		if i, _ := o.Sample(n/4+1, n%4); (i == Filler) != (n >= 15) {
 			t.Errorf("sample %d: index %d", n, i)
 		}
@@ -98,7 +98,7 @@ func TestSequentialOrderIsTheFilesOrder(t *testing.T) {
 	o := Order{Seed: 9, Samples: 3, GlobalBatch: 2, Sequential: true}
 	var got []int64
 	for step := int64(1); step <= 3; step++ {
-		for j := int64(0); j < 2; j++ {
+		for j := range int64(2) {
 			i, _ := o.Sample(step, j)
 			got = append(got, i)
 		}
@@ -130,7 +130,7 @@ func TestOrderLooksRandom(t *testing.T) {
 		o := Order{Seed: 11, Samples: s, GlobalBatch: 1}
 		first, step := make([]float64, s), make([]float64, s)
 		const draws = 20000
-		for epoch := int64(0); epoch < draws; epoch++ {
+		for epoch := range int64(draws) {
 			a, _ := o.Sample(epoch*s+1, 0)
 			b, _ := o.Sample(epoch*s+2, 0)
 			first[a]++

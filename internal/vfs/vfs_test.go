@@ -54,7 +54,7 @@ func conform(t *testing.T, fsys FS, dir string) {
 		t.Fatal(err)
 	}
 	p := make([]byte, 4)
-	if n, err := f.ReadAt(p, 4); n != 2 || err != io.EOF {
+	if n, err := f.ReadAt(p, 4); n != 2 || !errors.Is(err, io.EOF) {
 		t.Errorf("ReadAt past the end: %d, %v; want 2, EOF", n, err)
 	}
 	must(t, f.Sync())
