@@ -229,4 +229,5 @@ def main():
         print("small", name, t.get_vocab_size())
 
 
-main()
+if __name__ == "__main__":
+    main()
