@@ -84,6 +84,10 @@ func grid(rows, cols int) [][]float64 {
 	return g
 }
 
+// References are long loops on memory of one goroutine: the race detector would make them ten
+// times slower and find nothing.
+
+//go:norace
 func (m *matrix) wide() [][]float64 {
 	g := grid(m.rows, m.cols)
 	for r := range m.rows {
@@ -94,6 +98,7 @@ func (m *matrix) wide() [][]float64 {
 	return g
 }
 
+//go:norace
 func dot(a, b []float64) (sum float64) {
 	for i, x := range a {
 		sum += x * b[i]
@@ -101,6 +106,7 @@ func dot(a, b []float64) (sum float64) {
 	return sum
 }
 
+//go:norace
 func addScaled(dst []float64, by float64, x []float64) {
 	for i, v := range x {
 		dst[i] += by * v

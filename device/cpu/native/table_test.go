@@ -53,10 +53,12 @@ func randomMatrix(rng *rand.Rand, dt device.DType, rows, cols, gap int, scale fl
 
 func (m *matrix) p() unsafe.Pointer { return unsafe.Add(unsafe.Pointer(&m.mem[0]), m.off) }
 
+//go:norace
 func (m *matrix) at(r, c int) unsafe.Pointer {
 	return unsafe.Add(m.p(), (r*m.ld+c)*int(m.dt.Size()))
 }
 
+//go:norace
 func (m *matrix) get(r, c int) float32 {
 	if m.dt == device.BF16 {
 		return math.Float32frombits(uint32(*(*uint16)(m.at(r, c))) << 16)
@@ -66,6 +68,7 @@ func (m *matrix) get(r, c int) float32 {
 
 func (m *matrix) f64(r, c int) float64 { return float64(m.get(r, c)) }
 
+//go:norace
 func (m *matrix) set(r, c int, x float32) {
 	if m.dt == device.BF16 {
 		*(*uint16)(m.at(r, c)) = roundBF16(x)
