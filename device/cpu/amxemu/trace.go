@@ -24,7 +24,10 @@ type tracer struct {
 // thread is one traced thread.
 type thread struct {
 	tiles tile.State
+	code  map[uint64][]tile.Instruction // runs of tile instructions, by address: text does not change
 }
+
+func newThread() *thread { return &thread{code: map[uint64][]tile.Instruction{}} }
 
 func newTracer(pid int) *tracer { return &tracer{main: pid, threads: map[int]*thread{}} }
 
@@ -69,7 +72,7 @@ func (t *tracer) begin(tid int) error {
 	if err := unix.PtraceSetOptions(tid, options); err != nil {
 		return fmt.Errorf("ptrace: %w", err)
 	}
-	t.threads[tid] = &thread{}
+	t.threads[tid] = newThread()
 	return unix.PtraceCont(tid, 0)
 }
 
@@ -78,14 +81,14 @@ func (t *tracer) stopped(tid int, status unix.WaitStatus) error {
 	t.stops++
 	th, known := t.threads[tid]
 	if !known {
-		th = &thread{}
+		th = newThread()
 		t.threads[tid] = th
 	}
 	sig := status.StopSignal()
 	switch {
 	case sig == unix.SIGTRAP && status.TrapCause() > 0: // clone, fork, exec
 		if status.TrapCause() == unix.PTRACE_EVENT_EXEC {
-			th.tiles = tile.State{}
+			t.threads[tid] = newThread()
 		}
 		sig = 0
 	case sig == unix.SIGSTOP && !known: // how a new thread begins to be traced
@@ -109,26 +112,14 @@ func (t *tracer) emulate(tid int, th *thread) (n int, err error) {
 	if err := unix.PtraceGetRegs(tid, &regs); err != nil {
 		return 0, err
 	}
-	code := make([]byte, 64)
 	mem := memory(tid)
-	if err := mem.Read(regs.Rip, 0, [][]byte{code}); err != nil { // perhaps at the end of a page
-		code = code[:16]
-		if err := mem.Read(regs.Rip, 0, [][]byte{code}); err != nil {
-			return 0, nil // not ours to judge: the program gets its signal
-		}
-	}
-	for {
-		in, ok := tile.Decode(code)
-		if !ok {
-			break
-		}
+	for _, in := range th.run(regs.Rip, mem) {
 		addr, stride := operand(in, &regs)
 		if err := th.tiles.Run(in, addr, stride, mem); err != nil {
 			fmt.Fprintf(os.Stderr, "amxemu: thread %d, %v at %#x: %v\n", tid, in.Op, regs.Rip, err)
 			return 0, nil
 		}
 		regs.Rip += uint64(in.Len)
-		code = code[in.Len:]
 		n++
 	}
 	t.instructions += n
@@ -136,6 +127,27 @@ func (t *tracer) emulate(tid int, th *thread) (n int, err error) {
 		return 0, nil
 	}
 	return n, unix.PtraceSetRegs(tid, &regs)
+}
+
+// run is the tile instructions at addr up to the first other one; none if addr cannot be
+// read, for then the signal is the program's own.
+func (th *thread) run(addr uint64, mem memory) (list []tile.Instruction) {
+	if list, ok := th.code[addr]; ok {
+		return list
+	}
+	code := make([]byte, 64)
+	if err := mem.Read(addr, 0, [][]byte{code}); err != nil { // perhaps at the end of a page
+		code = code[:16]
+		if err := mem.Read(addr, 0, [][]byte{code}); err != nil {
+			return nil
+		}
+	}
+	for in, ok := tile.Decode(code); ok; in, ok = tile.Decode(code) {
+		list = append(list, in)
+		code = code[in.Len:]
+	}
+	th.code[addr] = list
+	return list
 }
 
 // operand is the address of a memory operand, and its index as stride.

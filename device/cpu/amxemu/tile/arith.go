@@ -22,9 +22,10 @@ func product(dst, a, b *Tile, rows, n, k int) {
 		var even, odd [16]float32
 		for l := range k {
 			x, y := bf16(a, i, 2*l), bf16(a, i, 2*l+1)
+			row := &wideB[l]
 			for j := range n {
-				even[j] = fma(x, wideB[l][2*j], even[j])
-				odd[j] = fma(y, wideB[l][2*j+1], odd[j])
+				even[j&15] = fma(x, row[2*j&31], even[j&15])
+				odd[j&15] = fma(y, row[(2*j+1)&31], odd[j&15])
 			}
 		}
 		for j := range n {
@@ -49,11 +50,23 @@ func daz(x float32) float32 {
 
 func add(a, b float32) float32 { return fma(float64(a), 1, b) }
 
-// fma is a·b + c with one rounding. The product of two BF16, or of an F32 and 1, is exact in F64.
+// fma is a·b + c with one rounding. The product of two BF16, or of an F32 and 1, is exact in
+// F64. The common case is small enough to be inlined.
 func fma(a, b float64, c float32) float32 {
-	p, q := a*b, float64(c)
-	s := p + q
-	// Rounding to F64 first and then to F32 is wrong only if the first ends halfway between two F32.
+	s := a*b + float64(c)
+	u := math.Float64bits(s)
+	if u&(1<<29-1) == 1<<28 || u<<1 < tinyBits {
+		return rareFMA(a*b, float64(c), s)
+	}
+	return float32(s)
+}
+
+// tinyBits is twice the least normal F32, as bits of an F64 without its sign.
+const tinyBits = (1023 - 125) << 53
+
+// rareFMA rounds s = p + q where it is halfway between two F32, or tiny. Halfway, the
+// rounding of s to F64 could decide wrongly.
+func rareFMA(p, q, s float64) float32 {
 	if math.Float64bits(s)&(1<<29-1) == 1<<28 {
 		s = breakTie(s, p, q)
 	}
