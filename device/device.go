@@ -9,7 +9,14 @@
 //   - Calls are asynchronous in stream order and return nothing. Scalars go to a
 //     buffer. Errors of execution surface at [Event.Wait].
 //   - No operation allocates. The caller passes workspace of [Device.Need] bytes.
-//   - A wrong shape or type is a bug of the caller: implementations panic with both.
+//   - A wrong shape or type is a bug of the caller: implementations panic with both, in
+//     the call (the Check functions say what is wrong). So is memory that was freed or
+//     is another device's, and too little workspace. What is wrong in memory, such as an id out of
+//     range, fails the stream: its events carry the error from then on, and operations
+//     after it may be skipped.
+//   - Outputs overlap no input and no workspace, unless an operation allows it. Views
+//     of one buffer that share no element do not overlap.
+//   - An operation on zero rows does nothing.
 //   - Gradients of weights accumulate in F32 (dw += …); all other outputs are overwritten.
 //   - Sums over tokens are cut into blocks of [BlockRows] rows, counted from the
 //     first row of each sequence; a sequence's last block may be short. A block is
@@ -149,7 +156,8 @@ type Device interface {
 	// Alloc returns zeroed memory, aligned to 64 bytes, or an error that says how
 	// much was asked for and how much there is.
 	Alloc(bytes int64, k Kind) (Buf, error)
-	// Free gives back what Alloc returned, never a slice of it.
+	// Free gives back what Alloc returned, never a slice of it. Nothing that was called
+	// and has not run may use it: wait for an event first.
 	Free(Buf)
 	// NewWeight makes an empty packed weight of dt F32 or BF16.
 	NewWeight(out, in int, dt DType, forms Forms) (Weight, error)
@@ -157,11 +165,13 @@ type Device interface {
 	Stream(k StreamKind) Stream
 	// Upload copies host memory in; host may be reused when the call returns.
 	Upload(s Stream, dst Buf, host []byte)
-	// Download copies out; host is filled when an event recorded after it has fired.
+	// Download copies out; host is filled when an event recorded after it has fired, and
+	// is the device's until then.
 	Download(s Stream, host []byte, src Buf)
 	// Copy moves bytes between two buffers of this device; they must not overlap.
 	Copy(s Stream, dst, src Buf)
-	// Need is the workspace of op in bytes; more is always accepted.
+	// Need is the workspace of op in bytes; more is always accepted. It does not fall
+	// when Rows grows. Where it is 0, a nil workspace does.
 	Need(op Op, sh Shape) int64
 	Close() error
 
@@ -203,26 +213,28 @@ type Linears interface {
 // Norms are the row-wise and elementwise operations of a layer.
 type Norms interface {
 	// RMSNorm: x̂ = x·rstd with rstd = 1/√(mean(x²)+eps) in F32, x̂ rounded to the
-	// type of y, times w, rounded again (as Llama does). rstd [rows, 1] F32 is kept
-	// for the backward. w [1, cols] has the type of y.
+	// type of y, times w, rounded again (as Llama does). rstd [rows, 1] F32, dense, is kept
+	// for the backward; zero Tensor: not wanted. x, y and w [1, cols] have one type.
 	RMSNorm(s Stream, y, rstd, x, w Tensor, eps float32)
 	// RMSNormGrad: dx = gradient of RMSNorm at x, + add unless that is zero (the
-	// residual's gradient; may be dx itself); dw [1, cols] F32 += by blocks.
+	// residual's gradient; may be dx itself); dw [1, cols] F32 += by blocks, of dy
+	// times the rounded x̂.
 	RMSNormGrad(s Stream, dx, dw, dy, x, rstd, w, add Tensor, seq int, ws Buf)
 	// Rope rotates heads of q [rows, heads·D] and k [rows, kvHeads·D] in place, pairing
 	// element j with j+D/2, by the row's position: table [positions, D] F32 holds
 	// cos for j in [0, D/2) and then sin; pos [1, rows] I32. inverse rotates back,
-	// which is the backward.
+	// which is the backward. k may be the zero Tensor.
 	Rope(s Stream, q, k, table, pos Tensor, headDim int, inverse bool)
 	// GLU: y [rows, f] = act(gate) ⊙ up, gateUp [rows, 2f] holding gate | up.
 	GLU(s Stream, y, gateUp Tensor, act Act)
 	// GLUGrad: dGateUp from dy and gateUp; dGateUp may be gateUp.
 	GLUGrad(s Stream, dGateUp, dy, gateUp Tensor, act Act)
-	// Add: dst = a + b, rounded to dst's type; dst may be a or b.
+	// Add: dst = a + b, all of one type, rounded once; dst may be a or b.
 	Add(s Stream, dst, a, b Tensor)
-	// Fill sets every element of an F32 or BF16 tensor to v.
+	// Fill sets every element of an F32, BF16 or F64 tensor to v.
 	Fill(s Stream, dst Tensor, v float32)
-	// Cast copies src to dst, converting between F32 and BF16.
+	// Cast copies src to dst, converting between F32 and BF16 where their types differ.
+	// Subnormals are kept.
 	Cast(s Stream, dst, src Tensor)
 }
 
@@ -245,7 +257,7 @@ type AttnShape struct {
 type Attentions interface {
 	// Attention: o [rows, heads·D] from q [rows, heads·D] and k, v [rows, kvHeads·D];
 	// query head h reads key head h·kvHeads/heads. lse [heads, rows] F32 is the log of the sum of
-	// exponentials, for the backward. T×T is never stored.
+	// exponentials, for the backward; zero Tensor: not wanted. T×T is never stored.
 	Attention(s Stream, o, lse, q, k, v Tensor, docs Docs, a AttnShape, ws Buf)
 	// AttentionGrad: dq, dk, dv from do and what the forward had. No atomics.
 	AttentionGrad(s Stream, dq, dk, dv, do, q, k, v, o, lse Tensor, docs Docs, a AttnShape, ws Buf)
@@ -274,10 +286,14 @@ type Tokens interface {
 	Embed(s Stream, y, table, ids Tensor)
 	// EmbedGrad: rows [u, d] F32 += sums of dx [n, d] over the tokens of each slot.
 	// Slot i's tokens are order[starts[i]:starts[i+1]], ascending; order [1, n] and
-	// starts [1, u+1] are I32. Sums are cut by blocks within sequences of seq rows.
+	// starts [1, u+1] are I32; a slot may be empty. Sums are cut by blocks within
+	// sequences of seq rows.
 	EmbedGrad(s Stream, rows, dx, order, starts Tensor, seq int, ws Buf)
 	// HeadLoss: LM head and cross-entropy, forward and backward in one, by blocks;
 	// the full logits are never stored. The loss is log(sum(exp(logits))) − logit[target].
+	// A block's rows with a target are computed as if there were no others. Logits are
+	// F32; their gradients are rounded to X's type before the products. Loss adds
+	// each block's sum, F64 and in order of rows.
 	HeadLoss(s Stream, h HeadLossArgs, ws Buf)
 }
 
@@ -308,7 +324,7 @@ type Updates interface {
 	AdamW(s Stream, a AdamWArgs)
 	// AddRows adds sparse rows to a piece of a flat matrix of width rows.Cols: row i
 	// of rows [u, d] F32 stands at element ids[i]·d; dst [1, n] F32 holds elements
-	// [lo, lo+n). Only what falls inside is added.
+	// [lo, lo+n). Only what falls inside is added, row by row.
 	AddRows(s Stream, dst Tensor, lo int64, ids, rows Tensor)
 }
 

@@ -47,6 +47,7 @@ func (t *tiles[A]) Piece(i, worker int) {
 // Attention: o = softmax(scale·q·kᵀ)·v over the keys that a query sees.
 func (d *Device) Attention(s device.Stream, o, lse, q, k, v device.Tensor, docs device.Docs, a device.AttnShape, ws device.Buf) {
 	device.CheckAttention(o, lse, q, k, v, docs, a)
+	d.apart("Attention", o, lse, q, k, v)
 	checkHeadDim(a)
 	args := kernel.Attention{O: d.ptr(o), LSE: d.ptr(lse), Q: d.ptr(q), K: d.ptr(k), V: d.ptr(v),
 		LdO: o.Ld, LdLSE: lse.Ld, LdQ: q.Ld, LdK: k.Ld, LdV: v.Ld,
@@ -69,6 +70,9 @@ func checkHeadDim(a device.AttnShape) {
 // probabilities twice is what it costs that every output has one writer.
 func (d *Device) AttentionGrad(s device.Stream, dq, dk, dv, do, q, k, v, o, lse device.Tensor, docs device.Docs, a device.AttnShape, ws device.Buf) {
 	device.CheckAttentionGrad(dq, dk, dv, do, q, k, v, o, lse, docs, a)
+	d.apart("AttentionGrad", dq, dk, dv, do, q, k, v, o, lse)
+	d.apart("AttentionGrad", dk, dv, do, q, k, v, o, lse)
+	d.apart("AttentionGrad", dv, do, q, k, v, o, lse)
 	checkHeadDim(a)
 	args := kernel.AttentionGrad{DQ: d.ptr(dq), DK: d.ptr(dk), DV: d.ptr(dv), DO: d.ptr(do),
 		Q: d.ptr(q), K: d.ptr(k), V: d.ptr(v), O: d.ptr(o), LSE: d.ptr(lse),

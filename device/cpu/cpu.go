@@ -96,7 +96,7 @@ func (d *Device) Info() device.Info {
 	d.memory.Lock()
 	defer d.memory.Unlock()
 	info := device.Info{
-		Name:        fmt.Sprintf("cpu %s, %d threads", d.path.name, d.pool.Workers()),
+		Name:        fmt.Sprintf("cpu %s, %d %s", d.path.name, d.pool.Workers(), plural(d.pool.Workers())),
 		Path:        d.path.name,
 		Class:       d.path.class(),
 		Threads:     d.pool.Workers(),
@@ -105,6 +105,13 @@ func (d *Device) Info() device.Info {
 	}
 	info.Allocated = d.allocated
 	return info
+}
+
+func plural(threads int) string {
+	if threads == 1 {
+		return "thread"
+	}
+	return "threads"
 }
 
 // Close ends the threads and frees all memory. Nothing may run, and nothing of the

@@ -20,6 +20,8 @@ type elements struct {
 // Add: dst = a + b.
 func (d *Device) Add(s device.Stream, dst, a, b device.Tensor) {
 	device.CheckAdd(dst, a, b)
+	d.sameOrApart("Add", dst, a)
+	d.sameOrApart("Add", dst, b)
 	t := elements{add: d.kernels.Add[dst.DT], dst: d.matrix(dst), a: d.matrix(a), b: d.matrix(b)}
 	if st := d.begin(s); st != nil {
 		defer st.end()
@@ -30,6 +32,7 @@ func (d *Device) Add(s device.Stream, dst, a, b device.Tensor) {
 // Cast: dst = src in dst's type.
 func (d *Device) Cast(s device.Stream, dst, src device.Tensor) {
 	device.CheckCast(dst, src)
+	d.apart("Cast", dst, src)
 	t := elements{dst: d.matrix(dst), a: d.matrix(src)}
 	switch {
 	case dst.DT != src.DT:

@@ -8,6 +8,7 @@ import (
 // GLU: y = act(gate) ⊙ up.
 func (d *Device) GLU(s device.Stream, y, gateUp device.Tensor, act device.Act) {
 	device.CheckGLU(y, gateUp, act)
+	d.apart("GLU", y, gateUp)
 	a := kernel.GLU{Y: d.ptr(y), GateUp: d.ptr(gateUp), F: y.Cols, LdY: y.Ld, LdG: gateUp.Ld, Act: int(act)}
 	if st := d.begin(s); st != nil {
 		defer st.end()
@@ -19,6 +20,8 @@ func (d *Device) GLU(s device.Stream, y, gateUp device.Tensor, act device.Act) {
 // GLUGrad: the gradients of gate and up.
 func (d *Device) GLUGrad(s device.Stream, dGateUp, dy, gateUp device.Tensor, act device.Act) {
 	device.CheckGLUGrad(dGateUp, dy, gateUp, act)
+	d.apart("GLUGrad", dGateUp, dy)
+	d.sameOrApart("GLUGrad", dGateUp, gateUp)
 	a := kernel.GLUGrad{DGateUp: d.ptr(dGateUp), DY: d.ptr(dy), GateUp: d.ptr(gateUp),
 		F: dy.Cols, LdDG: dGateUp.Ld, LdDY: dy.Ld, LdG: gateUp.Ld, Act: int(act)}
 	if st := d.begin(s); st != nil {

@@ -23,6 +23,8 @@ func (d *Device) Pack(s device.Stream, w device.Weight, src device.Tensor, row i
 // Linear: y = x·Wᵀ, then e.
 func (d *Device) Linear(s device.Stream, y, x device.Tensor, w device.Weight, e device.Epilogue, ws device.Buf) {
 	device.CheckLinear(y, x, w, e)
+	d.apart("Linear", y, x, e.Bias)
+	d.sameOrApart("Linear", y, e.Add)
 	k := &d.weight(w).k
 	to, from, bias, add := d.matrix(y), d.matrix(x), d.matrix(e.Bias), d.matrix(e.Add)
 	mem := d.workspace("Linear", ws, d.Need(device.OpLinear, device.Shape{Rows: x.Rows, Seq: x.Rows, In: k.In, Out: k.Out, DT: k.DT}))
@@ -38,6 +40,8 @@ func (d *Device) Linear(s device.Stream, y, x device.Tensor, w device.Weight, e 
 // LinearDX: dx = dy·W, then e.Add.
 func (d *Device) LinearDX(s device.Stream, dx, dy device.Tensor, w device.Weight, e device.Epilogue, ws device.Buf) {
 	device.CheckLinearDX(dx, dy, w, e)
+	d.apart("LinearDX", dx, dy)
+	d.sameOrApart("LinearDX", dx, e.Add)
 	k := &d.weight(w).k
 	to, from, add := d.matrix(dx), d.matrix(dy), d.matrix(e.Add)
 	mem := d.workspace("LinearDX", ws, d.Need(device.OpLinearDX, device.Shape{Rows: dy.Rows, Seq: dy.Rows, In: k.In, Out: k.Out, DT: k.DT}))
@@ -53,6 +57,8 @@ func (d *Device) LinearDX(s device.Stream, dx, dy device.Tensor, w device.Weight
 // LinearDW: dw += dyᵀ·x, db += column sums of dy, by blocks.
 func (d *Device) LinearDW(s device.Stream, dw, db, dy, x device.Tensor, seq int, ws device.Buf) {
 	device.CheckLinearDW(dw, db, dy, x, seq)
+	d.apart("LinearDW", dw, db, dy, x)
+	d.apart("LinearDW", db, dy, x)
 	to, left, right, bias := d.matrix(dw), d.matrix(dy), d.matrix(x), d.ptr(db)
 	mem := d.workspace("LinearDW", ws, d.Need(device.OpLinearDW, device.Shape{Rows: x.Rows, Seq: seq, In: x.Cols, Out: dy.Cols, DT: x.DT}))
 	if x.Rows == 0 {

@@ -10,6 +10,8 @@ import (
 // RMSNorm: y = w · x/√(mean(x²)+eps), row by row.
 func (d *Device) RMSNorm(s device.Stream, y, rstd, x, w device.Tensor, eps float32) {
 	device.CheckRMSNorm(y, rstd, x, w)
+	d.apart("RMSNorm", y, rstd, x, w)
+	d.apart("RMSNorm", rstd, x, w)
 	a := kernel.RMSNorm{Y: d.ptr(y), Rstd: d.ptr(rstd), X: d.ptr(x), W: d.ptr(w),
 		Cols: x.Cols, LdY: y.Ld, LdX: x.Ld, Eps: eps}
 	if st := d.begin(s); st != nil {
@@ -60,6 +62,9 @@ type normGrad struct {
 // RMSNormGrad: dx (+ add), and dw by blocks.
 func (d *Device) RMSNormGrad(s device.Stream, dx, dw, dy, x, rstd, w, add device.Tensor, seq int, ws device.Buf) {
 	device.CheckRMSNormGrad(dx, dw, dy, x, rstd, w, add, seq)
+	d.apart("RMSNormGrad", dx, dw, dy, x, rstd, w)
+	d.apart("RMSNormGrad", dw, dy, x, rstd, w, add)
+	d.sameOrApart("RMSNormGrad", dx, add)
 	a := kernel.RMSNormGrad{DX: d.ptr(dx), DY: d.ptr(dy), X: d.ptr(x), Rstd: d.ptr(rstd), W: d.ptr(w), Add: d.ptr(add),
 		Cols: x.Cols, LdDX: dx.Ld, LdDY: dy.Ld, LdX: x.Ld, LdAdd: add.Ld}
 	sum := d.ptr(dw)

@@ -11,6 +11,7 @@ import (
 // Rope rotates the heads of q and k in place by their rows' positions.
 func (d *Device) Rope(s device.Stream, q, k, table, pos device.Tensor, headDim int, inverse bool) {
 	device.CheckRope(q, k, table, pos, headDim)
+	d.apart("Rope", q, k, table, pos)
 	a := kernel.Rope{Q: d.ptr(q), K: d.ptr(k), Table: d.ptr(table), Pos: d.ptr(pos),
 		Heads: q.Cols / headDim, KVHeads: k.Cols / headDim, HeadDim: headDim,
 		LdQ: q.Ld, LdK: k.Ld, LdTable: table.Ld}

@@ -18,6 +18,7 @@ type embed struct {
 // Embed: y[i] = table[ids[i]].
 func (d *Device) Embed(s device.Stream, y, table, ids device.Tensor) {
 	device.CheckEmbed(y, table, ids)
+	d.apart("Embed", y, table, ids)
 	t := embed{y: d.matrix(y), table: d.matrix(table), ids: i32s(d.ptr(ids), y.Rows),
 		step: max(1, pieceElements/max(1, y.Cols))}
 	if st := d.begin(s); st != nil {
@@ -54,6 +55,7 @@ const slotsPerPiece = 16
 // EmbedGrad: each slot's row += the sums of its tokens' gradients, by blocks.
 func (d *Device) EmbedGrad(s device.Stream, rows, dx, order, starts device.Tensor, seq int, ws device.Buf) {
 	device.CheckEmbedGrad(rows, dx, order, starts, seq)
+	d.apart("EmbedGrad", rows, dx, order, starts)
 	a := kernel.EmbedGrad{Rows: d.ptr(rows), DX: d.ptr(dx), Order: d.ptr(order), Starts: d.ptr(starts),
 		Cols: dx.Cols, LdRows: rows.Ld, LdDX: dx.Ld, Seq: seq}
 	mem := d.workspace("EmbedGrad", ws, d.Need(device.OpEmbedGrad, device.Shape{Rows: dx.Rows, Seq: seq, In: dx.Cols}))

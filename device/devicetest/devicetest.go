@@ -48,6 +48,7 @@ func Run(t *testing.T, open func() device.Device, tol Tolerance) {
 		}
 	})
 	t.Run("Invariance", func(t *testing.T) { runInvariance(t, d) })
+	t.Run("Rounding", func(t *testing.T) { runRounding(t, d) })
 	t.Run("Values", func(t *testing.T) { runValues(t, d) })
 	t.Run("Order", func(t *testing.T) { runOrder(t, d) })
 	t.Run("Misuse", func(t *testing.T) { runMisuse(t, d, open) })

@@ -242,8 +242,8 @@ func (r *rig) raw(t device.Tensor) []byte {
 		now := make([]byte, len(g.image))
 		r.d.Download(r.s, now, g.buf)
 		r.wait()
-		var data []byte
 		size := int(t.DT.Size())
+		data := make([]byte, 0, t.Rows*t.Cols*size)
 		for i := range t.Rows {
 			lo := int(g.first) + i*t.Ld*size
 			data = append(data, now[lo:lo+t.Cols*size]...)
@@ -263,7 +263,7 @@ func (r *rig) read(t device.Tensor) []float64 {
 }
 
 func encode(dt device.DType, v []float64) []byte {
-	var b []byte
+	b := make([]byte, 0, len(v)*int(dt.Size()))
 	for _, x := range v {
 		switch dt {
 		case device.F64:

@@ -142,9 +142,9 @@ func TestFreeingWhatQueuedWorkUsesIsRefused(t *testing.T) {
 func TestAFailedStreamPassesItsErrorOn(t *testing.T) {
 	d, s, release := stalled(t)
 	release()
-	ids, table := alloc(t, d, 4), alloc(t, d, 8)
+	ids, table, y := alloc(t, d, 4), alloc(t, d, 8), alloc(t, d, 4)
 	d.Upload(s, ids, device.HostBytes([]int32{7}))
-	d.Embed(s, device.Make(table, device.F32, 1, 1), device.Make(table, device.F32, 2, 1), device.Make(ids, device.I32, 1, 1))
+	d.Embed(s, device.Make(y, device.F32, 1, 1), device.Make(table, device.F32, 2, 1), device.Make(ids, device.I32, 1, 1))
 	copies := d.Stream(device.StreamCopy)
 	copies.After(s.Record())
 	expectError(t, copies, "token 7 of row 0 is outside [0, 2)")
