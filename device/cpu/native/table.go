@@ -13,7 +13,8 @@ import (
 //
 // Bits: Rope, Add, Cast, AdamW, SqNorm, ColumnSum and EmbedGrad equal those of the plain Go
 // path. The others differ from it in the last places, by the order of sums and by
-// exp, and are within tolerances that the tests state.
+// exp, and are within tolerances that the tests state. BF16 is rounded in integers, so no
+// entry depends on BF16 instructions, and nothing flushes subnormals.
 func Table(path string) kernel.Table {
 	switch path {
 	case "avx512", "avx512-bf16", "amx-bf16":
