@@ -36,6 +36,8 @@ type product struct {
 	acc       bool
 	next      uintptr // what comes after b; perhaps beyond the end of its memory
 	nextBytes int
+	out       uintptr // where the sums will be stored if this call completes them, else 0
+	outStride int     // bytes from row to row
 }
 
 func flag(b bool) int64 {
@@ -85,7 +87,7 @@ func (v vector) weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer {
 
 func (v vector) multiply(m product) {
 	native.GemmF32(&native.GemmF32Args{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
-		K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)})
+		Out: uint64(m.out), OutStride: int64(m.outStride), K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)})
 }
 
 func (v vector) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {

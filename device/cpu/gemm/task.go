@@ -121,6 +121,10 @@ func (p *piece) panel(j, first, end int) unsafe.Pointer {
 		bytes := n * 32 * p.rightElement
 		m := product{a: p.packed(k - first), s: s, k: n, rows: p.rows, acc: k > 0,
 			next: uintptr(b) + uintptr(bytes), nextBytes: bytes}
+		if p.k0+end == p.k1 && k+p.length >= end {
+			size := int(p.out.DT.Size())
+			m.out, m.outStride = uintptr(p.out.P)+uintptr((p.r0*p.out.Ld+j*32)*size), p.out.Ld*size
+		}
 		if m.b = b; !p.wide {
 			m.b = p.engine.weightSlice(b, p.b, n*32)
 		}

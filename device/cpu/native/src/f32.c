@@ -18,6 +18,9 @@ struct gemm_f32 {
   float *s;            // [panels·12][32], aligned to 64 bytes
   uint64_t next;       // address of what the next call will read, to be prefetched
   int64_t next_bytes;  // of it
+  uint64_t out;        // address of the output's 32 columns if s is complete after this
+  // call, else 0; prefetched
+  int64_t out_stride;  // from row to row, in bytes
   int64_t k;
   int64_t panels;
   int64_t acc;  // 1: add to s, 0: overwrite it
@@ -27,10 +30,17 @@ KERNEL(AVX512, gemm_f32) {
   const float *a = p->a;
   float *s = p->s;
   const char *next = (const char *)p->next;
+  const char *out = (const char *)p->out;
   const int64_t k = p->k, acc = p->acc;
   const int64_t lines = p->panels > 0 ? (p->next_bytes / p->panels + 63) / 64 : 0;
   for (int64_t n = p->panels; n > 0; n--) {
     for (int64_t i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+    if (out) {
+      for (int i = 0; i < MR; i++, out += p->out_stride) {
+        __builtin_prefetch(out, 1, 2);
+        __builtin_prefetch(out + 64, 1, 2);
+      }
+    }
     if (acc) {
       for (int i = 0; i < MR * NR; i += 16) _mm_prefetch((const char *)(s + i), _MM_HINT_T0);
     }
