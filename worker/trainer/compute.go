@@ -2,9 +2,11 @@ package trainer
 
 import (
 	"context"
+	"fmt"
 	"math"
 
 	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model"
 	"github.com/skein-ml/skein/shard"
@@ -23,7 +25,6 @@ type rank struct {
 func (t *Trainer) newRanks() error {
 	share := t.cfg.Batch.Global / t.cfg.WorldSize
 	slots := min(share*t.cfg.Batch.SeqLen, t.cfg.Model.Vocab)
-	t.batch.init(share, t.cfg.Batch.SeqLen)
 	for id := range t.cfg.WorldSize {
 		r := &rank{id: shard.Rank(id), mem: memory{dev: t.dev}}
 		t.ranks = append(t.ranks, r)
@@ -46,59 +47,67 @@ func (t *Trainer) newRanks() error {
 	return nil
 }
 
-// hostBatch is the samples that one rank reads in one step.
-type hostBatch struct {
-	seqLen       int
-	indices      []int64
-	ids, targets []int32
-	docs         []int32
-	micro        []int32 // documents of a micro-batch, counted from its start
+// rankBatch is the samples that one rank reads in one step.
+type rankBatch struct {
+	data.Batch
+	indices []int64
+	// docs are the documents of each micro-batch, counted from its start. The device
+	// may read them until the rank's last micro-batch has run.
+	docs [][]int32
 }
 
-func (h *hostBatch) init(sequences, seqLen int) {
-	h.seqLen = seqLen
-	h.indices = make([]int64, sequences)
-	h.ids, h.targets = make([]int32, sequences*seqLen), make([]int32, sequences*seqLen)
-	h.docs = make([]int32, 0, sequences*seqLen+1)
-	h.micro = make([]int32, 0, sequences*seqLen+1)
-}
-
-// read fills h with the samples of rank r in step k.
-func (t *Trainer) read(ctx context.Context, k int64, r shard.Rank) (err error) {
-	h := &t.batch
+// read fills the batch with the samples of rank r in step k.
+func (t *Trainer) read(ctx context.Context, k int64, r shard.Rank) error {
+	b := &t.batch
 	lo, hi := shard.RankSequences(r, t.cfg.Batch.Global, t.cfg.WorldSize)
+	b.indices = b.indices[:0]
 	for j := lo; j < hi; j++ {
-		h.indices[j-lo], _ = t.cfg.Order.Sample(k, int64(j))
+		index, _ := t.cfg.Order.Sample(k, int64(j))
+		b.indices = append(b.indices, index)
 	}
-	h.docs, err = t.data.Read(ctx, h.indices, h.ids, h.targets, h.docs[:0])
-	return err
+	if err := t.samples.Batch(ctx, b.indices, &b.Batch); err != nil {
+		return err
+	}
+	if b.SeqLen != t.cfg.Batch.SeqLen {
+		return fmt.Errorf("the data set has sequences of %d tokens, the job of %d", b.SeqLen, t.cfg.Batch.SeqLen)
+	}
+	return nil
 }
 
 // slice is micro-batch i of the samples read, of n sequences.
-func (h *hostBatch) slice(i, n int) model.Batch {
-	lo, hi := int32(i*n*h.seqLen), int32((i+1)*n*h.seqLen)
-	h.micro = h.micro[:0]
-	for _, d := range h.docs {
+func (b *rankBatch) slice(i, n int) model.Batch {
+	lo, hi := int32(i*n*b.SeqLen), int32((i+1)*n*b.SeqLen)
+	for len(b.docs) <= i {
+		b.docs = append(b.docs, nil)
+	}
+	docs := b.docs[i][:0]
+	for _, d := range b.CuDocs {
 		if d >= lo && d <= hi {
-			h.micro = append(h.micro, d-lo)
+			docs = append(docs, d-lo)
 		}
 	}
-	return model.Batch{IDs: h.ids[lo:hi], Targets: h.targets[lo:hi], CuDocs: h.micro}
+	b.docs[i] = docs
+	return model.Batch{IDs: b.Tokens[lo:hi], Targets: b.Targets[lo:hi], CuDocs: docs}
+}
+
+// tokens is how many tokens the batch has, padding left out.
+func (b *rankBatch) tokens() int64 {
+	n := int64(len(b.Tokens))
+	for _, p := range b.Padding {
+		n -= int64(p)
+	}
+	return n
 }
 
 // compute runs rank r's micro-batches of step k, in order, into its gradients.
-func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatch, timing *Timing) error {
+func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatch, res *Result) error {
 	if err := t.read(ctx, k, r.id); err != nil {
 		return err
 	}
-	timing.Data += clock.lap()
-	r.tokens = 0
-	for _, id := range t.batch.targets {
-		if id >= 0 {
-			r.tokens++
-		}
-	}
-	r.grads.Slots.Reset(t.batch.ids)
+	res.Timing.Data += clock.lap()
+	res.Tokens += t.batch.tokens()
+	r.tokens = t.batch.TargetCount
+	r.grads.Slots.Reset(t.batch.Tokens)
 	t.dev.Upload(t.stream, r.ids.Buf.Slice(0, int64(len(r.grads.Slots.IDs))*4), device.HostBytes(r.grads.Slots.IDs))
 	for _, g := range r.grads.Flat {
 		t.dev.Fill(t.stream, g, 0)
@@ -116,7 +125,7 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 	}
 	var err error
 	r.loss, err = t.model.Loss(t.stream)
-	timing.Compute += clock.lap()
+	res.Timing.Compute += clock.lap()
 	return err
 }
 

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model"
 	"github.com/skein-ml/skein/model/config"
@@ -67,27 +68,26 @@ func (c Config) Validate() error {
 	return c.Optimizer.Validate(c.Schedule.Peak)
 }
 
-// Samples gives a trainer its sequences.
+// Samples gives a trainer its sequences; a [data.Dataset] is one.
 type Samples interface {
-	// Read fills rows of seqLen tokens with the samples of the given indices, in
-	// their order. The slices are the caller's; docs are appended to docs[:0], row
-	// numbers counted from the start of the batch.
-	Read(ctx context.Context, indices []int64, ids, targets, cuDocs []int32) (docs []int32, err error)
+	// Batch fills dst with the samples of the given indices, in their order. An index
+	// below zero is a sequence without targets.
+	Batch(ctx context.Context, indices []int64, dst *data.Batch) error
 }
 
 // Trainer holds one job's state on one device.
 type Trainer struct {
-	cfg    Config
-	dev    device.Device
-	stream device.Stream
-	data   Samples
-	table  shard.Table
-	model  *model.Model
-	ranks  []*rank
-	state  state
-	ring   ring
-	cells  cells
-	batch  hostBatch
+	cfg     Config
+	dev     device.Device
+	stream  device.Stream
+	samples Samples
+	table   shard.Table
+	model   *model.Model
+	ranks   []*rank
+	state   state
+	ring    ring
+	cells   cells
+	batch   rankBatch
 
 	step  int64 // last step decided, applied and counted
 	taken int64 // steps that were not skipped: Adam's t
@@ -97,6 +97,7 @@ type Trainer struct {
 // Result is what a step did, and how long its phases took.
 type Result struct {
 	Decision allreduce.Decision
+	Tokens   int64 // tokens computed, padding left out
 	Timing   Timing
 }
 
@@ -109,7 +110,7 @@ type Timing struct {
 func (t Timing) Total() time.Duration { return t.Data + t.Compute + t.Reduce + t.Apply }
 
 // New allocates a trainer. Its weights are undefined until [Trainer.Import] or [Trainer.Restore].
-func New(dev device.Device, cfg Config, data Samples) (_ *Trainer, err error) {
+func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -117,7 +118,7 @@ func New(dev device.Device, cfg Config, data Samples) (_ *Trainer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), data: data, table: table}
+	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -185,7 +186,7 @@ func (t *Trainer) Step(ctx context.Context) (Result, error) {
 	var res Result
 	clock := stopwatch{last: time.Now()}
 	for _, r := range t.ranks {
-		if err := t.compute(ctx, k, r, &clock, &res.Timing); err != nil {
+		if err := t.compute(ctx, k, r, &clock, &res); err != nil {
 			return res, fmt.Errorf("step %d, rank %d: %w", k, r.id, err)
 		}
 	}

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"math"
 	"testing"
+	"time"
 
 	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/device/opaque"
 	"github.com/skein-ml/skein/model"
 	"github.com/skein-ml/skein/model/modeltest"
 	"github.com/skein-ml/skein/optim"
@@ -20,27 +23,24 @@ type golden struct {
 	modeltest.Golden
 }
 
-func (g golden) Read(_ context.Context, indices []int64, ids, targets, docs []int32) ([]int32, error) {
-	sequences := int64(len(g.IDs) / g.SeqLen)
-	docs = append(docs, 0)
+func (g golden) Batch(_ context.Context, indices []int64, dst *data.Batch) error {
+	*dst = data.Batch{Rows: len(indices), SeqLen: g.SeqLen, CuDocs: []int32{0}}
 	for i, index := range indices {
-		if index == shard.Filler {
-			for r := range g.SeqLen {
-				ids[i*g.SeqLen+r], targets[i*g.SeqLen+r] = 0, -100
+		lo := int(index) * g.SeqLen
+		dst.Tokens = append(dst.Tokens, g.IDs[lo:lo+g.SeqLen]...)
+		for _, id := range g.Targets[lo : lo+g.SeqLen] {
+			if id >= 0 {
+				dst.TargetCount++
 			}
-			docs = append(docs, int32((i+1)*g.SeqLen))
-			continue
+			dst.Targets = append(dst.Targets, id)
 		}
-		lo := int(index%sequences) * g.SeqLen
-		copy(ids[i*g.SeqLen:], g.IDs[lo:lo+g.SeqLen])
-		copy(targets[i*g.SeqLen:], g.Targets[lo:lo+g.SeqLen])
 		for _, d := range g.CuDocs {
 			if int(d) > lo && int(d) <= lo+g.SeqLen {
-				docs = append(docs, d-int32(lo)+int32(i*g.SeqLen))
+				dst.CuDocs = append(dst.CuDocs, d-int32(lo)+int32(i*g.SeqLen))
 			}
 		}
 	}
-	return docs, nil
+	return nil
 }
 
 // config trains a golden as scripts/oracle/model_golden.py does.
@@ -211,6 +211,27 @@ func TestWorldSizeOneIsAsGoodAsPyTorch(t *testing.T) {
 	for i, want := range g.Losses {
 		if got := steps(t, tr, 1).Decision.Loss; math.Abs(got-want) > lossTol*want {
 			t.Errorf("step %d: loss %.7f, PyTorch %.7f", i+1, got, want)
+		}
+	}
+}
+
+func TestTheOpaqueDeviceTrainsToTheGenericPathsHash(t *testing.T) {
+	for _, precision := range []device.DType{device.F32, device.BF16} {
+		g := golden{modeltest.Load(t, "llama-tied-gqa")}
+		c := g.config(2, 4)
+		c.Precision, c.Wire, c.Checkpointing = precision, allreduce.WireBF16, model.CheckpointFull
+		run := func(dev device.Device) shard.Digest {
+			tr := newTrainer(t, dev, g, c)
+			steps(t, tr, 5)
+			return hash(t, tr)
+		}
+		hidden, err := opaque.New(opaque.Options{Seed: 11, DelayMax: 50 * time.Microsecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { hidden.Close() })
+		if got, want := run(hidden), run(newDevice(t, "generic", 2)); got != want {
+			t.Errorf("%v: weights %v on memory that Go cannot address, %v on the host's", precision, got, want)
 		}
 	}
 }

@@ -1,0 +1,138 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/shard"
+	"github.com/skein-ml/skein/worker/trainer"
+)
+
+// DoesNotFitError says that a job needs more memory than it may use, and what would help.
+type DoesNotFitError struct{ Err error }
+
+func (e *DoesNotFitError) Error() string { return "resources.memory: " + e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *DoesNotFitError) Unwrap() error { return e.Err }
+
+// weightForms is how often a weight is held: flat, and packed for x·Wᵀ and for dy·W.
+const weightForms = 3
+
+// memoryInput is what a job's memory depends on, with all its ranks on one worker.
+func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, micro int) shard.MemoryInput {
+	share := job.Train.GlobalBatch / job.Cluster.WorldSize
+	in := shard.MemoryInput{
+		Table: table,
+		Shape: shard.Shape{Family: shard.FamilyLlama, Layers: c.Layers, Hidden: c.Hidden, MLP: c.MLP,
+			Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim, Vocab: c.Vocab},
+		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: 1, WorkersMax: 1,
+		MicroBatch: micro, MicroBatches: share / micro, SequenceTokens: job.Data.SequenceLength,
+		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: weightForms,
+	}
+	if job.Train.Precision == jobspec.PrecisionBF16 {
+		in.Precision = shard.BF16
+	}
+	if job.Train.ActivationCheckpointing == jobspec.ActivationCheckpointingFull {
+		in.Checkpointing = shard.KeepInputs
+	}
+	return in
+}
+
+// microBatch decides how many sequences one forward takes: what the job says, or
+// the most that fit the budget. Which it is never changes a bit.
+func microBatch(c modelConfig, job *jobspec.Job, table shard.Table, budget int64) (int, shard.Memory) {
+	share := job.Train.GlobalBatch / job.Cluster.WorldSize
+	fixed := int(job.Train.MicroBatch)
+	for n := share; n >= 1; n-- {
+		if share%n != 0 || fixed > 0 && n != fixed {
+			continue
+		}
+		m := shard.MemoryOn(memoryInput(c, job, table, n), 1)
+		if fixed > 0 || n == 1 || budget == 0 || m.Total() <= budget {
+			return n, m
+		}
+	}
+	return 1, shard.MemoryOn(memoryInput(c, job, table, 1), 1)
+}
+
+// fit refuses a job that needs more memory than it may use.
+func (a *Admitted) fit() error {
+	if a.Budget == 0 {
+		return nil
+	}
+	job := &a.Spec.Job
+	in := memoryInput(a.Config.Model, job, a.Table, int(job.Train.MicroBatch))
+	if err := shard.CheckMemory(in, a.Budget); err != nil {
+		return &DoesNotFitError{err}
+	}
+	return nil
+}
+
+// calibrationLong is how long a first step may take and still be followed by a second one.
+const calibrationLong = 15 * time.Second
+
+// Calibrate takes one or two real steps of the job, throws them away, and returns how long
+// the faster took.
+func Calibrate(ctx context.Context, env Env, a *Admitted) (time.Duration, error) {
+	tr, err := trainer.New(env.Device, a.Config, a.Train)
+	if err != nil {
+		return 0, err
+	}
+	defer tr.Close()
+	if err := tr.Import(a.Base); err != nil {
+		return 0, err
+	}
+	var best time.Duration
+	for range 2 {
+		res, err := tr.Step(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if took := res.Timing.Total(); best == 0 || took < best {
+			best = took
+		}
+		if best > calibrationLong {
+			break
+		}
+	}
+	return best, nil
+}
+
+// Prepared is the event that says what was admitted.
+func (a *Admitted) Prepared() console.Prepared {
+	r := a.Data.TrainManifest.Report
+	size := int64(4)
+	if a.Config.Precision == device.BF16 {
+		size = 2
+	}
+	return console.Prepared{
+		Parameters: a.Table.Params(), Architecture: a.Config.Model.Family, ModelBytes: a.Table.Params() * size,
+		Examples: r.Examples, Sequences: r.Packs, Padding: r.PaddingShare(),
+		NumericClass: a.Spec.Job.Train.NumericClass, DataHash: a.Spec.DataHash,
+	}
+}
+
+// IsTooBig tells whether an error says that a job does not fit.
+func IsTooBig(err error) bool {
+	var big *DoesNotFitError
+	return errors.As(err, &big)
+}
+
+// budget is the memory that a job may use: what it says, else what is free.
+func budget(env Env, job *jobspec.Job) (int64, error) {
+	free := env.MemoryFree
+	asked := int64(job.Resources.Memory)
+	if asked > 0 && free > 0 && asked > free {
+		return 0, &DoesNotFitError{fmt.Errorf("%s is asked for and %s is free on this machine; lower it, or free some", console.Bytes(asked), console.Bytes(free))}
+	}
+	if asked > 0 {
+		return asked, nil
+	}
+	return free, nil
+}
