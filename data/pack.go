@@ -1,5 +1,11 @@
 package data
 
+import (
+	"math"
+
+	"github.com/skein-ml/skein/internal/invariant"
+)
+
 // NoTarget marks a row of a sequence that predicts nothing.
 const NoTarget = int32(-100)
 
@@ -32,6 +38,10 @@ func newPacker(seqLen int, packing bool, r *Report, emit func(*pack) error) *pac
 
 // add takes a document of 1 to seqLen tokens.
 func (p *packer) add(x encoded) error {
+	if invariant.Enabled {
+		invariant.Check(len(x.ids) > 0 && len(x.ids) <= p.seqLen && len(x.ids) == len(x.target),
+			"document of %d tokens and %d marks for packs of %d", len(x.ids), len(x.target), p.seqLen)
+	}
 	if len(p.cur.tokens)+len(x.ids) > p.seqLen || p.single {
 		if err := p.flush(); err != nil {
 			return err
@@ -67,6 +77,12 @@ func (p *packer) flush() error {
 		p.report.Padding += int64(n)
 	}
 	p.report.Packs++
+	if invariant.Enabled {
+		view := packs{rows: 1, seqLen: p.seqLen, tokens: p.cur.tokens, targets: p.cur.targets, documents: p.cur.documents,
+			offsets: []int32{0, int32(len(p.cur.documents))}, padding: []int32{p.cur.padding}}
+		err := view.check(math.MaxInt32)
+		invariant.Check(err == nil, "a pack breaks its rules: %v", err)
+	}
 	err := p.emit(&p.cur)
 	p.cur = pack{tokens: p.cur.tokens[:0], targets: p.cur.targets[:0], documents: p.cur.documents[:0]}
 	return err

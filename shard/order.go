@@ -3,6 +3,8 @@ package shard
 import (
 	"fmt"
 	"math/bits"
+
+	"github.com/skein-ml/skein/internal/invariant"
 )
 
 // Filler is the index that Order.Sample gives for a place in the last batch that no sample is left for. Such a place is
@@ -49,6 +51,9 @@ func (o Order) Steps() int64 {
 // Sample is the sample at place j in [0, GlobalBatch) of a step ≥ 1, and its epoch from 0. Past Total the index is
 // Filler. O(1) time whatever the step.
 func (o Order) Sample(step, j int64) (index, epoch int64) {
+	if invariant.Enabled {
+		invariant.Check(step >= 1 && j >= 0 && j < o.GlobalBatch, "place %d of step %d, global batch %d", j, step, o.GlobalBatch)
+	}
 	n := (step-1)*o.GlobalBatch + j
 	epoch = n / o.Samples
 	if o.Total > 0 && n >= o.Total {
