@@ -57,14 +57,10 @@ func Train(ctx context.Context, env Env, job *jobspec.Job) (Outcome, error) {
 	if r.Admitted, err = Admit(ctx, env, job); r.Admitted != nil { // it is there even if it does not fit
 		defer r.Admitted.Close()
 	}
-	var out Outcome
-	if err == nil {
-		out, err = r.train(ctx)
+	if err != nil {
+		return Outcome{}, r.stopped(ctx, err)
 	}
-	if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		err = r.interrupted(ctx.Err())
-	}
-	return out, err
+	return r.train(ctx)
 }
 
 // checkFolders refuses, before anything is computed, what would fail at the end.
@@ -86,12 +82,12 @@ func (r *run) checkFolders() error {
 type Interrupted struct {
 	Step, Steps int64  // decided steps, of how many
 	Store       string // where the last of them is published; "": nothing is
-	Err         error  // the context's
+	Err         error  // wraps the context's
 }
 
 func (e *Interrupted) Error() string {
 	if e.Store == "" {
-		return "interrupted before the first step; the same command starts anew"
+		return "interrupted before it took a step; the same command starts again"
 	}
 	return fmt.Sprintf("interrupted after step %d of %d, which is published in %s; the same command goes on from there", e.Step, e.Steps, e.Store)
 }
@@ -99,18 +95,22 @@ func (e *Interrupted) Error() string {
 // Unwrap gives the context's error.
 func (e *Interrupted) Unwrap() error { return e.Err }
 
-// interrupted publishes the steps taken since the last checkpoint.
-func (r *run) interrupted(cause error) error {
-	if r.store == nil || !r.ready {
-		return &Interrupted{Err: cause}
+// stopped words the error of a run that ctx ended, and publishes the steps that it has
+// taken since the last checkpoint. Other errors stay what they are.
+func (r *run) stopped(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+		return err
+	}
+	if !r.ready || r.tr.StepsDone() == 0 {
+		return &Interrupted{Err: err}
 	}
 	step := r.tr.StepsDone()
 	if r.store.published() < step {
-		if err := r.store.publish(context.Background()); err != nil { // ctx has ended
-			return err
+		if failed := r.store.publish(context.WithoutCancel(ctx)); failed != nil {
+			return failed
 		}
 	}
-	return &Interrupted{step, r.Steps, r.dir, cause}
+	return &Interrupted{step, r.Steps, r.dir, err}
 }
 
 // run is a job between its first and its last step.
@@ -121,7 +121,7 @@ type run struct {
 	dir    string // store
 	tr     *trainer.Trainer
 	store  *store
-	ready  bool // the trainer holds the state of a step
+	ready  bool // the trainer's state is that of a step
 	clock  time.Time
 	tokens int64
 	pace   pace
@@ -137,10 +137,16 @@ func (r *run) train(ctx context.Context) (Outcome, error) {
 	if r.store, err = openStore(r.Env, r.Admitted, tr, r.dir); err != nil {
 		return Outcome{}, err
 	}
+	out, err := r.toTheEnd(ctx)
+	return out, r.stopped(ctx, err)
+}
+
+// toTheEnd takes the steps that are left and hands over the result.
+func (r *run) toTheEnd(ctx context.Context) (Outcome, error) {
 	if err := r.start(ctx); err != nil {
 		return Outcome{}, err
 	}
-	for tr.StepsDone() < r.Steps {
+	for r.tr.StepsDone() < r.Steps {
 		if err := r.step(ctx); err != nil {
 			return Outcome{}, err
 		}
