@@ -101,8 +101,7 @@ func TestProgramsRunAsWithoutTheEmulator(t *testing.T) {
 		cmd.Env = append(os.Environ(), "AMXEMU_HELPER="+c.mode)
 		out, err := cmd.CombinedOutput()
 		code := 0
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			code = exit.ExitCode()
 		}
 		if code != c.code || !strings.Contains(string(out), c.out) {

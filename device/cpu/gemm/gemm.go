@@ -108,7 +108,7 @@ func (g *Products) Need(op device.Op, sh device.Shape, workers int) int64 {
 	return 0
 }
 
-// Linear: y = x·Wᵀ + bias + add.
+// Linear computes y = x·Wᵀ + bias + add.
 func (g *Products) Linear(p kernel.Pool, y, x kernel.Matrix, w *kernel.Weight, bias, add kernel.Matrix, ws []byte) {
 	if y.Rows == 0 {
 		return
@@ -121,7 +121,7 @@ func (g *Products) Linear(p kernel.Pool, y, x kernel.Matrix, w *kernel.Weight, b
 	g.run(p, ws)
 }
 
-// LinearDX: dx = dy·W + add.
+// LinearDX computes dx = dy·W + add.
 func (g *Products) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weight, add kernel.Matrix, ws []byte) {
 	if dx.Rows == 0 {
 		return
@@ -134,7 +134,7 @@ func (g *Products) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weigh
 	g.run(p, ws)
 }
 
-// LinearDW: dw += dyᵀ·x by blocks.
+// LinearDW adds dyᵀ·x to dw by blocks.
 func (g *Products) LinearDW(p kernel.Pool, dw, dy, x kernel.Matrix, seq int, ws []byte) {
 	if x.Rows == 0 {
 		return

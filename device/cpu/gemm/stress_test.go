@@ -73,7 +73,7 @@ func stress(h host, dt device.DType, seed uint64, end time.Time) (n int64, err e
 		}
 		for i := range got {
 			if err := got[i].equalBits(first[i]); err != nil {
-				return n, fmt.Errorf("product %d of round %d at %v", i, n/3, err)
+				return n, fmt.Errorf("product %d of round %d at %w", i, n/3, err)
 			}
 		}
 	}

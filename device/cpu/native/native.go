@@ -4,6 +4,3 @@
 package native
 
 //go:generate go run ./gen
-
-// absent is what kernels panic with on other architectures.
-const absent = "native: no kernels for this architecture"

@@ -75,7 +75,7 @@ func (c compiler) compile(u *unit) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { _ = os.RemoveAll(tmp) }() // what is left is the system's temporary folder
 	obj := filepath.Join(tmp, "unit.o")
 	if _, err := sh(c.gcc, append(append([]string{}, cflags...), "-c", "-o", obj, u.path)...); err != nil {
 		return err
@@ -117,7 +117,7 @@ func checkStack(path string, u *unit) error {
 		return err
 	}
 	largest, helpers := 0, 0
-	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(string(b)), "\n") {
 		cols := strings.Split(line, "\t")
 		if len(cols) != 3 {
 			return fmt.Errorf("cannot read stack usage %q", line)
@@ -150,7 +150,7 @@ func checkStack(path string, u *unit) error {
 func (c compiler) link(tmp, obj string, k *kernel) error {
 	script := filepath.Join(tmp, k.name+".ld")
 	elf := filepath.Join(tmp, k.name+".elf")
-	if err := os.WriteFile(script, []byte(fmt.Sprintf(linkScript, k.name)), 0o600); err != nil {
+	if err := os.WriteFile(script, fmt.Appendf(nil, linkScript, k.name), 0o600); err != nil {
 		return err
 	}
 	if _, err := sh(c.ld, "-T", script, "--gc-sections", "--no-undefined", "-e", k.name, "-o", elf, obj); err != nil {

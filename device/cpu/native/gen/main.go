@@ -14,7 +14,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sort"
+	"slices"
 	"strings"
 )
 
@@ -56,10 +56,10 @@ func run(dir string, check bool, only []string) error {
 	if err != nil {
 		return err
 	}
-	sort.Strings(sources)
+	slices.Sort(sources)
 	for _, src := range sources {
 		name := strings.TrimSuffix(filepath.Base(src), ".c")
-		if len(only) > 0 && !contains(only, name) {
+		if len(only) > 0 && !slices.Contains(only, name) {
 			continue
 		}
 		if err := generate(dir, name, cc, check); err != nil {
@@ -105,13 +105,4 @@ func findDir() (string, error) {
 		}
 	}
 	return "", errors.New("run it from the root of the repository, or name the package with -dir")
-}
-
-func contains(list []string, s string) bool {
-	for _, e := range list {
-		if e == s {
-			return true
-		}
-	}
-	return false
 }

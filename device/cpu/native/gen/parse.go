@@ -105,7 +105,7 @@ func parseUnit(dir, name string) (unit, error) {
 			continue // some other struct
 		}
 		delete(isa, k.name)
-		for _, line := range strings.Split(strings.TrimSpace(m[1]), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(m[1]), "\n") {
 			k.doc = append(k.doc, strings.TrimSpace(strings.TrimPrefix(line, "//")))
 		}
 		if k.fields, err = parseFields(m[2], m[3]); err != nil {
@@ -123,13 +123,14 @@ func parseUnit(dir, name string) (unit, error) {
 }
 
 func parseFields(name, body string) (fields []field, err error) {
-	for _, line := range strings.Split(body, "\n") {
-		if t := strings.TrimSpace(line); t == "" {
-			continue
-		} else if strings.HasPrefix(t, "//") {
+	for line := range strings.SplitSeq(body, "\n") {
+		if comment, ok := strings.CutPrefix(strings.TrimSpace(line), "//"); ok {
 			if len(fields) > 0 { // a comment that goes on below its field
-				fields[len(fields)-1].doc += " " + strings.TrimSpace(strings.TrimPrefix(t, "//"))
+				fields[len(fields)-1].doc += " " + strings.TrimSpace(comment)
 			}
+			continue
+		}
+		if strings.TrimSpace(line) == "" {
 			continue
 		}
 		m := fieldRE.FindStringSubmatch(line)
@@ -150,7 +151,7 @@ func parseFields(name, body string) (fields []field, err error) {
 // goName turns gemm_f32 into GemmF32; known abbreviations stay in capitals.
 func goName(c string) string {
 	var b strings.Builder
-	for _, part := range strings.Split(c, "_") {
+	for part := range strings.SplitSeq(c, "_") {
 		switch part {
 		case "fma", "amx", "glu", "ld":
 			b.WriteString(strings.ToUpper(part))
