@@ -52,7 +52,7 @@ func (b *Base) fromGGUF(f *gguf.File) error {
 		return err
 	}
 	file, err := tokenizer.FromGGUF(tokenizer.GGUFVocab{
-		Pre: v.Pre, Tokens: v.Tokens, Types: v.Types, Merges: v.Merges,
+		Model: v.Model, Pre: v.Pre, Tokens: v.Tokens, Types: v.Types, Merges: v.Merges,
 		BOS: v.BOS, EOS: v.EOS, Pad: v.Pad, Unk: v.Unk, AddBOS: &v.AddBOS,
 	})
 	if err != nil {

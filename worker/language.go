@@ -17,7 +17,7 @@ type Language struct {
 	Encoder   data.Encoder
 	Stop      []int32 // ids that end an answer
 
-	chat *chat // nil: the model has no template
+	dialogues *dialogues // nil: the model has no template
 }
 
 // Language loads the model's tokenizer and chat template, and refuses what cannot be
@@ -38,11 +38,11 @@ func (b *Base) Language() (*Language, error) {
 	l := &Language{Tokenizer: tok, Stop: c.EOS}
 	info := data.EncoderConfig{TokenizerHash: hexHash(file), BOS: c.BOS, End: c.EOS}
 	var render data.Render
-	if b.Template != "" {
-		if l.chat, err = b.loadChat(); err != nil {
-			return nil, err
-		}
-		render, info.TemplateHash = l.chat.train, hexHash([]byte(b.Template))
+	if l.dialogues, err = b.dialogues(tok); err != nil {
+		return nil, err
+	}
+	if l.dialogues != nil {
+		render, info.TemplateHash = l.dialogues.train, hexHash([]byte(b.Template))
 	}
 	if l.Encoder, err = data.NewEncoder(tok, render, info); err != nil {
 		return nil, fmt.Errorf("model %s: %w", b.path, err)
@@ -61,10 +61,10 @@ func (l *Language) Text(text string) ([]int32, error) {
 
 // Ask is a dialogue as a prompt for the assistant's next turn.
 func (l *Language) Ask(msgs []data.Message, tools json.RawMessage) ([]int32, error) {
-	if l.chat == nil {
+	if l.dialogues == nil {
 		return nil, errors.New("the model has no chat template: ask with plain text")
 	}
-	text, literal, err := l.chat.ask(msgs, tools)
+	text, literal, err := l.dialogues.ask(msgs, tools)
 	if err != nil {
 		return nil, err
 	}
