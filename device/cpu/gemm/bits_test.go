@@ -18,9 +18,7 @@ import (
 const classBits = "d4c9f52454ffe110"
 
 func TestBitsOfTheClassStayAsTheyWere(t *testing.T) {
-	if len(testPaths(t)) == 0 {
-		return
-	}
+	testPaths(t) // or skip
 	sum := sha256.New()
 	add := func(m mat) {
 		for r := range m.Rows {
