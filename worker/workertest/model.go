@@ -9,9 +9,10 @@ import (
 
 	"github.com/skein-ml/skein/model/config"
 	"github.com/skein-ml/skein/model/hf"
+	"github.com/skein-ml/skein/tokenizer/chat"
 )
 
-// Model is a tiny Llama with random weights and a tokenizer of bytes. The zero value
+// Model is a tiny Llama with random weights, a tokenizer of bytes and ChatML. The zero value
 // is the model of [New].
 type Model struct {
 	Seed   uint64 // of the weights
@@ -68,7 +69,9 @@ func (m Model) Config() config.Config {
 // Write writes the model as a Hugging Face folder of fp32 weights, and its tokenizer.
 func (m Model) Write(t testing.TB, dir string) {
 	t.Helper()
-	side := map[string][]byte{"tokenizer.json": Tokenizer(), "tokenizer_config.json": []byte(tokenizerConfig)}
+	side := map[string][]byte{
+		"tokenizer.json": Tokenizer(), "tokenizer_config.json": []byte(tokenizerConfig), "chat_template.jinja": []byte(chat.ChatML),
+	}
 	if err := hf.Export(dir, Weights{m}, hf.Options{DType: hf.F32, SideFiles: side}); err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +119,10 @@ func (w Weights) ReadRange(name string, elemOff int64, dst []float32) error {
 }
 
 // merges of the tokenizer, best first. The tokens that they make follow the bytes.
-var merges = []string{"s p", "l l", "e ll", "sp ell", "t h", "i n", "e r", "a n", "- e", "- t", "- a", "- o", "- i", "- n", "- s", "- r"}
+var merges = []string{
+	"e r", "u s", "us er", "a s", "s i", "as si", "s t", "assi st", "a n", "an t", "assist ant",
+	"- e", "- t", "- a", "- o", "- i", "- n", "- s", "- r",
+}
 
 // Ids of the special tokens, behind the bytes and what the merges make.
 var (
@@ -130,8 +136,7 @@ const tokenizerConfig = `{
   "bos_token": "<|im_start|>",
   "eos_token": "<|im_end|>",
   "pad_token": "<|endoftext|>",
-  "model_max_length": 64,
-  "chat_template": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+  "model_max_length": 64
 }
 `
 

@@ -5,7 +5,6 @@ package workertest
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -109,8 +108,7 @@ func CopyFolder(t testing.TB, from, to string) {
 	}
 }
 
-// Rows are lines of JSONL, each a prompt and its completion: to spell a word of
-// five letters.
+// Rows are lines of JSONL, each a chat: the user says a word, the assistant spells it.
 func Rows(seed uint64, n int) string {
 	var b strings.Builder
 	rng := rand.New(rand.NewPCG(seed, 5))
@@ -119,18 +117,9 @@ func Rows(seed uint64, n int) string {
 		for i := range word {
 			word[i] = "etaoinsr"[rng.IntN(8)]
 		}
-		b.WriteString(Row(string(word), strings.Join(strings.Split(string(word), ""), "-")))
+		b.WriteString(Chat(string(word), strings.Join(strings.Split(string(word), ""), "-")))
 	}
 	return b.String()
-}
-
-// Row is a line of JSONL with a prompt and its completion.
-func Row(word, spelt string) string {
-	row, err := json.Marshal(map[string]string{"prompt": fmt.Sprintf("spell %s: ", word), "completion": spelt})
-	if err != nil {
-		panic(err) // two strings
-	}
-	return string(row) + "\n"
 }
 
 // Chat is a line of JSONL with one question to the assistant and its answer.
@@ -139,9 +128,18 @@ func Chat(question, answer string) string {
 		Role    string `json:"role"`
 		Content string `json:"content"`
 	}
-	row, err := json.Marshal(map[string][]message{"messages": {{"user", question}, {"assistant", answer}}})
+	return line(map[string][]message{"messages": {{"user", question}, {"assistant", answer}}})
+}
+
+// Completion is a line of JSONL with a prompt and how it goes on.
+func Completion(prompt, completion string) string {
+	return line(map[string]string{"prompt": prompt, "completion": completion})
+}
+
+func line(v any) string {
+	row, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // strings
+		panic(err) // strings only
 	}
 	return string(row) + "\n"
 }
