@@ -278,38 +278,3 @@ func bosProcessor(byteLevel any, token string, id int32) any {
 		},
 	}}}
 }
-
-// ConfigFromGGUF returns the tokenizer_config.json that goes with FromGGUF's tokenizer.json: the names of the special
-// tokens, the chat template, and the class that makes transformers keep to tokenizer.json (its own class for GPT-2 kinds
-// would replace the pre-tokenizer). maxLength is the model's longest sequence in tokens.
-func ConfigFromGGUF(v GGUFVocab, chatTemplate string, maxLength int) ([]byte, error) {
-	config := struct {
-		Class     string `json:"tokenizer_class"`
-		BOS       string `json:"bos_token,omitempty"`
-		EOS       string `json:"eos_token,omitempty"`
-		Pad       string `json:"pad_token,omitempty"`
-		Unk       string `json:"unk_token,omitempty"`
-		MaxLength int    `json:"model_max_length"`
-		CleanUp   bool   `json:"clean_up_tokenization_spaces"`
-		Template  string `json:"chat_template,omitempty"`
-	}{Class: "PreTrainedTokenizerFast", MaxLength: maxLength, Template: chatTemplate}
-	for _, t := range []struct {
-		name string
-		id   int32
-		text *string
-	}{{"bos", v.BOS, &config.BOS}, {"eos", v.EOS, &config.EOS}, {"padding", v.Pad, &config.Pad}, {"unknown", v.Unk, &config.Unk}} {
-		if t.id < 0 {
-			continue
-		}
-		if int(t.id) >= len(v.Tokens) {
-			return nil, fmt.Errorf("the GGUF file's %s token has the id %d, but there are %d tokens", t.name, t.id, len(v.Tokens))
-		}
-		*t.text = v.Tokens[t.id]
-	}
-	var out bytes.Buffer
-	enc := json.NewEncoder(&out)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	err := enc.Encode(config)
-	return out.Bytes(), err
-}

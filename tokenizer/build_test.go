@@ -1,7 +1,6 @@
 package tokenizer
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -160,30 +159,5 @@ func TestGPT2PairsAreRead(t *testing.T) {
 	text := "the quiet river isn't 12 km long"
 	if got, want := tok.Encode(text, true), mustLoad(t, small(t, "gpt2").Tokenizer).Encode(text, true); !slices.Equal(got, want) {
 		t.Errorf("ids %d, want %d", got, want)
-	}
-}
-
-func TestTokenizerConfigNamesTheSpecialTokens(t *testing.T) {
-	v := smallGGUF(t, "gpt2", "smollm")
-	data, err := ConfigFromGGUF(v, "{{ '<|start|>' }}", 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Contains(data, []byte("<|start|>")) {
-		t.Errorf("signs are escaped: %s", data)
-	}
-	var got map[string]any
-	if err := json.Unmarshal(data, &got); err != nil {
-		t.Fatal(err)
-	}
-	for key, want := range map[string]any{"bos_token": "<|start|>", "eos_token": "<|end|>", "pad_token": "<|end|>", "unk_token": nil,
-		"model_max_length": 2048.0, "chat_template": "{{ '<|start|>' }}", "tokenizer_class": "PreTrainedTokenizerFast"} {
-		if got[key] != want {
-			t.Errorf("%s is %v, want %v", key, got[key], want)
-		}
-	}
-	v.EOS = 70000
-	if _, err := ConfigFromGGUF(v, "", 1); err == nil {
-		t.Error("an end token that is none was accepted")
 	}
 }
