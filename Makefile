@@ -66,7 +66,7 @@ kills: ## fifty kill -9 at random moments of a job; every run must end on the un
 
 BENCH ?=
 .PHONY: bench
-bench: build oracle ## compare with PyTorch in the same run; BENCH=prefix selects
+bench: build oracle fetch ## compare with PyTorch in the same run; BENCH=prefix selects
 	@scripts/bench.sh '$(BENCH)'
 
 FUZZTIME ?= 5s

@@ -19,14 +19,10 @@ import (
 // fileBytesMax bounds a job file. A real one has two kilobytes.
 const fileBytesMax = 1 << 20
 
-// ReadFile reads, completes and validates the job file name ("-" is standard
-// input), then settings of the form "train.steps=8" on top of it, as the --set
-// flag gives them. Problems name file, line and key; the error is an *Invalid
-// unless the file cannot be read.
+// ReadFile reads the job file name, lays settings of the form "train.steps=8", as
+// the --set flag gives them, on top of it, completes and validates it. Problems
+// name file, line and key; the error is an *Invalid unless the file cannot be read.
 func ReadFile(name string, settings ...string) (*Job, error) {
-	if name == "-" {
-		return Read("standard input", os.Stdin, settings...)
-	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("job file: %w", err)

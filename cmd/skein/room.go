@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/machine"
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/model/hf"
+	"github.com/skein-ml/skein/worker"
+)
+
+// room is the engine of the real program: this process and this machine.
+type room struct{}
+
+func newEngine() engine { return room{} }
+
+// env opens the device and says what a run finds around it. Close the device.
+func (room) env(class string, threads int, cache string, emit func(console.Event)) (worker.Env, *cpu.Device, error) {
+	m := machine.Look(".")
+	if threads == 0 {
+		threads = m.Threads()
+	}
+	dev, err := cpu.New(cpu.Options{Path: class, Threads: threads})
+	if err != nil {
+		return worker.Env{}, nil, err
+	}
+	return worker.Env{FS: vfs.OS, Device: dev, CacheDir: cache, MemoryFree: m.MemoryFree, Emit: emit}, dev, nil
+}
+
+// jobEnv is env for a job.
+func (r room) jobEnv(job *jobspec.Job, cache string, emit func(console.Event)) (worker.Env, *cpu.Device, error) {
+	return r.env(job.Train.NumericClass, job.Resources.Threads, cache, emit)
+}
+
+// Train implements engine.
+func (r room) Train(ctx context.Context, c trainConfig, emit func(console.Event)) error {
+	env, dev, err := r.jobEnv(c.Job, c.Cache, emit)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	_, err = worker.Train(ctx, env, c.Job)
+	return err
+}
+
+// Plan implements engine. A job that does not fit is reported with its error.
+func (r room) Plan(ctx context.Context, c planConfig, emit func(console.Event)) (*planReport, error) {
+	env, dev, err := r.jobEnv(c.Job, c.Cache, emit)
+	if err != nil {
+		return nil, err
+	}
+	defer dev.Close()
+	adm, err := worker.Admit(ctx, env, c.Job)
+	if adm == nil {
+		return nil, err
+	}
+	defer adm.Close()
+	report := planned(adm)
+	disk := machine.Look(c.Job.Path(c.Job.Checkpoint.Store))
+	report.DiskFree = disk.DiskFree
+	if err != nil {
+		return report, err
+	}
+	if c.Calibrate {
+		took, err := worker.Calibrate(ctx, env, adm)
+		if err != nil {
+			return report, err
+		}
+		report.StepSeconds = took.Seconds()
+	}
+	return report, nil
+}
+
+// planned turns an admitted job into its report.
+func planned(adm *worker.Admitted) *planReport {
+	job, data, prepared := &adm.Spec.Job, adm.Data.TrainManifest.Report, adm.Prepared()
+	r := &planReport{
+		Name: job.Name, Parameters: prepared.Parameters, Architecture: prepared.Architecture, NumericClass: prepared.NumericClass,
+		Examples: data.Examples, Sequences: data.Packs, Tokens: data.Tokens, Targets: data.Targets, Padding: data.PaddingShare(),
+		Steps: adm.Steps, StepTokens: int64(job.Train.GlobalBatch) * int64(job.Data.SequenceLength),
+		Epochs:    float64(adm.Steps) * float64(job.Train.GlobalBatch) / float64(data.Packs),
+		WorldSize: job.Cluster.WorldSize, MicroBatch: int(job.Train.MicroBatch),
+		MemoryTotal: adm.Memory.Total(), MemoryBudget: adm.Budget,
+	}
+	for _, p := range adm.Memory.Parts() {
+		r.Memory = append(r.Memory, planPart{p.Name, p.Bytes})
+	}
+	// A checkpoint holds fp32 weights and two moments. While one is written, one more than the kept ones is there.
+	exportBytes := int64(2)
+	if job.Output.DType == jobspec.DTypeFP32 {
+		exportBytes = 4
+	}
+	r.DiskBytes = r.Parameters * (12*int64(job.Checkpoint.Keep+1) + exportBytes)
+	return r
+}
+
+// dtype is the device's word for a precision.
+func dtype(p jobspec.Precision) device.DType {
+	if p == jobspec.PrecisionFP32 {
+		return device.F32
+	}
+	return device.BF16
+}
+
+// Eval implements engine.
+func (r room) Eval(ctx context.Context, c evalConfig, emit func(console.Event)) error {
+	env, dev, err := r.env(c.NumericClass, c.Threads, c.Cache, emit)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	return worker.Eval(ctx, env, worker.EvalConfig{
+		Model: c.Model, Data: c.Data, SequenceLength: c.SequenceLength, Precision: dtype(c.Precision),
+		ExactMatch: c.ExactMatch, Show: c.Show, MaxNewTokens: c.MaxNewTokens, Limit: c.Limit,
+	})
+}
+
+// Generate implements engine.
+func (r room) Generate(ctx context.Context, c generateConfig, write func(string)) error {
+	env, dev, err := r.env(c.NumericClass, c.Threads, "", nil)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	return worker.Generate(ctx, env, worker.GenerateConfig{
+		Model: c.Model, Prompts: c.Prompts, System: c.System, Raw: c.Raw, Precision: dtype(c.Precision), MaxNewTokens: c.MaxNewTokens,
+		Temperature: c.Temperature, TopK: c.TopK, TopP: c.TopP, Seed: c.Seed,
+	}, write)
+}
+
+// Export implements engine.
+func (room) Export(_ context.Context, c exportConfig) (int64, error) {
+	options := hf.Options{DType: hf.BF16, ShardBytesMax: int64(c.MaxShard)}
+	if c.DType == jobspec.DTypeFP32 {
+		options.DType = hf.F32
+	}
+	return worker.ExportCheckpoint(vfs.OS, c.Store, c.Step, c.Dir, options)
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-ml/skein/jobspec"
+)
+
+const (
+	outputText = "text"
+	outputJSON = "json"
+)
+
+func newRoot(std streams, eng engine) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "skein",
+		Short: "Fine-tune language models: same bits always, nothing lost",
+		Long: `Skein fine-tunes language models. A job file says what to train; the weights
+that come out depend on it alone, not on threads, workers or interruptions.
+
+Exit status:
+  0    done
+  1    failed; standard error says in one line what to do
+  2    the command line or the job file is wrong; nothing was started
+  3    the job needs more memory than it may use; nothing was started
+  130  interrupted; the same command goes on from the last checkpoint`,
+		Example: `  skein import SmolLM2-135M-Instruct.Q4_1.gguf ./SmolLM2-135M-Instruct
+  skein plan -f job.yaml
+  skein train -f job.yaml`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return usageError{fmt.Errorf("unknown command %q; `skein --help` lists the commands", args[0])}
+		},
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetIn(std.in)
+	root.SetOut(std.out)
+	root.SetErr(std.err)
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
+	})
+	root.AddCommand(
+		newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
+		newImport(std), newData(std), newDoctor(std), newVersion(std),
+	)
+	return root
+}
+
+// args refuses a wrong count of arguments, naming those that the command takes.
+func args(want ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, got []string) error {
+		atLeast := len(want)
+		open := atLeast > 0 && strings.HasSuffix(want[atLeast-1], "…")
+		if len(got) == atLeast || open && len(got) >= atLeast {
+			return nil
+		}
+		if atLeast == 0 {
+			return usageError{fmt.Errorf("%s takes no arguments, but was given %q; see `%s --help`", c.CommandPath(), got[0], c.CommandPath())}
+		}
+		return usageError{fmt.Errorf("%s takes %s, but was given %d arguments; see `%s --help`", c.CommandPath(), strings.Join(want, " "), len(got), c.CommandPath())}
+	}
+}
+
+// jobFlags are the flags of every command that reads a job file.
+type jobFlags struct {
+	file     string
+	settings []string
+}
+
+func (f *jobFlags) add(c *cobra.Command) {
+	c.Flags().StringVarP(&f.file, "file", "f", "", "the job file; - is standard input")
+	c.Flags().StringArrayVar(&f.settings, "set", nil, "set a key of the job file, such as train.steps=8; may be repeated")
+}
+
+// read returns the job, completed and validated.
+func (f *jobFlags) read(std streams) (*jobspec.Job, error) {
+	switch f.file {
+	case "":
+		return nil, usageError{fmt.Errorf("which job? give -f job.yaml")}
+	case "-":
+		return jobspec.Read("standard input", std.in, f.settings...)
+	}
+	return jobspec.ReadFile(f.file, f.settings...)
+}
+
+// cacheFlag adds --cache.
+func cacheFlag(c *cobra.Command, dir *string) {
+	c.Flags().StringVar(dir, "cache", defaultCache(), "folder of prepared data sets")
+}
+
+// defaultCache is the user's cache folder, or a temporary one for a process
+// that has no home.
+func defaultCache() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		dir = os.TempDir()
+	}
+	return filepath.Join(dir, "skein", "data")
+}
+
+// outputFlag adds -o.
+func outputFlag(c *cobra.Command, output *string) {
+	c.Flags().StringVarP(output, "output", "o", outputText, "text, or json for machines")
+}
+
+// oneOf refuses a flag whose value is none of the words.
+func oneOf(flag, value string, words ...string) error {
+	if slices.Contains(words, value) {
+		return nil
+	}
+	return usageError{fmt.Errorf("--%s is %q; it is one of %s", flag, value, strings.Join(words, ", "))}
+}
+
+// report prints a result: as one JSON object, or as text.
+func (s streams) report(output string, v any, text string) error {
+	if output != outputJSON {
+		_, err := fmt.Fprint(s.out, text)
+		return err
+	}
+	enc := json.NewEncoder(s.out)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
