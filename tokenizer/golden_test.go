@@ -302,7 +302,9 @@ func ggufVocab(t testing.TB, data []byte) GGUFVocab {
 		}
 		return b[0] != 0
 	}
-	r.Seek(16, io.SeekStart)
+	if _, err := r.Seek(16, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
 	v := GGUFVocab{Pad: -1, Unk: -1, BOS: -1, EOS: -1}
 	for range u64() {
 		key := text()

@@ -57,8 +57,7 @@ func Load(data []byte) (*Tokenizer, error) {
 		{"post_processor", t.loadPostProcessor},
 	} {
 		if err := step.load(top.values[step.key]); err != nil {
-			var known *UnsupportedError
-			if errors.As(err, &known) {
+			if _, named := errors.AsType[*UnsupportedError](err); named {
 				return nil, err
 			}
 			return nil, fmt.Errorf("tokenizer.json: %w", err)

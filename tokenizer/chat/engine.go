@@ -90,7 +90,7 @@ var textMethods = map[string]exec.Method[string]{
 	"endswith":   textMethod(func(self, end string) any { return strings.HasSuffix(self, end) }),
 	"split": textMethod(func(self, separator string) any {
 		var out list
-		for _, part := range strings.Split(self, separator) {
+		for part := range strings.SplitSeq(self, separator) {
 			out = append(out, part)
 		}
 		return out

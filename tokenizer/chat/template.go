@@ -18,6 +18,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -179,9 +180,7 @@ func (t *Template) execute(in *input, signs *signs) (text string, err error) {
 		}
 	}()
 	data := map[string]any{}
-	for name, token := range t.tokens {
-		data[name] = token
-	}
+	maps.Copy(data, t.tokens)
 	in.values(data, signs)
 	data["raise_exception"] = func(message string) (string, error) {
 		if refused == nil {
@@ -204,19 +203,11 @@ func (t *Template) execute(in *input, signs *signs) (text string, err error) {
 // cause returns the innermost message; those around it quote half the template.
 func cause(err error) string {
 	for {
-		switch e := err.(type) {
-		case interface{ Unwrap() error }:
-			if inner := e.Unwrap(); inner != nil {
-				err = inner
-				continue
-			}
-		case interface{ Cause() error }:
-			if inner := e.Cause(); inner != nil && inner != err {
-				err = inner
-				continue
-			}
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err.Error()
 		}
-		return err.Error()
+		err = inner
 	}
 }
 
