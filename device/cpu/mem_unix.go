@@ -4,8 +4,11 @@ package cpu
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skein-ml/skein/internal/invariant"
 )
 
 const hugePage = 2 << 20
@@ -18,6 +21,9 @@ type mapping struct{ whole, used []byte }
 func mapMemory(n int64) (mapping, error) {
 	if n == 0 {
 		return mapping{}, nil
+	}
+	if invariant.Enabled && n < hugePage {
+		return mapFenced(n)
 	}
 	size := n
 	if n >= hugePage {
@@ -34,6 +40,22 @@ func mapMemory(n int64) (mapping, error) {
 		adviseHugePages(used)
 	}
 	return mapping{whole, used}, nil
+}
+
+// mapFenced ends the memory, but for what aligns its start to 64 bytes, where a page begins
+// that nobody may touch: reading or writing past the end then stops the program.
+func mapFenced(n int64) (mapping, error) {
+	page := int64(os.Getpagesize())
+	size := (n + page - 1) &^ (page - 1)
+	whole, err := unix.Mmap(-1, 0, int(size+page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return mapping{}, fmt.Errorf("map %d bytes: %w", n, err)
+	}
+	if err := unix.Mprotect(whole[size:], unix.PROT_NONE); err != nil {
+		return mapping{}, fmt.Errorf("protect a page: %w", err)
+	}
+	first := (size - n) &^ 63
+	return mapping{whole, whole[first : first+n : first+n]}, nil
 }
 
 func (m mapping) unmap() {

@@ -175,6 +175,20 @@ func largeLogits(t *testing.T, d device.Device, dt device.DType) {
 			t.Errorf("loss %d is %g, want %g", i, got, want)
 		}
 	}
+	down := newMat(rows, width) // logits from −1000 down: even the largest one's e^x is 0
+	for i := range rows {
+		down.v[i*width] = 1000
+	}
+	for i := range vocab {
+		w.v[i*width] = -1 - float64(i)
+	}
+	h.X, h.W, h.Targets = r.in(dt, down), r.weight(dt, w, bothForms), r.ints([]int32{0, 1, 32})
+	r.d.HeadLoss(r.s, h, r.workspace(device.OpHeadLoss, device.Shape{Rows: rows, Seq: rows, In: width, Out: vocab, DT: dt}))
+	for i, want := range []float64{0, 1000, 32000} {
+		if got := r.read(h.NLL)[i]; got != want {
+			t.Errorf("loss %d of small logits is %g, want %g", i, got, want)
+		}
+	}
 	g := geometry{heads: 1, kvHeads: 1, dim: width, scale: 1, docs: []int32{0, rows}}
 	o, lse := r.out(dt, rows, width), r.out(device.F32, 1, rows)
 	r.d.Attention(r.s, o, lse, h.X, h.X, h.X, g.documents(r), g.shape(), g.need(r, device.OpAttention, dt))
