@@ -83,6 +83,9 @@ func open(env Env, path string, seqLen, rows int, precision device.DType) (_ *Ba
 	for _, n := range base.Notices {
 		env.note("%s", n)
 	}
+	if most := base.Config().MaxPositions; seqLen > most {
+		return nil, x, fmt.Errorf("model %s: a sequence of %d tokens is beyond its %d positions; ask for shorter ones", path, seqLen, most)
+	}
 	if x.language, err = base.Language(); err != nil {
 		return nil, x, err
 	}

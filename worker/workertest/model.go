@@ -105,14 +105,18 @@ func (w Weights) ReadRange(name string, elemOff int64, dst []float32) error {
 	}
 	h := fnv.New64a()
 	h.Write([]byte(name))
-	rng := rand.New(rand.NewPCG(h.Sum64(), w.Model.Seed))
-	for range elemOff {
-		rng.NormFloat64()
-	}
-	for i := range dst {
-		dst[i] = float32(rng.NormFloat64()) * 0.08
+	var rng *rand.Rand
+	const block = 512 // that one generator draws
+	for at := elemOff - elemOff%block; at < elemOff+int64(len(dst)); at++ {
+		if at%block == 0 {
+			rng = rand.New(rand.NewPCG(h.Sum64()+w.Model.Seed, uint64(at)))
+		}
+		x := float32(rng.NormFloat64()) * 0.08
 		if len(shape) == 1 {
-			dst[i] += 1
+			x++
+		}
+		if at >= elemOff {
+			dst[at-elemOff] = x
 		}
 	}
 	return nil
