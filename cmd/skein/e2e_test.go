@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -253,6 +254,40 @@ func TestCtrlCStopsInGoodOrderAndTheSameCommandGoesOn(t *testing.T) {
 	got := finished(t, j)
 	if got.Hash != want.Hash || !cmp.Equal(got.Export, want.Export) || !cmp.Equal(got.Steps, want.Steps) || !cmp.Equal(got.Results, want.Results) {
 		t.Errorf("after an interruption at step %d: %s", step, cmp.Diff(want, got))
+	}
+}
+
+func TestAGGUFFileIsImportedTrainedExportedAskedAndMeasured(t *testing.T) {
+	j := workertest.New(t)
+	workertest.Model{}.WriteGGUF(t, j.Path("model.gguf"))
+	mustRun(t, j, "import", "model.gguf", "imported", "--dtype", "fp32")
+	if got, want := sums(t, j.Path("imported")), sums(t, j.Path("model")); got["model.safetensors"] != want["model.safetensors"] || got["config.json"] != want["config.json"] {
+		t.Errorf("the import differs from the same model in a Hugging Face folder:\n%s", cmp.Diff(want, got))
+	}
+	_, plan, _ := program(t, j, "plan", "-f", "job.yaml", "--set", "model.base=./imported", "--calibrate=false", "-o", "json")
+	var planned planReport
+	if err := json.Unmarshal([]byte(plan), &planned); err != nil || planned.Steps != 30 || planned.MemoryTotal == 0 {
+		t.Errorf("plan: %v, %+v", err, planned)
+	}
+	trained := events(t, mustRun(t, j, "train", "-f", "job.yaml", "--set", "model.base=./imported", "-o", "json"))
+	first, reported := trained[slices.IndexFunc(trained, func(e event) bool { return e.Event == "evaluated" })], last(trained, "evaluated")
+	if before, after := first.Loss, reported.Loss; before < 4 || after > 2.5 {
+		t.Errorf("held-out loss %.3f → %.3f: nothing was learnt", before, after)
+	}
+	mustRun(t, j, "export", "checkpoints", "again")
+	mustRun(t, j, "export", "checkpoints", "exact", "--dtype", "fp32")
+	if diff := cmp.Diff(sums(t, j.Path("trained")), sums(t, j.Path("again"))); diff != "" {
+		t.Errorf("the last checkpoint's export is not the run's:\n%s", diff)
+	}
+	for _, dir := range []string{"trained", "exact"} { // the compute type rounds the second one as the export the first
+		out := mustRun(t, j, "eval", dir, "heldout.jsonl", "--sequence-length", "48", "--exact-match", "4", "-o", "json")
+		if got := last(events(t, out), "evaluated"); got.Loss != reported.Loss || got.Targets != reported.Targets {
+			t.Errorf("%s has a held-out loss of %v over %d targets, the run reported %v over %d", dir, got.Loss, got.Targets, reported.Loss, reported.Targets)
+		}
+	}
+	answer := mustRun(t, j, "generate", "trained", "seat", "--max-new-tokens", "12")
+	if again := mustRun(t, j, "generate", "exact", "seat", "--max-new-tokens", "12", "--threads", "1"); again != answer || strings.Count(answer, "-") < 2 {
+		t.Errorf("answers %q and %q, want a spelt word, twice the same", answer, again)
 	}
 }
 
