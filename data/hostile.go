@@ -105,15 +105,20 @@ func (d *recordDecoder) close() {
 // decode reads one encapsulated record message of so many packs. The caller releases the record; b may be reused at once.
 // It never panics.
 func (d *recordDecoder) decode(b []byte, rows int) (rec arrow.Record, p packs, err error) {
+	meta, body, err := splitMessage(b)
+	if err != nil {
+		return nil, packs{}, err
+	}
+	return d.decodeMessage(meta, body, rows)
+}
+
+// decodeMessage is decode for a message in its two parts.
+func (d *recordDecoder) decodeMessage(meta, body []byte, rows int) (rec arrow.Record, p packs, err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
 			rec, p, err = nil, packs{}, fmt.Errorf("damaged record: %v", cause)
 		}
 	}()
-	meta, body, err := splitMessage(b)
-	if err != nil {
-		return nil, packs{}, err
-	}
 	if err := refuseCompression(meta); err != nil {
 		return nil, packs{}, err
 	}
