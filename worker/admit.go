@@ -87,7 +87,7 @@ func Admit(ctx context.Context, env Env, job *jobspec.Job) (admitted *Admitted, 
 func (a *Admitted) prepare(ctx context.Context, env Env, job *jobspec.Job) (err error) {
 	a.dataSpec = DataSpec(job, env.CacheDir)
 	if a.Data, err = data.Prepare(ctx, env.FS, a.dataSpec, a.Language.Encoder); err != nil {
-		return err
+		return adviseOnSpace(err)
 	}
 	a.report(env)
 	if err := a.Data.TrainManifest.Report.CheckGlobalBatch(int64(job.Train.GlobalBatch)); err != nil {

@@ -242,7 +242,7 @@ func (r *run) finish(ctx context.Context) (Outcome, error) {
 		DType: dtype, ShardBytesMax: int64(job.Output.MaxShard), SideFiles: r.Base.Side, FS: r.FS,
 	})
 	if err != nil {
-		return Outcome{}, err
+		return Outcome{}, adviseOnSpace(err) // the last step is published: the next run exports it
 	}
 	done := r.summary()
 	r.emit(done)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
@@ -206,7 +207,18 @@ func (s *store) describe() error {
 	if err := s.writeLineage(); err != nil {
 		return err
 	}
-	return writeDescription(s.env.FS, filepath.Join(s.dir, descriptionName), s.adm.Base)
+	if err := writeDescription(s.env.FS, filepath.Join(s.dir, descriptionName), s.adm.Base); err != nil {
+		return fmt.Errorf("checkpoint.store: %w", adviseOnSpace(err))
+	}
+	return nil
+}
+
+// adviseOnSpace adds to the error of a full disk what helps.
+func adviseOnSpace(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w; free space there, or choose another folder, and run the same command again", err)
+	}
+	return err
 }
 
 func (s *store) writeLineage() error {
@@ -214,7 +226,7 @@ func (s *store) writeLineage() error {
 	if err := s.env.FS.MkdirAll(s.dir); err != nil {
 		return fmt.Errorf("checkpoint.store: %w", err)
 	}
-	return checkpoint.WriteLineage(s.env.FS, s.lineagePath(), s.lineage)
+	return adviseOnSpace(checkpoint.WriteLineage(s.env.FS, s.lineagePath(), s.lineage))
 }
 
 func (s *store) lineagePath() string { return filepath.Join(s.dir, lineageName) }

@@ -62,6 +62,15 @@ func (j Job) Copy(t testing.TB) Job {
 	return to
 }
 
+// Model replaces the job's model.
+func (j Job) Model(t testing.TB, m Model) {
+	t.Helper()
+	if err := os.RemoveAll(j.Path("model")); err != nil {
+		t.Fatal(err)
+	}
+	m.Write(t, j.Path("model"))
+}
+
 // Path is a name in the job's folder.
 func (j Job) Path(name string) string { return filepath.Join(j.Dir, name) }
 
