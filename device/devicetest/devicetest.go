@@ -8,7 +8,10 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/skein-ml/skein/device"
 )
@@ -125,22 +128,65 @@ func Agree(t *testing.T, opens ...func() device.Device) {
 		t.Run(c.name, func(t *testing.T) {
 			var first [][]byte
 			for n, d := range devices {
-				r := newRig(t, d, layouts[0])
-				call, results := c.setUp(r)
-				call()
-				r.wait()
-				for i, res := range results {
-					bits := r.raw(res.t)
+				for i, bits := range bitsOf(t, d, c) {
 					if n == 0 {
 						first = append(first, bits)
 					} else if !bytes.Equal(bits, first[i]) {
-						t.Errorf("%s: %s and %s differ", res.name, devices[0].Info().Name, d.Info().Name)
+						t.Errorf("result %d: %s and %s differ", i, devices[0].Info().Name, d.Info().Name)
 					}
 				}
-				r.close()
 			}
 		})
 	}
+}
+
+// Stress runs trials on several devices at once, again and again for a time, and demands the
+// same bits each time. The caller makes it uncomfortable meanwhile.
+func Stress(t *testing.T, devices []device.Device, long time.Duration) {
+	var picked []trial
+	for i, c := range trials() {
+		if i%7 == 0 {
+			picked = append(picked, c)
+		}
+	}
+	want := make([][][]byte, len(picked))
+	for i, c := range picked {
+		want[i] = bitsOf(t, devices[0], c)
+	}
+	var group sync.WaitGroup
+	var runs atomic.Int64
+	until := time.Now().Add(long)
+	for n, d := range devices {
+		group.Go(func() {
+			for i := n; time.Now().Before(until) && !t.Failed(); i++ {
+				c := picked[i%len(picked)]
+				for j, bits := range bitsOf(t, d, c) {
+					if !bytes.Equal(bits, want[i%len(picked)][j]) {
+						t.Errorf("%s: result %d has other bits", c.name, j)
+					}
+				}
+				runs.Add(1)
+			}
+		})
+	}
+	group.Wait()
+	if runs.Load() < int64(len(devices)) {
+		t.Errorf("%d runs on %d devices", runs.Load(), len(devices))
+	}
+	t.Logf("%d runs", runs.Load())
+}
+
+// bitsOf runs a trial and returns what it wrote.
+func bitsOf(t *testing.T, d device.Device, c trial) [][]byte {
+	r := newRig(t, d, layouts[0])
+	defer r.close()
+	call, results := c.setUp(r)
+	call()
+	var all [][]byte
+	for _, res := range results {
+		all = append(all, r.raw(res.t))
+	}
+	return all
 }
 
 // NoAllocations demands that operations of d leave Go's heap alone. It is for devices that
@@ -166,7 +212,14 @@ func trials() []trial {
 	all = append(all, attentionTrials()...)
 	all = append(all, tokenTrials()...)
 	all = append(all, updateTrials()...)
-	return all
+	if !raceDetector {
+		return all
+	}
+	var some []trial // what races is found by a part of them, ten times as slowly
+	for i := 0; i < len(all); i += 6 {
+		some = append(some, all[i])
+	}
+	return some
 }
 
 var bothTypes = []device.DType{device.F32, device.BF16}
