@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -79,9 +80,10 @@ func runImport(std streams, cfg importConfig, dtype, maxShard, output string) er
 }
 
 func (r imported) text() string {
-	text := ""
+	var b strings.Builder
 	for _, n := range r.Notices {
-		text += "note: " + n + "\n"
+		fmt.Fprintf(&b, "note: %s\n", n)
 	}
-	return text + fmt.Sprintf("imported %s: %s, %s parameters in %d tensors, %s\n", r.Dir, r.Architecture, console.Count(r.Parameters), r.Tensors, r.DType)
+	fmt.Fprintf(&b, "imported %s: %s, %s parameters in %d tensors, %s\n", r.Dir, r.Architecture, console.Count(r.Parameters), r.Tensors, r.DType)
+	return b.String()
 }

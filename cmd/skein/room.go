@@ -61,7 +61,9 @@ func (r room) Plan(ctx context.Context, c planConfig, emit func(console.Event)) 
 	defer adm.Close()
 	report := planned(adm)
 	disk := machine.Look(c.Job.Path(c.Job.Checkpoint.Store))
-	report.DiskFree = disk.DiskFree
+	if report.DiskFree = disk.DiskFree; report.DiskFree > 0 && report.DiskBytes > report.DiskFree {
+		report.Notes = append(report.Notes, "the disk will be full before the job ends; lower checkpoint.keep, or choose a checkpoint.store elsewhere")
+	}
 	if err != nil {
 		return report, err
 	}
