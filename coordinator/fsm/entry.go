@@ -1,0 +1,159 @@
+package fsm
+
+// Entry is one entry of the log: a decision, when the leader proposed it, and why.
+type Entry struct {
+	At       int64    // Unix milliseconds by the leader's clock; for people
+	Reason   string   // one line; it becomes the job's reason and event
+	Decision Decision // one of the types below
+}
+
+// Decision is something that the log may decide.
+type Decision interface {
+	// Kind is the decision's name on disk.
+	Kind() string
+	// apply checks the decision against the state and carries it out. It changes
+	// nothing if it returns an error.
+	apply(s *State, index uint64, e Entry) (job string, err error)
+}
+
+// Submit admits a job as preparing.
+type Submit struct {
+	Request    string `json:"request"` // id that the client chose
+	Name       string `json:"name"`
+	Spec       []byte `json:"spec"`
+	WorldSize  int    `json:"worldSize"`
+	WorkersMin int    `json:"workersMin"`
+	WorkersMax int    `json:"workersMax"`
+	Class      string `json:"class"`
+	Store      string `json:"store"`
+}
+
+// Prepare has a worker import the model and prepare the data.
+type Prepare struct {
+	Job         string `json:"job"`
+	Number      uint64 `json:"number"` // one more than the job's last try
+	Worker      string `json:"worker"`
+	Incarnation string `json:"incarnation"`
+}
+
+// Resolve ends a preparation: step 0 is published and nothing is open any more.
+type Resolve struct {
+	Job      string     `json:"job"`
+	Number   uint64     `json:"number"` // of the preparation
+	Resolved []byte     `json:"resolved"`
+	SpecHash string     `json:"specHash"`
+	DataHash string     `json:"dataHash"`
+	Class    string     `json:"class"`
+	Steps    int64      `json:"steps"`
+	Nonce    Nonce      `json:"nonce"`
+	Step0    Checkpoint `json:"step0"`
+}
+
+// Place all ranks anew: generation Generation begins from checkpoint From.
+type Generate struct {
+	Job        string  `json:"job"`
+	Generation uint64  `json:"generation"` // one more than the job's
+	From       int64   `json:"from"`       // step of the newest published checkpoint
+	Placement  []Place `json:"placement"`
+}
+
+// Suspend sends a running job back to the queue, because too few workers are left.
+type Suspend struct {
+	Job        string `json:"job"`
+	Generation uint64 `json:"generation"` // one more than the job's, to fence the last one off
+}
+
+// Publish makes a checkpoint exist.
+type Publish struct {
+	Job        string     `json:"job"`
+	Checkpoint Checkpoint `json:"checkpoint"` // its generation is the job's
+}
+
+// Complete ends a job whose last step is published.
+type Complete struct {
+	Job        string `json:"job"`
+	Generation uint64 `json:"generation"`
+	Result     []byte `json:"result"`
+}
+
+// Fail ends a job that cannot succeed. Who acts for a generation or a preparation
+// names it; the leader itself names neither.
+type Fail struct {
+	Job         string `json:"job"`
+	Generation  uint64 `json:"generation"`
+	Preparation uint64 `json:"preparation"`
+}
+
+// Cancel ends a job because someone asked.
+type Cancel struct {
+	Job string `json:"job"`
+}
+
+// Register lets a worker process take part, in the place of any of its name.
+type Register struct {
+	Worker Worker `json:"worker"`
+}
+
+// Drain keeps new work from a worker that wants to leave.
+type Drain struct {
+	Worker      string `json:"worker"`
+	Incarnation string `json:"incarnation"`
+}
+
+// Remove takes out a worker that has left or is given up.
+type Remove struct {
+	Worker      string `json:"worker"`
+	Incarnation string `json:"incarnation"`
+}
+
+// kinds makes an empty decision of each kind, for reading.
+var kinds = map[string]func() Decision{
+	"submit":   func() Decision { return new(Submit) },
+	"prepare":  func() Decision { return new(Prepare) },
+	"resolve":  func() Decision { return new(Resolve) },
+	"generate": func() Decision { return new(Generate) },
+	"suspend":  func() Decision { return new(Suspend) },
+	"publish":  func() Decision { return new(Publish) },
+	"complete": func() Decision { return new(Complete) },
+	"fail":     func() Decision { return new(Fail) },
+	"cancel":   func() Decision { return new(Cancel) },
+	"register": func() Decision { return new(Register) },
+	"drain":    func() Decision { return new(Drain) },
+	"remove":   func() Decision { return new(Remove) },
+}
+
+// Kind implements Decision.
+func (*Submit) Kind() string { return "submit" }
+
+// Kind implements Decision.
+func (*Prepare) Kind() string { return "prepare" }
+
+// Kind implements Decision.
+func (*Resolve) Kind() string { return "resolve" }
+
+// Kind implements Decision.
+func (*Generate) Kind() string { return "generate" }
+
+// Kind implements Decision.
+func (*Suspend) Kind() string { return "suspend" }
+
+// Kind implements Decision.
+func (*Publish) Kind() string { return "publish" }
+
+// Kind implements Decision.
+func (*Complete) Kind() string { return "complete" }
+
+// Kind implements Decision.
+func (*Fail) Kind() string { return "fail" }
+
+// Kind implements Decision.
+func (*Cancel) Kind() string { return "cancel" }
+
+// Kind implements Decision.
+func (*Register) Kind() string { return "register" }
+
+// Kind implements Decision.
+func (*Drain) Kind() string { return "drain" }
+
+// Kind implements Decision.
+func (*Remove) Kind() string { return "remove" }

@@ -1,0 +1,232 @@
+// Package fsm is what the coordinators agree on: the jobs, where each of them is in
+// its life, the workers, and which worker hosts which ranks. State is changed by
+// Apply alone, one decision of the log at a time. There is no clock, no I/O and no
+// chance here: the same entries give the same state on every coordinator, whoever
+// leads, and a snapshot restored gives the state that was snapshot.
+//
+// The log carries decisions and never what led to them: that a worker is given up,
+// not its heartbeats; that generation 3 has these ranks on these workers, not the
+// report of a broken link. Nothing is logged per step.
+package fsm
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Limits on what the state may hold, so that snapshots stay small.
+const (
+	jobsActiveMax   = 1000 // submitted and not over
+	jobsFinishedMax = 500  // the oldest make way
+	workersMax      = 10_000
+	eventsMax       = 64 // per job, the newest
+	publishedMax    = 64 // per job, the newest
+)
+
+// State is what the log has decided so far. The values that the maps point to are
+// never changed, only replaced, so a Clone stays as it was.
+type State struct {
+	// Index is the log's index of the last entry applied.
+	Index uint64 `json:"index"`
+	// Jobs by id.
+	Jobs map[string]*Job `json:"jobs"`
+	// Workers by name. Who is in here is believed to be alive; the leader looks.
+	Workers map[string]*Worker `json:"workers"`
+
+	// requests maps the id of a submission to its job: always what Jobs says.
+	requests map[string]string
+}
+
+// Job is one job. It is read only.
+type Job struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Request   string `json:"request"`  // id of the submission
+	Sequence  uint64 `json:"sequence"` // index of its submission: the order of the queue
+	Spec      []byte `json:"spec"`     // jobspec.Job as JSON
+	Phase     Phase  `json:"phase"`
+	Reason    string `json:"reason"`    // of the last change of phase or generation
+	Submitted int64  `json:"submitted"` // Unix milliseconds by the leader's clock; for people
+	Changed   int64  `json:"changed"`   // of phase or generation
+
+	// From the spec, so that deciders need not read it.
+	WorldSize  int    `json:"worldSize"`
+	WorkersMin int    `json:"workersMin"`
+	WorkersMax int    `json:"workersMax"`
+	Class      string `json:"class"` // numeric class: auto or a kernel's name, exact once resolved
+	Store      string `json:"store"` // of its checkpoints
+
+	// Preparation is who prepares. Its number rises with each try and is its fence.
+	Preparation Preparation `json:"preparation"`
+
+	// Resolved is jobspec.Resolved in canonical JSON.
+	// Invariant: empty exactly while the job has not been queued yet.
+	Resolved []byte `json:"resolved,omitempty"`
+	SpecHash string `json:"specHash,omitempty"`
+	DataHash string `json:"dataHash,omitempty"`
+	Steps    int64  `json:"steps,omitempty"`
+	Nonce    Nonce  `json:"nonce,omitzero"`
+
+	// Generation is the version of the placement; 0: none yet. It never falls, and
+	// whoever acts in a lower one is refused.
+	Generation uint64 `json:"generation"`
+	// Placement is who hosts the ranks, in rank order.
+	// Invariant: not empty exactly while the job is running.
+	Placement []Place `json:"placement,omitempty"`
+	// Setbacks counts generations since the last publication: how often in a row the
+	// job was set back without getting anywhere.
+	Setbacks int `json:"setbacks"`
+
+	// Published are the newest checkpoints, ascending by step; not empty once resolved.
+	Published      []Checkpoint `json:"published,omitempty"`
+	PublishedIndex uint64       `json:"publishedIndex,omitempty"` // log index of the newest
+
+	Result []byte  `json:"result,omitempty"` // of a done job: JSON for the user
+	Events []Event `json:"events"`           // the newest, oldest first
+}
+
+// Preparation is one try to import the model and prepare the data.
+type Preparation struct {
+	Number      uint64 `json:"number"` // 0: nobody has been asked yet
+	Worker      string `json:"worker,omitempty"`
+	Incarnation string `json:"incarnation,omitempty"`
+}
+
+// Nonce is what every worker must be able to read through the job's store before it
+// gets ranks. An empty object: the store is reached by all by its nature.
+type Nonce struct {
+	Object string `json:"object"`
+	Value  string `json:"value"`
+}
+
+// Place is one worker of a placement.
+type Place struct {
+	Worker      string `json:"worker"`
+	Incarnation string `json:"incarnation"` // the process that was placed; another one has none of its state
+	Ranks       []int  `json:"ranks"`       // ascending
+}
+
+// Checkpoint is one that exists, because the log says so.
+type Checkpoint struct {
+	Generation uint64 `json:"generation"` // that wrote it; 0 for step 0
+	Step       int64  `json:"step"`
+	Manifest   string `json:"manifest"` // object in the job's store
+	Weights    string `json:"weights"`  // hash of the master weights, hex
+	Bytes      int64  `json:"bytes"`
+	At         int64  `json:"at"` // Unix milliseconds
+}
+
+// Event is one line of a job's history.
+type Event struct {
+	Index uint64 `json:"index"` // of the entry
+	At    int64  `json:"at"`    // Unix milliseconds
+	Kind  string `json:"kind"`
+	Text  string `json:"text"`
+}
+
+// Worker is a worker process that takes part. It is read only.
+type Worker struct {
+	Name        string   `json:"name"`
+	Incarnation string   `json:"incarnation"` // drawn when the process started
+	Node        string   `json:"node"`        // machine: its failure domain
+	Build       string   `json:"build"`
+	Ring        string   `json:"ring"`   // address of its data plane
+	Stream      string   `json:"stream"` // address of its record stream server
+	Classes     []string `json:"classes"`
+	Memory      int64    `json:"memory"` // bytes that a job may use
+	Threads     int      `json:"threads"`
+	Draining    bool     `json:"draining"`
+	DrainIndex  uint64   `json:"drainIndex,omitempty"` // of the entry that drains it
+}
+
+// New is the state before the first entry.
+func New() *State {
+	return &State{Jobs: map[string]*Job{}, Workers: map[string]*Worker{}, requests: map[string]string{}}
+}
+
+// Clone returns a state that later entries do not change.
+func (s *State) Clone() *State {
+	return &State{Index: s.Index, Jobs: maps.Clone(s.Jobs), Workers: maps.Clone(s.Workers), requests: maps.Clone(s.requests)}
+}
+
+// InOrder lists the jobs in order of submission.
+func (s *State) InOrder() []*Job {
+	return slices.SortedFunc(maps.Values(s.Jobs), func(a, b *Job) int {
+		switch {
+		case a.Sequence < b.Sequence:
+			return -1
+		case a.Sequence > b.Sequence:
+			return 1
+		}
+		return 0
+	})
+}
+
+// ByName lists the workers by name.
+func (s *State) ByName() []*Worker {
+	return slices.SortedFunc(maps.Values(s.Workers), func(a, b *Worker) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Is tells whether the worker of that name is the process that incarnation names.
+func (s *State) Is(worker, incarnation string) bool {
+	w := s.Workers[worker]
+	return w != nil && w.Incarnation == incarnation
+}
+
+// Busy maps each worker that prepares or hosts ranks to its job.
+func (s *State) Busy() map[string]string {
+	busy := map[string]string{}
+	for id, j := range s.Jobs {
+		for _, w := range j.Uses() {
+			busy[w] = id
+		}
+	}
+	return busy
+}
+
+// Uses lists the workers that the job has now, in the order of its placement.
+func (j *Job) Uses() []string {
+	var names []string
+	switch j.Phase {
+	case Preparing:
+		if j.Preparation.Worker != "" {
+			names = []string{j.Preparation.Worker}
+		}
+	case Running:
+		for _, p := range j.Placement {
+			names = append(names, p.Worker)
+		}
+	}
+	return names
+}
+
+// Newest is the checkpoint that the job would go on from. ok is false before step 0.
+func (j *Job) Newest() (c Checkpoint, ok bool) {
+	if len(j.Published) == 0 {
+		return c, false
+	}
+	return j.Published[len(j.Published)-1], true
+}
+
+// Place finds a worker in the placement; nil if it is not in it.
+func (j *Job) Place(worker string) *Place {
+	for i := range j.Placement {
+		if j.Placement[i].Worker == worker {
+			return &j.Placement[i]
+		}
+	}
+	return nil
+}
+
+// Has tells whether a worker can compute in the job's numeric class: the exact class
+// of a resolved job, or the kernel that the spec names, or any if it names none.
+func (w *Worker) Has(class string) bool {
+	if class == "" || class == "auto" {
+		return true
+	}
+	return slices.ContainsFunc(w.Classes, func(c string) bool {
+		kernel, _, _ := strings.Cut(c, " ")
+		return c == class || kernel == class
+	})
+}
