@@ -148,20 +148,15 @@ func diceFor(t *testing.T) *rand.Rand {
 }
 
 func TestResumingFromEveryCheckpointEndsOnTheSameBits(t *testing.T) {
+	t.Parallel()
 	whole := &site{Job: workertest.New(t), fs: vfs.OS}
 	want := whole.mustRun(t, "checkpoint.keep=100")
 	steps, _, err := checkpoint.Published(vfs.OS, whole.Path("checkpoints"))
 	if err != nil || len(steps) != 7 {
 		t.Fatalf("checkpoints of steps %v (%v), want seven", steps, err)
 	}
-	for i, from := range steps {
-		s := &site{Job: whole.Copy(t), fs: vfs.OS}
-		workertest.CopyFolder(t, whole.Path("checkpoints"), s.Path("checkpoints"))
-		for _, later := range steps[i+1:] {
-			if err := os.RemoveAll(s.Path(fmt.Sprintf("checkpoints/step-%08d", later))); err != nil {
-				t.Fatal(err)
-			}
-		}
+	for _, from := range steps {
+		s := whole.cut(t, from)
 		got := s.mustRun(t, "checkpoint.keep=100")
 		if diff := cmp.Diff(want, got); diff != "" || s.started() != from {
 			t.Errorf("from step %d (went on from %d):\n%s", from, s.started(), diff)
@@ -169,7 +164,89 @@ func TestResumingFromEveryCheckpointEndsOnTheSameBits(t *testing.T) {
 	}
 }
 
+// cut makes a copy of a finished job as if it had been killed right after a step that
+// it published.
+func (s *site) cut(t testing.TB, step int64) *site {
+	t.Helper()
+	to := &site{Job: s.Copy(t), fs: vfs.OS}
+	workertest.CopyFolder(t, s.Path("checkpoints"), to.Path("checkpoints"))
+	steps, _, err := checkpoint.Published(vfs.OS, to.Path("checkpoints"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, later := range steps {
+		if later <= step {
+			continue
+		}
+		if err := os.RemoveAll(to.Path(fmt.Sprintf("checkpoints/step-%08d", later))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return to
+}
+
+func TestEveryKindOfJobResumesOnTheSameBits(t *testing.T) {
+	t.Parallel()
+	const short = "train.steps=12"
+	for _, c := range []struct {
+		name     string
+		settings []string
+		prepare  func(testing.TB, workertest.Job)
+	}{
+		{"fp32", []string{short, "train.precision=fp32"}, nil},
+		{"bf16 between ranks", []string{short, "cluster.wire=bf16"}, nil},
+		{"ZeRO-0", []string{short, "cluster.zero=0"}, nil},
+		{"activation checkpointing", []string{short, "train.activationCheckpointing=full"}, nil},
+		{"one rank", []string{short, "cluster.worldSize=1"}, nil},
+		{"eight ranks", []string{short, "cluster.worldSize=8"}, nil},
+		{"kernels of plain Go", []string{short, "train.numericClass=generic"}, nil},
+		{"no packing, order of the file", []string{short, "data.packing=false", "data.shuffle=false"}, nil},
+		{"a share held out", []string{short, "data.validation=10%"}, nil},
+		{"several epochs", []string{short, "train.globalBatch=32"}, func(t testing.TB, j workertest.Job) { j.Write(t, "train.jsonl", workertest.Rows(1, 80)) }},
+		{"epochs, the last batch not full", nil, func(t testing.TB, j workertest.Job) { j.Edit(t, "job.yaml", "steps: 30", "epochs: 0.8") }},
+		{"prompt and completion", []string{short}, func(t testing.TB, j workertest.Job) {
+			j.Write(t, "train.jsonl", strings.Repeat(workertest.Completion("one two", " three four five"), 200))
+			j.Write(t, "heldout.jsonl", workertest.Completion("one two", " three"))
+		}},
+		{"text", []string{short, "eval.exactMatch=0"}, func(t testing.TB, j workertest.Job) {
+			j.Write(t, "train.jsonl", strings.Repeat(`{"text": "the rain in Spain stays mainly in the plain"}`+"\n", 120))
+			j.Write(t, "heldout.jsonl", `{"text": "the rain in Spain"}`+"\n")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			whole := &site{Job: workertest.New(t), fs: vfs.OS}
+			if c.prepare != nil {
+				c.prepare(t, whole.Job)
+			}
+			settings := append([]string{"checkpoint.keep=100"}, c.settings...)
+			want := whole.mustRun(t, settings...)
+			s := whole.cut(t, 5)
+			if diff := cmp.Diff(want, s.mustRun(t, settings...)); diff != "" || s.started() != 5 {
+				t.Errorf("went on from step %d:\n%s", s.started(), diff)
+			}
+		})
+	}
+}
+
+func TestWhatNeverChangesABitMayChangeOnTheWay(t *testing.T) {
+	t.Parallel()
+	whole := &site{Job: workertest.New(t), fs: vfs.OS}
+	want := whole.mustRun(t, "checkpoint.keep=100", "train.microBatch=1", "cluster.zero=0")
+	for _, settings := range [][]string{
+		{"train.microBatch=4", "cluster.zero=1"},
+		{"train.microBatch=2", "train.activationCheckpointing=full", "name=renamed", "output.export=./trained"},
+	} {
+		s := whole.cut(t, 15)
+		got := s.mustRun(t, append(settings, "checkpoint.keep=100")...)
+		if diff := cmp.Diff(want, got); diff != "" || s.started() != 15 {
+			t.Errorf("%v; went on from step %d:\n%s", settings, s.started(), diff)
+		}
+	}
+}
+
 func TestDamagedFilesAreNamedAndTheBitsStayTheSame(t *testing.T) {
+	t.Parallel()
 	whole := &site{Job: workertest.New(t), fs: vfs.OS}
 	want := whole.mustRun(t)
 	flip := func(s *site, pattern string) {
@@ -218,6 +295,7 @@ func TestDamagedFilesAreNamedAndTheBitsStayTheSame(t *testing.T) {
 		{"a lineage that is gone", func(s *site) { remove(s, "checkpoints/lineage.json") }, 30, "lineage", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			s := &site{Job: whole.Copy(t), fs: vfs.OS}
 			workertest.CopyFolder(t, whole.Path("checkpoints"), s.Path("checkpoints"))
 			c.damage(s)
@@ -236,6 +314,7 @@ func TestDamagedFilesAreNamedAndTheBitsStayTheSame(t *testing.T) {
 }
 
 func TestAPowerCutAtAnyMomentEndsOnTheSameBits(t *testing.T) {
+	t.Parallel()
 	dice := diceFor(t)
 	j := workertest.New(t)
 	whole, mem := inMemory(t, j)
@@ -261,6 +340,7 @@ func TestAPowerCutAtAnyMomentEndsOnTheSameBits(t *testing.T) {
 }
 
 func TestAFullDiskIsOneLineAndCostsNothingPublished(t *testing.T) {
+	t.Parallel()
 	dice := diceFor(t)
 	j := workertest.New(t)
 	whole, _ := inMemory(t, j)
@@ -299,6 +379,7 @@ func TestAFullDiskIsOneLineAndCostsNothingPublished(t *testing.T) {
 }
 
 func TestAnInterruptionAtAnyMomentPublishesWhatWasTaken(t *testing.T) {
+	t.Parallel()
 	dice := diceFor(t)
 	j := workertest.New(t)
 	whole, _ := inMemory(t, j)

@@ -76,7 +76,7 @@ func (s *store) resume() (step int64, ok bool, err error) {
 		return 0, false, s.describe()
 	}
 	if err != nil {
-		return 0, false, err
+		return 0, false, fmt.Errorf("checkpoint.store: %w", err)
 	}
 	defer ck.Close()
 	was, err := s.readLineage()

@@ -159,7 +159,10 @@ var badSpecs = []badInput{
 func TestBadInputIsRefusedInOneLineAndLeavesNothing(t *testing.T) {
 	for _, list := range [][]badInput{badModels, badData, badSpecs} {
 		for _, c := range list {
-			t.Run(c.name, func(t *testing.T) { c.check(t, workertest.New(t)) })
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				c.check(t, workertest.New(t))
+			})
 		}
 	}
 }
@@ -213,6 +216,7 @@ func TestExamplesTooLongAreSplitCutOrDroppedAndCounted(t *testing.T) {
 		"split": "3 split", "truncate": "3 truncated", "drop": "3 too long and dropped",
 	} {
 		t.Run(policy, func(t *testing.T) {
+			t.Parallel()
 			j := workertest.New(t)
 			j.Write(t, "train.jsonl", workertest.Rows(1, 100)+strings.Repeat(long, 3))
 			out := mustRun(t, j, "train", "-f", "job.yaml", "--set", "data.tooLong="+policy, "--set", "train.steps=1", "--set", "train.schedule.warmupSteps=0")
@@ -259,6 +263,7 @@ func TestAStoreOfAnotherJobIsRefusedByNameAndLeftAsItIs(t *testing.T) {
 		}, "train.steps=10", exitFailure, []string{"checkpoint of another job", "checkpoint.store"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			other := j.Copy(t)
 			workertest.CopyFolder(t, j.Path("checkpoints"), other.Path("checkpoints"))
 			c.check(t, other)
