@@ -23,7 +23,7 @@ import (
 // together with docs/ARCHITECTURE.md and an ADR.
 const policy = `
 	# Leaves.
-	NONE < internal, jobspec, tokenizer, device, model/config
+	NONE < internal, proto, jobspec, tokenizer, device, model/config
 	tokenizer < tokenizer/chat
 
 	# Arithmetic only: pieces, placement, order. It may know a model's shapes.
@@ -31,6 +31,7 @@ const policy = `
 
 	# Path of data: text to examples to packed sequences.
 	tokenizer/chat, shard < data
+	data < data/stream
 
 	# Compute. A device knows no model, a model knows one device: the interface.
 	device < device/cpu, device/devicetest
@@ -46,11 +47,17 @@ const policy = `
 	shard < allreduce, checkpoint
 
 	# One worker: where the path of data is driven.
-	jobspec, model, model/weights, eval, optim, allreduce, checkpoint, data < worker/trainer
+	jobspec, model, model/weights, eval, optim, allreduce, checkpoint, data/stream, proto < worker/trainer
 	worker/trainer < worker
 
+	# Path of control. It moves names and numbers, never tensors: nothing of the
+	# path of data but arithmetic. The deciders sit above the state that they read.
+	proto, shard, jobspec < coordinator/fsm
+	coordinator/fsm < coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog
+	coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog < coordinator
+
 	# Binaries and tools see everything; nothing sees them.
-	worker, device/cpu, device/opaque < cmd, examples, scripts
+	worker, coordinator, device/cpu, device/opaque < cmd, examples, scripts
 `
 
 func TestImportsFollowPolicy(t *testing.T) {
