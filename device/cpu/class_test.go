@@ -1,0 +1,54 @@
+package cpu_test
+
+import (
+	"os"
+	"os/exec"
+	"regexp"
+	"testing"
+
+	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/device/devicetest"
+)
+
+// digests are what each numeric class makes of fixed data. A class's bits do not change: who
+// changes them raises the revision in path.go and adds a line here.
+var digests = map[string]string{
+	"generic r1":  "ad73fe93e76de6445671ee8b",
+	"avx512 r1":   "5d0cb8ebd2cfccd9af21d3b6",
+	"amx-bf16 r1": "2ad3ccd5f8e5fadc2cedb56b",
+}
+
+func TestAClassKeepsItsBits(t *testing.T) {
+	for _, p := range cpu.Paths() {
+		t.Run(p.Name, func(t *testing.T) {
+			if !p.Available {
+				t.Skipf("SKIPPED: this machine lacks %s", p.Why)
+			}
+			d := opener(t, p.Name, 2)()
+			defer d.Close()
+			if got := devicetest.Digest(t, d); got != digests[p.Class] {
+				t.Errorf("class %q has digest %s, want %s", p.Class, got, digests[p.Class])
+			}
+		})
+	}
+}
+
+// A compiler for arm64 may fuse a product with the addition that follows, which rounds once
+// instead of twice. An explicit conversion forbids it; this finds where one was forgotten.
+func TestNoProductOfTheGenericPathIsFused(t *testing.T) {
+	if testing.Short() {
+		t.Skip("SKIPPED: -short")
+	}
+	build := exec.Command("go", "build", "-gcflags=-S", ".")
+	build.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
+	listing, err := build.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, listing)
+	}
+	if !regexp.MustCompile(`\sFMULS\s`).Match(listing) {
+		t.Fatal("the listing has no product at all")
+	}
+	for _, line := range regexp.MustCompile(`.*\sFN?M(ADD|SUB)[SD]\s.*`).FindAllString(string(listing), 5) {
+		t.Errorf("a fused product: %s", line)
+	}
+}
