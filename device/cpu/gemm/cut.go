@@ -77,6 +77,22 @@ func (c cut) bytes(workers int) int64 {
 	return int64(c.workerBytes()) * int64(workers)
 }
 
+// scratchBound is scratch that does for every product of at most m rows, n columns and
+// k terms. It never falls when a size grows, which the bytes of newCut do: fewer rows
+// may be cut into taller groups, and fewer terms into longer slices.
+func scratchBound(e engine, m, n, k, workers int) int64 {
+	g := e.geometry()
+	c := cut{groupRows: min(roundUp(m, g.mr), roundUp(g.rowsMax, g.mr)), blockPanels: min(panels(n), panelsMax)}
+	length := min(roundUp(k, max(g.kUnit, g.kStep)), roundUp(g.kSlice, g.kUnit))
+	c.leftBytes = roundUp(c.groupRows*min(roundUp(k, length), g.kChunk)*e.leftSize(), 64)
+	c.rightBytes = length * 32 * 4
+	c.sumBytes = c.groupRows * 32 * 4
+	if k > g.kChunk-length { // less fits one chunk, whatever its slices
+		c.sumBytes *= c.blockPanels
+	}
+	return c.bytes(workers)
+}
+
 // blockEnd is the end of the block of rows that begins at row first, in sequences of seq rows.
 func blockEnd(first, seq int) int {
 	return min(first+device.BlockRows, (first/seq+1)*seq)

@@ -98,12 +98,11 @@ func (g *Products) Need(op device.Op, sh device.Shape, workers int) int64 {
 	e := g.engine(sh.DT)
 	switch op {
 	case device.OpLinear:
-		return 64 + newCut(e, sh.Rows, sh.Out, sh.In, workers).bytes(workers)
+		return 64 + scratchBound(e, sh.Rows, sh.Out, sh.In, workers)
 	case device.OpLinearDX:
-		return 64 + newCut(e, sh.Rows, sh.In, sh.Out, workers).bytes(workers)
+		return 64 + scratchBound(e, sh.Rows, sh.In, sh.Out, workers)
 	case device.OpLinearDW:
-		c := newCut(e, sh.Out, sh.In, min(sh.Seq, device.BlockRows), workers)
-		return 64 + c.bytes(workers) + rightBytes(e, sh.Rows, sh.Seq, sh.In)
+		return 64 + scratchBound(e, sh.Out, sh.In, min(sh.Seq, device.BlockRows), workers) + rightBytes(e, sh.Rows, sh.Seq, sh.In)
 	}
 	return 0
 }
