@@ -16,11 +16,11 @@ func floats(step uint32, f func(x float32)) {
 // ulps is the distance of a and b in F32 numbers.
 func ulps(a, b float32) int64 {
 	order := func(x float32) int64 {
-		if i := int64(int32(math.Float32bits(x))); i >= 0 {
-			return i
-		} else {
+		i := int64(int32(math.Float32bits(x)))
+		if i < 0 {
 			return math.MinInt32 - i
 		}
+		return i
 	}
 	d := order(a) - order(b)
 	return max(d, -d)
