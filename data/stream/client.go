@@ -94,9 +94,10 @@ type Client struct {
 	count    counters
 
 	mu      sync.Mutex
-	changed *sync.Cond // work or servers may be there, or the end
-	health  []health   // of servers
-	turn    int        // counts picks, so that load spreads
+	changed *sync.Cond    // work or servers may be there, or the end
+	health  []health      // of servers
+	turn    int           // counts picks, so that load spreads
+	calls   map[*call]int // under way, to which server
 	cache   *cache
 	wanted  map[int64]*entry // records on their way
 	urgent  []int64          // those that a batch waits for and nobody fetches; each is in wanted, once
@@ -122,7 +123,7 @@ func Open(ctx context.Context, c Config) (*Client, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	cl := &Client{c: c, health: make([]health, len(c.Servers)), wanted: map[int64]*entry{}}
+	cl := &Client{c: c, health: make([]health, len(c.Servers)), wanted: map[int64]*entry{}, calls: map[*call]int{}}
 	cl.changed = sync.NewCond(&cl.mu)
 	cl.ctx, cl.stop = context.WithCancelCause(context.Background())
 	for i := range cl.health {
@@ -160,6 +161,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		}
 		readers = append(readers, r)
 	}
+	c.running.Go(c.probe)
 	for i, r := range readers {
 		c.running.Go(func() {
 			defer r.Close()

@@ -1,8 +1,8 @@
 package stream
 
 import (
-	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -118,27 +118,30 @@ func loseOne(t *testing.T, follow bool, lose func(*wire)) (longest time.Duration
 	addr, _ := serve(t, plainText, d)
 	a, b := newWire(t, addr), newWire(t, addr)
 	c = open(t, Config{Servers: []string{a.addr(), b.addr()}, ContentHash: hashOf(d), MemoryBytes: 1})
-	o := shard.Order{Seed: 11, Samples: d.Len(), GlobalBatch: 48}
-	each := func(k int64, took time.Duration) {
-		longest = max(longest, took)
-		if k == 10 {
-			// In the middle of a stream: of the next step's records, or of those that are fetched ahead.
-			time.AfterFunc(2*time.Millisecond, func() { lose(a) })
-		}
-	}
+	o := shard.Order{Seed: 11, Samples: d.Len(), GlobalBatch: 8}
 	if follow {
-		steps(t, d, c, o, []shard.Rank{0, 1}, 2, 1, 30, each)
-		return longest, c
+		must(t, c.Follow(Plan{Order: o, Places: []Places{{0, 8}}}, 1))
 	}
 	for k := int64(1); k < 30; k++ {
-		start := time.Now()
+		if k == 10 {
+			// In the middle of a stream: of this step's records, or of those that are fetched ahead.
+			time.AfterFunc(2*time.Millisecond, func() { lose(a) })
+		}
+		if follow {
+			c.Step(k)
+		}
 		var indices []int64
-		for j := range int64(48) {
+		for j := range o.GlobalBatch {
 			index, _ := o.Sample(k, j)
 			indices = append(indices, index)
 		}
-		samePacks(t, d, c, indices)
-		each(k, time.Since(start))
+		var got, want data.Batch
+		start := time.Now()
+		must(t, c.Batch(t.Context(), indices, &got))
+		longest = max(longest, time.Since(start))
+		if must(t, d.Batch(t.Context(), indices, &want)); !slices.Equal(got.Tokens, want.Tokens) {
+			t.Fatalf("step %d differs", k)
+		}
 	}
 	return longest, c
 }
@@ -254,5 +257,3 @@ func TestAResetConnectionIsMadeAgain(t *testing.T) {
 		t.Errorf("%v after %v", err, time.Since(start))
 	}
 }
-
-var _ io.Closer = (*Client)(nil)

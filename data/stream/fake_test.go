@@ -67,8 +67,8 @@ func openSet(t testing.TB, seqLen, packs int, seed uint64) *data.Dataset {
 
 // sets that several tests read, made once.
 var (
-	small = sync.OnceValue(func() *data.Dataset { return openSet(quiet{}, 16, 5_000, 1) })  // 20 records
-	large = sync.OnceValue(func() *data.Dataset { return openSet(quiet{}, 16, 40_000, 2) }) // 160 records
+	small = sync.OnceValue(func() *data.Dataset { return openSet(quiet{}, 16, 2_500, 1) })  // 20 records
+	large = sync.OnceValue(func() *data.Dataset { return openSet(quiet{}, 16, 20_000, 2) }) // 160 records
 )
 
 // quiet is a testing.TB for what is made outside of a test.
@@ -163,15 +163,16 @@ func serveLies(t testing.TB, d *data.Dataset, l *liar) string {
 	return lis.Addr().String()
 }
 
-// changed passes on what the good server sends, each message through f: what it returns is sent. n counts from 0, the schema.
+// changed passes on what the good server sends, each message through f: what it returns is sent.
 type changed struct {
 	flight.FlightService_DoGetServer
-	n int
-	f func(n int, m *flight.FlightData) []*flight.FlightData
+	n    int                // of the message, from 0, the schema
+	kept *flight.FlightData // by f
+	f    func(c *changed, m *flight.FlightData) []*flight.FlightData
 }
 
 func (c *changed) Send(m *flight.FlightData) error {
-	list := c.f(c.n, m)
+	list := c.f(c, m)
 	c.n++
 	for _, m := range list {
 		if err := c.FlightService_DoGetServer.Send(m); err != nil {

@@ -5,57 +5,25 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	flightrpc "github.com/apache/arrow/go/v17/arrow/flight/gen/flight"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/skein-ml/skein/data"
 )
 
-// server is one that a client may ask.
-type server struct {
-	addr string
-	conn *grpc.ClientConn
-	rpc  flightrpc.FlightServiceClient
-}
-
-// dial prepares a connection; it is made when it is first used, and again whenever it breaks.
-func dial(addr string, s Security) (*server, error) {
-	conn, err := grpc.NewClient("passthrough:///"+addr, // names are looked up at each attempt, by the dialer
-		grpc.WithTransportCredentials(s.credentials()),
-		grpc.WithNoProxy(),
-		grpc.WithMaxHeaderListSize(headerBytesMax),
-		grpc.WithInitialWindowSize(windowBytes),
-		grpc.WithInitialConnWindowSize(connWindowBytes),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: 3 * time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		}),
-		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry()) // who is asked next is decided here
-	if err != nil {
-		return nil, fmt.Errorf("data stream: server %s: %w", addr, err)
-	}
-	return &server{addr: addr, conn: conn, rpc: flightrpc.NewFlightServiceClient(conn)}, nil
-}
-
 // work fetches what is wanted until the client is closed.
 func (c *Client) work(r *data.RecordReader, urgentOnly bool) {
 	for {
-		records, urgent := c.next(urgentOnly)
+		records := c.next(urgentOnly)
 		if len(records) == 0 {
 			return
 		}
 		if records = c.fromDisk(r, records); len(records) == 0 {
 			continue
 		}
-		i, patience, err := c.choose(c.ctx, urgent)
+		i, patience, err := c.choose(c.ctx)
 		if err != nil {
 			return
 		}
@@ -64,12 +32,12 @@ func (c *Client) work(r *data.RecordReader, urgentOnly bool) {
 }
 
 // next waits for something to fetch: what a batch waits for first. The records are the caller's to fetch. None: the end.
-func (c *Client) next(urgentOnly bool) (records []int64, urgent bool) {
+func (c *Client) next(urgentOnly bool) (records []int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
 		if c.ctx.Err() != nil {
-			return nil, false
+			return nil
 		}
 		if n := min(len(c.urgent), batchRecords/2); n > 0 {
 			records = append(records, c.urgent[:n]...)
@@ -77,7 +45,7 @@ func (c *Client) next(urgentOnly bool) (records []int64, urgent bool) {
 			for _, i := range records {
 				c.wanted[i].fetching = true
 			}
-			return records, true
+			return records
 		}
 		for !urgentOnly && len(c.window) > 0 && len(records) < aheadRecords {
 			i := c.window[0]
@@ -88,14 +56,14 @@ func (c *Client) next(urgentOnly bool) (records []int64, urgent bool) {
 			}
 		}
 		if len(records) > 0 {
-			return records, false
+			return records
 		}
 		c.changed.Wait()
 	}
 }
 
 // choose waits for a server that may be asked, and counts a stream to it.
-func (c *Client) choose(ctx context.Context, urgent bool) (server int, patience time.Duration, err error) {
+func (c *Client) choose(ctx context.Context) (server int, patience time.Duration, err error) {
 	defer context.AfterFunc(ctx, c.wake)()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,7 +71,7 @@ func (c *Client) choose(ctx context.Context, urgent bool) (server int, patience 
 		if ctx.Err() != nil {
 			return 0, 0, context.Cause(ctx)
 		}
-		i, wait := pick(time.Now(), c.health, c.turn, urgent)
+		i, wait := pick(time.Now(), c.health, c.turn)
 		if i >= 0 {
 			c.turn++
 			c.health[i].streams++
@@ -145,7 +113,11 @@ func (c *Client) fetch(r *data.RecordReader, i int, records []int64, patience ti
 // read makes one call: the schema, then the records in their order, then the end. Nothing else is an answer.
 func (c *Client) read(i int, records []int64, patience time.Duration, each func(int64, *flightrpc.FlightData) error) (slowest time.Duration, err error) {
 	call := newCall(c.ctx, patience)
-	defer func() { slowest = call.end() }()
+	c.track(call, i)
+	defer func() {
+		c.untrack(call)
+		slowest = call.end()
+	}()
 	t := ticket{records: records}
 	t.hash, _ = parseHash(c.c.ContentHash) // Validate has seen it
 	s, err := c.servers[i].rpc.DoGet(call.ctx, &flightrpc.Ticket{Ticket: t.encode()}, grpc.MaxCallRecvMsgSize(int(c.x.RecordBytesMax())+frameBytes))
@@ -181,76 +153,6 @@ func orTruncated(err error, after string) error {
 		return lie("it ended after %s", after)
 	}
 	return err
-}
-
-// call is a call to a server that is broken off when nothing comes for too long.
-type call struct {
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
-	patience time.Duration
-	stall    *time.Timer
-	slowest  time.Duration
-}
-
-func newCall(parent context.Context, patience time.Duration) *call {
-	c := &call{patience: patience}
-	c.ctx, c.cancel = context.WithCancelCause(parent)
-	c.stall = time.AfterFunc(patience, func() { c.cancel(errStalled) })
-	return c
-}
-
-// recv reads one message. Only the wait counts, not what is done with a message.
-func (c *call) recv(recv func(any) error, m any) error {
-	start := time.Now()
-	c.stall.Reset(c.patience)
-	err := recv(m)
-	c.stall.Stop()
-	c.slowest = max(c.slowest, time.Since(start))
-	return c.explain(err)
-}
-
-// explain finds the cause behind what gRPC says.
-func (c *call) explain(err error) error {
-	switch {
-	case err == nil || errors.Is(err, io.EOF):
-		return err
-	case errors.Is(context.Cause(c.ctx), errStalled):
-		return errStalled
-	case status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max"):
-		return lieError{err} // gRPC has not read the message, only its length
-	}
-	return err
-}
-
-func (c *call) end() time.Duration {
-	c.stall.Stop()
-	c.cancel(nil)
-	return c.slowest
-}
-
-// judge notes how a server did.
-func (c *Client) judge(i int, slowest time.Duration, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	h := &c.health[i]
-	h.streams--
-	if c.ctx.Err() != nil {
-		return
-	}
-	c.changed.Broadcast()
-	addr := c.servers[i].addr
-	if err == nil {
-		if h.failures > 0 {
-			c.c.Log.Info("data server works again", "server", addr, "after", h.failures)
-		}
-		h.succeeded(slowest, c.c.Patience)
-		return
-	}
-	c.count.failures.Add(1)
-	now := time.Now()
-	if h.failed(now, err); h.failures == 1 || classify(err) == lied {
-		c.c.Log.Warn("data server failed, others are asked", "server", addr, "error", plain(err), "dataset", short(c.c.ContentHash), "pause", h.until.Sub(now))
-	}
 }
 
 // deliver hands a record, or why there will never be one, to those who wait, and keeps it.
@@ -353,69 +255,4 @@ func (c *Client) toDisk(i int64, meta, body []byte) {
 	if err := c.disk.put(c.x.Leaf(i), meta, body); err != nil && !c.diskFull.Swap(true) {
 		c.c.Log.Warn("records are not cached on disk any more", "folder", c.c.CacheDir, "error", err)
 	}
-}
-
-// fetchIndex asks one server after the other for the index, until one has it, all have refused, or the time is over.
-func (c *Client) fetchIndex(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.c.WaitMax, fmt.Errorf("nothing came for %v", c.c.WaitMax))
-	defer cancel()
-	never := map[int]bool{}
-	for {
-		i, patience, err := c.choose(ctx, true)
-		if err == nil {
-			c.x, err = c.readIndex(ctx, i, patience)
-			if ctx.Err() == nil || err == nil {
-				c.judge(i, 0, err)
-			}
-		}
-		if err == nil {
-			return nil
-		}
-		if never[i] = classify(err) != gone; ctx.Err() != nil || len(never) == len(c.servers) && !hasFalse(never) {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if cause := context.Cause(ctx); cause != nil {
-				return fmt.Errorf("data set %s: waiting for a server%s: %w", short(c.c.ContentHash), c.blame(), cause)
-			}
-			return fmt.Errorf("data set %s: no server gives it%s", short(c.c.ContentHash), c.blame())
-		}
-	}
-}
-
-func hasFalse(m map[int]bool) bool {
-	for _, v := range m {
-		if !v {
-			return true
-		}
-	}
-	return false
-}
-
-// readIndex reads the index from server i and holds it against the content hash.
-func (c *Client) readIndex(ctx context.Context, i int, patience time.Duration) (*data.Index, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, max(patience, c.c.WaitMax/4), errStalled) // a trickle is no answer either
-	defer cancel()
-	call := newCall(ctx, patience)
-	defer call.end()
-	s, err := c.servers[i].rpc.DoAction(call.ctx, &flightrpc.Action{Type: indexAction, Body: []byte(c.c.ContentHash)}, grpc.MaxCallRecvMsgSize(indexChunk+frameBytes))
-	if err != nil {
-		return nil, call.explain(err)
-	}
-	var b []byte
-	for {
-		var m flightrpc.Result
-		if err := call.recv(s.RecvMsg, &m); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			return nil, err
-		}
-		if b = append(b, m.GetBody()...); len(b) > indexBytesMax || len(m.GetBody()) == 0 {
-			return nil, lie("its index has no end")
-		}
-	}
-	x, err := decodeIndex(b, c.c.ContentHash)
-	if err != nil {
-		return nil, lieError{err}
-	}
-	return x, nil
 }

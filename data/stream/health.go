@@ -71,21 +71,27 @@ const patienceMax = 30 * time.Second
 
 // health is what a client remembers of a server. Its methods are pure but for the receiver; time is passed in.
 type health struct {
-	streams  int           // under way now
+	broken   bool          // it failed, and has not shown since that it works
 	failures int           // in a row
 	until    time.Time     // nothing is asked of it before
-	reason   error         // of the last failure, nil after a success
+	reason   error         // of the last failure, nil when it works
+	streams  int           // under way now
 	patience time.Duration // how long it may send nothing
 }
 
 // succeeded notes a stream that was answered in full; slowest is the longest that the client waited for one message of it.
 func (h *health) succeeded(slowest, base time.Duration) {
-	h.failures, h.until, h.reason = 0, time.Time{}, nil
+	h.broken, h.failures, h.until, h.reason = false, 0, time.Time{}, nil
 	h.patience = min(max(base, 3*slowest, h.patience*3/4), patienceMax)
 }
 
-// failed notes a stream that was not.
+// answered notes a probe that was answered. It may be asked again, but its failures count until it has done real work: a
+// server that lies answers probes.
+func (h *health) answered() { h.broken, h.until, h.reason = false, time.Time{}, nil }
+
+// failed notes a stream or a probe that was not answered as it should be.
 func (h *health) failed(now time.Time, err error) {
+	h.broken = true
 	h.failures++
 	h.reason = err
 	h.until = now.Add(classify(err).pause(h.failures))
@@ -94,33 +100,43 @@ func (h *health) failed(now time.Time, err error) {
 	}
 }
 
-// patient is how long a stream of server i may send nothing. A server that stalled before gets longer, but only where there is
-// nobody else: to fail over is cheaper than to wait.
-func patient(servers []health, i int, base time.Duration) time.Duration {
+func (h health) works() bool { return !h.broken }
+
+// elsewhere reports whether a server other than i works.
+func elsewhere(servers []health, i int) bool {
 	for k := range servers {
-		if k != i && servers[k].failures == 0 {
-			return min(servers[i].patience, base*3/2)
+		if k != i && servers[k].works() {
+			return true
 		}
+	}
+	return false
+}
+
+// patient is how long server i may send nothing. One that stalled before gets longer, but only where there is nobody else:
+// to fail over is cheaper than to wait.
+func patient(servers []health, i int, base time.Duration) time.Duration {
+	if elsewhere(servers, i) {
+		return base
 	}
 	return servers[i].patience
 }
 
-// pick chooses the server to ask: of those whose pause is over the one with the fewest streams under way, the first from
-// start on among equals, so that load spreads. What is urgent goes to a server that failed last time only if all did; what is
-// not finds out whether it works again. If nobody may be asked yet it gives -1 and how long to wait.
-func pick(now time.Time, servers []health, start int, urgent bool) (server int, wait time.Duration) {
-	works := slices.ContainsFunc(servers, func(h health) bool { return h.failures == 0 })
+// pick chooses the server to ask: of those that work, or where none does of those whose pause is over, the one with the
+// fewest streams under way, the first from start on among equals, so that load spreads. If nobody may be asked yet it gives
+// -1 and how long to wait.
+func pick(now time.Time, servers []health, start int) (server int, wait time.Duration) {
+	works := slices.ContainsFunc(servers, health.works)
 	server = -1
 	for k := range servers {
 		i := (start + k) % len(servers)
 		h := &servers[i]
+		if works && h.broken {
+			continue
+		}
 		if left := h.until.Sub(now); left > 0 {
 			if wait == 0 || left < wait {
 				wait = left
 			}
-			continue
-		}
-		if urgent && works && h.failures > 0 {
 			continue
 		}
 		if server < 0 || h.streams < servers[server].streams {
@@ -131,4 +147,22 @@ func pick(now time.Time, servers []health, start int, urgent bool) (server int, 
 		wait = 0
 	}
 	return server, wait
+}
+
+// pickProbe chooses the server to probe: a broken one whose pause is over, while another works (where none does, the work
+// itself is the probe). Otherwise it gives -1 and how long to wait, 0 if there is nothing to wait for.
+func pickProbe(now time.Time, servers []health) (server int, wait time.Duration) {
+	for i, h := range servers {
+		if h.works() || !elsewhere(servers, i) {
+			continue
+		}
+		left := h.until.Sub(now)
+		if left <= 0 {
+			return i, 0
+		}
+		if wait == 0 || left < wait {
+			wait = left
+		}
+	}
+	return -1, wait
 }

@@ -49,7 +49,7 @@ func (c *Client) Stats() Stats {
 	defer c.mu.Unlock()
 	s.Memory = c.cache.bytes
 	for i, h := range c.health {
-		v := ServerStats{Address: c.servers[i].addr, Working: h.failures == 0, Failures: h.failures, Streams: h.streams}
+		v := ServerStats{Address: c.servers[i].addr, Working: h.works(), Failures: h.failures, Streams: h.streams}
 		if h.reason != nil {
 			v.Reason = plain(h.reason)
 		}

@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -99,15 +98,27 @@ func encodeIndex(x *data.Index) []byte {
 	return append(b, x.Leaves()...)
 }
 
-// decodeIndex reads an index and holds it against the content hash.
-func decodeIndex(b []byte, contentHash string) (*data.Index, error) {
+// indexBytes is how long the index is that begins with b.
+func indexBytes(b []byte) (int, error) {
 	le := binary.LittleEndian
-	if len(b) < indexHead || !bytes.Equal(b[:8], []byte(indexMagic)) {
-		return nil, fmt.Errorf("not an index (%d bytes)", len(b))
+	if len(b) < indexHead || string(b[:8]) != indexMagic {
+		return 0, fmt.Errorf("not an index (%d bytes)", len(b))
 	}
 	if v := le.Uint32(b[8:]); v != formatVersion {
-		return nil, fmt.Errorf("index of version %d, this build reads version %d; use the same build everywhere", v, formatVersion)
+		return 0, fmt.Errorf("index of version %d, this build reads version %d; use the same build everywhere", v, formatVersion)
 	}
-	packs := le.Uint64(b[16:])
-	return data.NewIndex(contentHash, int(le.Uint32(b[12:])), int64(packs), slices.Clone(b[indexHead:]))
+	x := data.Index{SeqLen: int(le.Uint32(b[12:])), Packs: int64(le.Uint64(b[16:]))}
+	if x.SeqLen < 1 || x.Packs < 1 || x.Packs > 1<<40 || indexHead+x.Records()*sha256.Size > indexBytesMax {
+		return 0, fmt.Errorf("index of %d packs of %d tokens", x.Packs, x.SeqLen)
+	}
+	return indexHead + int(x.Records())*sha256.Size, nil
+}
+
+// decodeIndex reads an index and holds it against the content hash.
+func decodeIndex(b []byte, contentHash string) (*data.Index, error) {
+	if _, err := indexBytes(b); err != nil {
+		return nil, err
+	}
+	le := binary.LittleEndian
+	return data.NewIndex(contentHash, int(le.Uint32(b[12:])), int64(le.Uint64(b[16:])), slices.Clone(b[indexHead:]))
 }
