@@ -32,6 +32,9 @@ package device
 // before they are added to an accumulator.
 const BlockRows = 512
 
+// HeadDimMax is the largest head size that every device has to take.
+const HeadDimMax = 256
+
 // Kind says what memory is for, so that an implementation can account for it and place it.
 type Kind uint8
 

@@ -51,16 +51,26 @@ func (j *Job) Resolve(f Facts) (*Resolved, error) {
 	t := &r.Job.Train
 	t.MicroBatch, t.NumericClass = MicroBatch(f.MicroBatch), f.NumericClass
 	if t.Steps == 0 {
-		steps := math.Ceil(t.Epochs * float64(f.Sequences) / float64(t.GlobalBatch))
-		if steps > stepsMax {
+		total, batch := r.Samples(), int64(t.GlobalBatch)
+		if total > stepsMax*batch {
 			return nil, fmt.Errorf("train.epochs: %g epochs of %d sequences are more than %d steps; give fewer", t.Epochs, f.Sequences, stepsMax)
 		}
-		t.Steps = int(steps)
+		t.Steps = int((total + batch - 1) / batch)
 	}
 	if w := t.Schedule.WarmupSteps; w > t.Steps {
 		return nil, fmt.Errorf("train.schedule.warmupSteps: is %d of %d steps: the learning rate would never reach its peak; warm up for fewer", w, t.Steps)
 	}
 	return r, nil
+}
+
+// Samples is how many sequences a job of so many epochs reads, at least one; 0 for a job
+// of so many steps, which fills all of them.
+func (r *Resolved) Samples() int64 {
+	epochs := r.Job.Train.Epochs
+	if epochs == 0 {
+		return 0
+	}
+	return max(1, int64(math.Round(min(epochs*float64(r.Sequences), math.MaxInt64/2))))
 }
 
 // Canonical returns the resolved spec as JSON with sorted keys and no spaces:

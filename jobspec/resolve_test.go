@@ -136,6 +136,22 @@ func TestACheckpointOfAnotherArithmeticIsRefusedByName(t *testing.T) {
 	}
 }
 
+func TestEveryStepOfAnEpochJobHasSamples(t *testing.T) {
+	for _, epochs := range []string{"0.001", "0.6", "1", "1.5", "2.9999"} {
+		for sequences := int64(8); sequences < 200; sequences++ {
+			j := read(t, minimal, "train.steps=0", "train.epochs="+epochs, "train.globalBatch=8")
+			r, err := j.Resolve(Facts{Sequences: sequences, NumericClass: "generic r1", MicroBatch: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			steps, total := int64(r.Job.Train.Steps), r.Samples()
+			if (steps-1)*8 >= total || steps*8 < total {
+				t.Fatalf("%s epochs of %d sequences: %d samples in %d steps of 8", epochs, sequences, total, steps)
+			}
+		}
+	}
+}
+
 func TestResolveDecidesWhatTheJobLeftOpen(t *testing.T) {
 	j := read(t, minimal, "train.steps=0", "train.epochs=1.5", "cluster.worldSize=4", "train.globalBatch=8")
 	r, err := j.Resolve(Facts{Sequences: 101, NumericClass: "generic r1", MicroBatch: 2})

@@ -110,6 +110,9 @@ func Supported(cfg config.Config) error {
 	if cfg.QKNorm {
 		return fmt.Errorf("norms on queries and keys cannot be trained by this release")
 	}
+	if cfg.HeadDim > device.HeadDimMax {
+		return fmt.Errorf("head_dim is %d, this release trains heads of up to %d", cfg.HeadDim, device.HeadDimMax)
+	}
 	return cfg.Validate()
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data"
@@ -172,10 +171,7 @@ func trainerConfig(c modelConfig, spec *jobspec.Resolved) trainer.Config {
 		Optimizer: optim.AdamW{Beta1: *o.Beta1, Beta2: *o.Beta2, Epsilon: *o.Epsilon, WeightDecay: *o.WeightDecay, Clip: *o.Clip},
 		Schedule: optim.Schedule{Kind: optim.Kind(t.Schedule.Kind), Peak: o.LearningRate, WarmupSteps: int64(t.Schedule.WarmupSteps),
 			Steps: int64(t.Steps), Floor: t.Schedule.Floor},
-		Order: shard.Order{Seed: t.Seed, Samples: spec.Sequences, GlobalBatch: int64(t.GlobalBatch), Sequential: !*j.Data.Shuffle},
-	}
-	if t.Epochs > 0 {
-		cfg.Order.Total = int64(math.Round(t.Epochs * float64(spec.Sequences)))
+		Order: shard.Order{Seed: t.Seed, Samples: spec.Sequences, GlobalBatch: int64(t.GlobalBatch), Sequential: !*j.Data.Shuffle, Total: spec.Samples()},
 	}
 	if t.Precision == jobspec.PrecisionBF16 {
 		cfg.Precision = device.BF16

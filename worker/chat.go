@@ -3,6 +3,8 @@ package worker
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/tokenizer"
@@ -10,7 +12,10 @@ import (
 )
 
 // dialogues renders dialogues with a model's own template, for training and for asking alike.
-type dialogues struct{ template *chat.Template }
+type dialogues struct {
+	template *chat.Template
+	hash     string // of the template's source and the special tokens that it is given
+}
 
 // dialogues loads the model's chat template; nil if it has none.
 func (b *Base) dialogues(tok *tokenizer.Tokenizer) (*dialogues, error) {
@@ -25,7 +30,17 @@ func (b *Base) dialogues(tok *tokenizer.Tokenizer) (*dialogues, error) {
 	if err != nil {
 		return nil, fmt.Errorf("model %s: %w", b.path, err)
 	}
-	return &dialogues{t.Protect(tok.SpecialTokens())}, nil
+	return &dialogues{t.Protect(tok.SpecialTokens()), dialogueHash(b.Template, special)}, nil
+}
+
+// dialogueHash is of all that renders depend on, so that prepared data is not taken for
+// that of another template, or of the same one with other tokens.
+func dialogueHash(source string, special map[string]string) string {
+	text := source
+	for _, name := range slices.Sorted(maps.Keys(special)) {
+		text += "\x00" + name + "\x00" + special[name]
+	}
+	return hexHash([]byte(text))
 }
 
 // train implements [data.Render].

@@ -42,7 +42,7 @@ func (b *Base) Language() (*Language, error) {
 		return nil, err
 	}
 	if l.dialogues != nil {
-		render, info.TemplateHash = l.dialogues.train, hexHash([]byte(b.Template))
+		render, info.TemplateHash = l.dialogues.train, l.dialogues.hash
 	}
 	if l.Encoder, err = data.NewEncoder(tok, render, info); err != nil {
 		return nil, fmt.Errorf("model %s: %w", b.path, err)

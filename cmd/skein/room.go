@@ -28,7 +28,7 @@ func (room) env(class string, threads int, cache string, emit func(console.Event
 	if err != nil {
 		return worker.Env{}, nil, err
 	}
-	return worker.Env{FS: vfs.OS, Device: dev, CacheDir: cache, MemoryFree: m.MemoryFree, Emit: emit}, dev, nil
+	return worker.Env{FS: vfs.OS, Device: dev, Program: version, CacheDir: cache, MemoryFree: m.MemoryFree, Emit: emit}, dev, nil
 }
 
 // jobEnv is env for a job.

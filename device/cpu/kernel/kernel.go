@@ -127,7 +127,7 @@ type Table struct {
 }
 
 // HeadDimMax is the largest head dimension that Scratch has to do for.
-const HeadDimMax = 256
+const HeadDimMax = device.HeadDimMax
 
 // TileRows is the most queries or keys of one [Tile]. Tiles are counted from the
 // first token of their document.
