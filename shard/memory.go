@@ -65,8 +65,11 @@ type MemoryInput struct {
 	MicroBatches   int // of a rank in one step
 	SequenceTokens int
 	Checkpointing  Checkpointing
-	HeadChunk      int // tokens whose logits exist at once
-	WeightForms    int // packed forms of each weight: 2 with a transposed one for dX, else 1
+	HeadChunk      int // tokens whose logits exist at once, in fp32
+	SparseRows     int // most distinct ids that a rank reads in a step: rows of the embedding's sparse gradient
+	WireBF16       bool
+	WeightForms    int   // how often each weight is held: flat, packed, packed for dX
+	FlatOnly       int64 // parameters that are held flat alone: an embedding that is not the head too
 }
 
 // Memory is bytes on one worker, by part.
@@ -134,8 +137,9 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	ranks := int64(ceilDiv(worldSize, workers))
 	padded, segment := in.Table.Padded(), in.Table.SegmentElems()
 	m := Memory{Workers: workers, Ranks: int(ranks)}
-	m.Weights = padded * in.Precision.bytes() * int64(in.WeightForms)
-	m.Gradients = 4 * padded * ranks
+	m.Weights = in.Precision.bytes() * (padded*int64(in.WeightForms) - in.FlatOnly*int64(in.WeightForms-1))
+	sparse := 4 * int64(in.SparseRows) * int64(in.Shape.Hidden+1) * ranks // rows and their ids
+	m.Gradients = 4*padded*ranks + sparse
 	m.Reduced, m.Optimizer = 4*segment*ranks, 12*segment*ranks
 	if in.Stage == StageReplicated {
 		m.Reduced, m.Optimizer = 4*padded, 12*padded
@@ -143,7 +147,7 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 		m.Mirrors = m.Optimizer + m.Reduced // half a block of each neighbour
 	}
 	if in.Stage >= StageGradients && in.MicroBatches == 1 {
-		m.Gradients = 2 * 4 * in.Table.BucketMax() * ranks // freed as soon as a bucket is reduced
+		m.Gradients = 2*4*in.Table.BucketMax()*ranks + sparse // freed as soon as a bucket is reduced
 	}
 	if in.Stage >= StageWeights {
 		m.Weights = segment*in.Precision.bytes()*ranks + 2*in.Table.BucketMax()*in.Precision.bytes()*int64(in.WeightForms)
@@ -151,8 +155,11 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	if workers > 1 {
 		m.Staging = 2 * 4 * in.Table.BucketMax()
 	}
+	if in.WireBF16 {
+		m.Staging += 2 * in.Table.BucketMax() / int64(worldSize)
+	}
 	chunk := int64(in.HeadChunk)
-	m.Head = chunk*int64(in.Shape.Vocab)*in.Precision.bytes() + 4*chunk*int64(in.Shape.Hidden)
+	m.Head = 4*chunk*int64(in.Shape.Vocab) + 2*in.Precision.bytes()*chunk*int64(in.Shape.Hidden)
 	m.Activations, m.Backward = activations(in)
 	return m
 }

@@ -34,6 +34,10 @@ func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, micro int) 
 		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: 1, WorkersMax: 1,
 		MicroBatch: micro, MicroBatches: share / micro, SequenceTokens: job.Data.SequenceLength,
 		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: weightForms,
+		SparseRows: min(share*job.Data.SequenceLength, c.Vocab), WireBF16: job.Cluster.Wire == jobspec.WireBF16,
+	}
+	if !c.Tied {
+		in.FlatOnly = int64(c.Vocab) * int64(c.Hidden)
 	}
 	if job.Train.Precision == jobspec.PrecisionBF16 {
 		in.Precision = shard.BF16

@@ -1,0 +1,73 @@
+package worker
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/model/config"
+	"github.com/skein-ml/skein/worker/trainer"
+)
+
+// What a plan says has to be what a trainer allocates: the model's state within 2 %,
+// and all of it not more than 5 % and some megabytes of scratch above the plan.
+func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
+	const scratch = 8 << 20
+	for _, c := range []struct {
+		name                            string
+		vocab, batch, ranks, seq, micro int
+		precision                       jobspec.Precision
+		wire                            jobspec.Wire
+		checkpointing                   jobspec.ActivationCheckpointing
+		tied                            bool
+	}{
+		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true},
+		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true},
+		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true},
+		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text := fmt.Sprintf(`{"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":%d,"hidden_size":384,"intermediate_size":1024,
+				"num_hidden_layers":6,"num_attention_heads":6,"num_key_value_heads":2,"rms_norm_eps":1e-5,"rope_theta":10000,
+				"max_position_embeddings":512,"tie_word_embeddings":%v,"hidden_act":"silu"}`, c.vocab, c.tied)
+			cfg, _, err := config.Parse([]byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			job := &jobspec.Job{Name: "memory", Model: jobspec.Model{Base: "x"}, Data: jobspec.Data{Train: jobspec.Paths{"x"}, SequenceLength: c.seq}}
+			job.Train = jobspec.Train{Steps: 1, GlobalBatch: c.batch, MicroBatch: jobspec.MicroBatch(c.micro), Precision: c.precision, ActivationCheckpointing: c.checkpointing}
+			job.Train.Optimizer.LearningRate = 1e-3
+			job.Cluster = jobspec.Cluster{WorldSize: c.ranks, Wire: c.wire}
+			job.EnsureDefaults()
+			spec, err := job.Resolve(jobspec.Facts{Sequences: 1 << 20, NumericClass: "x", MicroBatch: c.micro})
+			if err != nil {
+				t.Fatal(err)
+			}
+			dev, err := cpu.New(cpu.Options{Threads: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dev.Close()
+			tr, err := trainer.New(dev, trainerConfig(cfg, spec), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tr.Close()
+			_, plan := microBatch(cfg, job, tr.Table(), 0)
+			got := dev.Info()
+			state := got.Allocated[device.KindWeights] + got.Allocated[device.KindGradients] + got.Allocated[device.KindOptimizer]
+			if low, high := plan.ModelState()*98/100, plan.ModelState()*102/100; state < low || state > high {
+				t.Errorf("state: planned %d bytes, allocated %d", plan.ModelState(), state)
+			}
+			var all int64
+			for _, n := range got.Allocated {
+				all += n
+			}
+			if all > plan.Total()*105/100+scratch || all < plan.Total()*80/100 {
+				t.Errorf("all: planned %d bytes, allocated %d; by kind %v, by part %v", plan.Total(), all, got.Allocated, plan.Parts())
+			}
+		})
+	}
+}
