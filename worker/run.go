@@ -137,6 +137,7 @@ func (r *run) train(ctx context.Context) (Outcome, error) {
 	if r.store, err = openStore(r.Env, r.Admitted, tr, r.dir); err != nil {
 		return Outcome{}, err
 	}
+	defer r.store.close()
 	out, err := r.toTheEnd(ctx)
 	return out, r.stopped(ctx, err)
 }
@@ -163,10 +164,13 @@ func (r *run) start(ctx context.Context) error {
 	if from > r.Steps {
 		return fmt.Errorf("train.steps: is %d, but %s holds step %d of this job; ask for more steps, choose another checkpoint.store, or use `skein export --step`", r.Steps, r.dir, from)
 	}
-	if !resumed {
-		if err := r.tr.Import(r.Base); err != nil {
-			return fmt.Errorf("%s: %w", r.Spec.Job.Model.Base, err)
-		}
+	if resumed {
+		err = r.store.prune() // what the run before was killed in; the next checkpoint may need the room
+	} else if err = r.tr.Import(r.Base); err != nil {
+		err = fmt.Errorf("%s: %w", r.Spec.Job.Model.Base, err)
+	}
+	if err != nil {
+		return err
 	}
 	r.ready = true
 	r.emit(console.Started{

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -19,8 +20,11 @@ import (
 	"github.com/skein-ml/skein/worker/trainer"
 )
 
-// lineageName is the lineage's file in a job's store.
-const lineageName = "lineage.json"
+// The files of a job's store, beside its checkpoints.
+const (
+	lineageName = "lineage.json"
+	lockName    = "lock" // empty; the process that trains into the store holds it
+)
 
 // store is a job's checkpoints and its lineage.
 type store struct {
@@ -30,9 +34,10 @@ type store struct {
 	tr      *trainer.Trainer
 	state   checkpoint.State   // what the next checkpoint will say, but for its step
 	lineage checkpoint.Lineage // what is written beside the checkpoints
+	held    io.Closer          // the lock
 }
 
-// openStore describes the job in its store, unless another job is there.
+// openStore describes the job in its store, and keeps other runs out of it until close.
 func openStore(env Env, a *Admitted, tr *trainer.Trainer, dir string) (*store, error) {
 	job := &a.Spec.Job
 	spec, err := digest(a.Spec.ArithmeticHash())
@@ -55,7 +60,32 @@ func openStore(env Env, a *Admitted, tr *trainer.Trainer, dir string) (*store, e
 			SpecHash: spec, Spec: a.Spec.Canonical(), NumericClass: job.Train.NumericClass, WorldSize: job.Cluster.WorldSize,
 		},
 	}
-	return s, nil
+	return s, s.hold()
+}
+
+// hold takes the store for this run. Two at a time would remove each other's unfinished
+// checkpoints.
+func (s *store) hold() error {
+	if err := s.env.FS.MkdirAll(s.dir); err != nil {
+		return fmt.Errorf("checkpoint.store: %w", err)
+	}
+	f, err := s.env.FS.Create(filepath.Join(s.dir, lockName))
+	if err != nil {
+		return fmt.Errorf("checkpoint.store: %w", adviseOnSpace(err))
+	}
+	if file, ok := f.(interface{ Fd() uintptr }); ok && !lock(file.Fd()) {
+		f.Close()
+		return fmt.Errorf("checkpoint.store: another run trains into %s; wait for it, end it, or choose another folder", s.dir)
+	}
+	s.held = f
+	return nil
+}
+
+// close lets other runs in.
+func (s *store) close() {
+	if s.held != nil {
+		s.held.Close()
+	}
 }
 
 func digest(hexa string) (shard.Digest, error) {
@@ -223,9 +253,6 @@ func adviseOnSpace(err error) error {
 
 func (s *store) writeLineage() error {
 	s.lineage.Chain, s.lineage.Steps = s.state.Chain, s.state.History
-	if err := s.env.FS.MkdirAll(s.dir); err != nil {
-		return fmt.Errorf("checkpoint.store: %w", err)
-	}
 	return adviseOnSpace(checkpoint.WriteLineage(s.env.FS, s.lineagePath(), s.lineage))
 }
 

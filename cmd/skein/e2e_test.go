@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -255,6 +256,26 @@ func TestCtrlCStopsInGoodOrderAndTheSameCommandGoesOn(t *testing.T) {
 	if got.Hash != want.Hash || !cmp.Equal(got.Export, want.Export) || !cmp.Equal(got.Steps, want.Steps) || !cmp.Equal(got.Results, want.Results) {
 		t.Errorf("after an interruption at step %d: %s", step, cmp.Diff(want, got))
 	}
+}
+
+func TestASecondRunOfAJobIsKeptOutOfItsStore(t *testing.T) {
+	j := workertest.New(t)
+	first := start(t, j, "train", "-f", "job.yaml", "-o", "json")
+	first.out.waitFor(t, `"event":"step","step":2,`)
+	if err := first.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	status, _, errs := program(t, j, "train", "-f", "job.yaml")
+	if status != exitFailure || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "another run trains into") {
+		t.Errorf("status %d, printed %q", status, errs)
+	}
+	if err := first.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if status := first.wait(t); status != exitOK {
+		t.Errorf("the first run: status %d, printed %q", status, first.err.String())
+	}
+	finished(t, j)
 }
 
 func TestAGGUFFileIsImportedTrainedExportedAskedAndMeasured(t *testing.T) {

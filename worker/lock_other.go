@@ -1,0 +1,6 @@
+//go:build !unix
+
+package worker
+
+// lock does nothing where there is no flock.
+func lock(uintptr) (ok bool) { return true }
