@@ -1,0 +1,247 @@
+package raftlog
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// Magic begins every connection between nodes, so that a port may be shared.
+const Magic = "SKNR"
+
+const (
+	helloVersion   = 1
+	nameBytesMax   = 64
+	reasonBytesMax = 512
+	helloTimeout   = 5 * time.Second
+)
+
+// layer makes raft's connections out of those that it is given: each begins with a
+// hello that names the cluster, and all of them end with the layer. docs/formats/raft.md
+// has the diagram.
+type layer struct {
+	config Config
+	ctx    context.Context // ends with the layer
+	end    context.CancelFunc
+	ready  chan net.Conn // of others, past their hello; unbuffered: raft takes or nobody does
+	done   sync.WaitGroup
+
+	mu    sync.Mutex
+	conns map[*tracked]bool
+}
+
+func newLayer(c Config) *layer {
+	ctx, end := context.WithCancel(context.Background())
+	l := &layer{config: c, ctx: ctx, end: end, ready: make(chan net.Conn), conns: map[*tracked]bool{}}
+	l.done.Go(l.listen)
+	return l
+}
+
+// listen greets each connection apart, so that a silent stranger holds up nobody.
+func (l *layer) listen() {
+	for {
+		conn, err := l.config.Listener.Accept()
+		if err != nil {
+			return // it was closed
+		}
+		t := l.track(conn)
+		if t == nil {
+			return
+		}
+		l.done.Go(func() {
+			if err := l.greet(t); err != nil {
+				l.config.Logger.Warn("connection to the log refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
+				t.Close()
+				return
+			}
+			select {
+			case l.ready <- t:
+			case <-l.ctx.Done():
+				t.Close()
+			}
+		})
+	}
+}
+
+// greet reads a hello and answers it.
+func (l *layer) greet(conn net.Conn) error {
+	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
+		return err
+	}
+	cluster, from, err := readHello(conn)
+	if err != nil {
+		return err
+	}
+	var refusal string
+	if cluster != l.config.Cluster {
+		refusal = fmt.Sprintf("%s belongs to cluster %q, and %s to %q", l.config.ID, l.config.Cluster, from, cluster)
+	}
+	if _, err := conn.Write(append(binary.LittleEndian.AppendUint16(nil, uint16(len(refusal))), refusal...)); err != nil {
+		return err
+	}
+	if refusal != "" {
+		return errors.New(refusal)
+	}
+	return conn.SetDeadline(time.Time{})
+}
+
+// writeHello says who calls.
+func writeHello(w io.Writer, cluster, id string) error {
+	b := append([]byte(Magic), helloVersion, 0, byte(len(cluster)), byte(len(id)))
+	b = append(append(b, cluster...), id...)
+	_, err := w.Write(binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
+	return err
+}
+
+// readHello reads what writeHello wrote, byte for byte and no further.
+func readHello(r io.Reader) (cluster, id string, err error) {
+	head := make([]byte, 8, 8+2*nameBytesMax+4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return "", "", fmt.Errorf("hello: %w", err)
+	}
+	c, i := int(head[6]), int(head[7])
+	if string(head[:4]) != Magic || c > nameBytesMax || i > nameBytesMax {
+		return "", "", errors.New("hello: not from a coordinator")
+	}
+	if head[4] != helloVersion || head[5] != 0 {
+		return "", "", fmt.Errorf("hello: version %d, this program speaks %d", head[4], helloVersion)
+	}
+	b := head[:8+c+i+4]
+	if _, err := io.ReadFull(r, b[8:]); err != nil {
+		return "", "", fmt.Errorf("hello: %w", err)
+	}
+	n := 8 + c + i
+	if crc32.Checksum(b[:n], castagnoli) != binary.LittleEndian.Uint32(b[n:]) {
+		return "", "", errors.New("hello: its checksum differs")
+	}
+	return string(b[8 : 8+c]), string(b[8+c : n]), nil
+}
+
+// readAnswer reads what became of a hello.
+func readAnswer(r io.Reader) error {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return fmt.Errorf("hello: %w", err)
+	}
+	n := binary.LittleEndian.Uint16(head[:])
+	if n > reasonBytesMax {
+		return errors.New("hello: the answer is not a coordinator's")
+	}
+	reason := make([]byte, n)
+	if _, err := io.ReadFull(r, reason); err != nil {
+		return fmt.Errorf("hello: %w", err)
+	}
+	if n > 0 {
+		return fmt.Errorf("refused: %s", reason)
+	}
+	return nil
+}
+
+// Dial implements raft.StreamLayer.
+func (l *layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(l.ctx, timeout)
+	defer cancel()
+	conn, err := l.config.Dial(ctx, string(address))
+	if err != nil {
+		return nil, err
+	}
+	t := l.track(conn)
+	if t == nil {
+		return nil, net.ErrClosed
+	}
+	err = t.SetDeadline(time.Now().Add(min(timeout, helloTimeout)))
+	if err == nil {
+		err = writeHello(t, l.config.Cluster, l.config.ID)
+	}
+	if err == nil {
+		err = readAnswer(t)
+	}
+	if err == nil {
+		err = t.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		t.Close()
+		return nil, fmt.Errorf("coordinator at %s: %w", address, err)
+	}
+	return t, nil
+}
+
+// Accept implements net.Listener.
+func (l *layer) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.ready:
+		return conn, nil
+	case <-l.ctx.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+// Addr implements net.Listener.
+func (l *layer) Addr() net.Addr { return advertised(l.config.Address) }
+
+// Close implements net.Listener. It closes every connection, because raft leaves those
+// of its handlers open.
+func (l *layer) Close() error {
+	l.mu.Lock()
+	if l.ctx.Err() != nil {
+		l.mu.Unlock()
+		return nil
+	}
+	l.end()
+	conns := make([]*tracked, 0, len(l.conns))
+	for t := range l.conns {
+		conns = append(conns, t)
+	}
+	l.mu.Unlock()
+	err := l.config.Listener.Close()
+	for _, t := range conns {
+		t.Close()
+	}
+	l.done.Wait()
+	return err
+}
+
+// track remembers a connection until it is closed. It closes it at once, and returns
+// nil, if the layer has ended.
+func (l *layer) track(conn net.Conn) *tracked {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		conn.Close()
+		return nil
+	}
+	t := &tracked{Conn: conn, layer: l}
+	l.conns[t] = true
+	return t
+}
+
+// tracked is a connection that its layer can close.
+type tracked struct {
+	net.Conn
+	layer *layer
+}
+
+// Close closes the connection and forgets it.
+func (t *tracked) Close() error {
+	t.layer.mu.Lock()
+	delete(t.layer.conns, t)
+	t.layer.mu.Unlock()
+	return t.Conn.Close()
+}
+
+// advertised is an address as others know it, which may be a name.
+type advertised string
+
+// Network implements net.Addr.
+func (a advertised) Network() string { return "tcp" }
+
+// String implements net.Addr.
+func (a advertised) String() string { return string(a) }
