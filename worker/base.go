@@ -2,6 +2,7 @@ package worker
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/skein-ml/skein/model/config"
@@ -39,8 +40,7 @@ func OpenBase(path string) (*Base, error) {
 		err = b.fromGGUF(m)
 	}
 	if err != nil {
-		m.Close()
-		return nil, err
+		return nil, errors.Join(err, m.Close())
 	}
 	return b, nil
 }

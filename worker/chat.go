@@ -36,11 +36,11 @@ func (b *Base) dialogues(tok *tokenizer.Tokenizer) (*dialogues, error) {
 // dialogueHash is of all that renders depend on, so that prepared data is not taken for
 // that of another template, or of the same one with other tokens.
 func dialogueHash(source string, special map[string]string) string {
-	text := source
+	text := []byte(source)
 	for _, name := range slices.Sorted(maps.Keys(special)) {
-		text += "\x00" + name + "\x00" + special[name]
+		text = append(text, "\x00"+name+"\x00"+special[name]...)
 	}
-	return hexHash([]byte(text))
+	return hexHash(text)
 }
 
 // train implements [data.Render].

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
 
 	"github.com/skein-ml/skein/checkpoint"
@@ -27,9 +28,7 @@ func writeDescription(fsys vfs.FS, dir string, b *Base) error {
 		return err
 	}
 	files := map[string][]byte{}
-	for name, text := range b.Side {
-		files[name] = text
-	}
+	maps.Copy(files, b.Side)
 	var err error
 	if files["config.json"], err = b.Config().JSON("float32"); err != nil {
 		return err

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/skein-ml/skein/data"
@@ -77,7 +78,7 @@ func open(env Env, path string, seqLen, rows int, precision device.DType) (_ *Ba
 	}
 	defer func() {
 		if err != nil {
-			base.Close()
+			err = errors.Join(err, base.Close())
 		}
 	}()
 	for _, n := range base.Notices {
