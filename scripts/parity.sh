@@ -6,11 +6,7 @@ cd "$(dirname "$0")/.."
 
 work=.cache/parity
 mkdir -p "$work"
-if [ ! -f "$work/model/config.json" ]; then
-	rm -rf "$work/model"
-	bin/skein import .cache/testdata/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf "$work/model" --dtype fp32
-fi
-if [ ! -f "$work/cmudict-heldout.jsonl" ]; then
-	go run ./examples/pronounce -dict .cache/testdata/cmudict/cmudict.dict -out "$work"
-fi
+rm -rf "$work/model" # made afresh, so that the importer is part of what is compared
+bin/skein import .cache/testdata/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf "$work/model" --dtype fp32
+go run ./examples/pronounce -dict .cache/testdata/cmudict/cmudict.dict -out "$work"
 exec .cache/oracle/bin/python scripts/oracle/parity.py bin/skein "$work/model" "$work/cmudict-train.jsonl" "$work/cmudict-heldout.jsonl" "$@"

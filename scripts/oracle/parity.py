@@ -5,7 +5,8 @@ Usage: parity.py SKEIN MODEL_DIR TRAIN.jsonl HELDOUT.jsonl [--quick]
 MODEL_DIR is a Hugging Face folder with fp32 weights (skein import --dtype fp32). Checked, each with its tolerance:
   held-out loss over all targets, fp32 (1e-4) and bf16 (5e-3)
   the first five step losses of the demo's recipe in fp32 (1e-4)
-  the held-out loss after the demo's 24 steps in bf16 (0.05)            (left out with --quick)
+  the held-out loss after the demo's 24 steps in bf16 (0.05), and of the folder that skein exported, loaded by
+  transformers (1e-4)                                                    (left out with --quick)
 Packing, masks and targets are computed here from the text, independently of skein.
 Last line: "parity ok: N checks"; the exit status is 1 if any check fails.
 """
@@ -31,10 +32,10 @@ def check(name, got, want, tolerance):
     print(f"parity {name} skein={got:.6f} pytorch={want:.6f} difference={abs(got - want):.2g} allowed={tolerance:g} {'ok' if ok else 'FAILED'}", flush=True)
 
 
-def load():
+def load(folder=model_dir):
     """transformers gives the embedding a padding_idx, whose row then gets no gradient from the lookup. SmolLM2's pad is
     <|im_end|>, which stands in every example: its row must learn like any other, so there is no padding_idx here."""
-    m = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, attn_implementation="sdpa")
+    m = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     m.get_input_embeddings().padding_idx = None
     return m
 
@@ -97,12 +98,13 @@ def run(*command):
     return [json.loads(x) for x in out.stdout.splitlines() if x.startswith("{")]
 
 
-def skein_heldout(precision):
-    event = run("eval", model_dir, heldout_file, "--precision", precision, "--sequence-length", str(T), "-o", "json")[-1]
+def skein_heldout(precision, folder=model_dir):
+    event = run("eval", folder, heldout_file, "--precision", precision, "--sequence-length", str(T), "-o", "json")[-1]
     return event["loss"], event["targets"]
 
 
-def skein_train(precision, steps):
+def skein_train(precision, steps, exported=lambda folder: None):
+    """Step losses and held-out losses of a run; exported is called with the folder that it wrote."""
     with tempfile.TemporaryDirectory() as d:
         job = os.path.join(d, "job.json")  # JSON is YAML
         json.dump({"kind": "FineTune", "name": "parity", "model": {"base": os.path.abspath(model_dir)},
@@ -114,6 +116,7 @@ def skein_train(precision, steps):
             "cluster": {"worldSize": 4, "workers": {"min": 1, "max": 4}}, "checkpoint": {"store": os.path.join(d, "checkpoints")},
             "output": {"export": os.path.join(d, "out")}}, open(job, "w"))
         events = run("train", "-f", job, "-o", "json")
+        exported(os.path.join(d, "out"))
     return [e["loss"] for e in events if e.get("event") == "step"], [e["loss"] for e in events if e.get("event") == "evaluated"]
 
 
@@ -152,7 +155,10 @@ if not quick:
     start = time.time()
     want, after = torch_train(True, STEPS, train, held)
     print(f"parity recipe-bf16 pytorch: {STEPS} steps and evaluation in {time.time() - start:.0f} s, last step loss {want[-1]:.4f}", flush=True)
-    got, evaluated = skein_train("bf16", STEPS)
+    def check_export(folder):
+        check("exported-folder-heldout-fp32", skein_heldout("fp32", folder)[0], heldout(load(folder), held, False)[0], 1e-4)
+
+    got, evaluated = skein_train("bf16", STEPS, check_export)
     check("recipe-bf16-heldout-after", evaluated[-1], after, 0.05)
 print(f"parity {'ok' if not failures else 'FAILED'}: {checks} checks, {failures} failed")
 sys.exit(failures > 0)
