@@ -198,6 +198,14 @@ func (f *Fault) Rename(oldname, newname string) error {
 	return f.fs.Rename(oldname, newname)
 }
 
+// RenameNew implements FS.
+func (f *Fault) RenameNew(oldname, newname string) error {
+	if _, err := f.step(OpRename, newname, 0); err != nil {
+		return err
+	}
+	return f.fs.RenameNew(oldname, newname)
+}
+
 // Remove implements FS.
 func (f *Fault) Remove(name string) error {
 	if _, err := f.step(OpRemove, name, 0); err != nil {

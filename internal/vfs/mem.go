@@ -137,7 +137,12 @@ func (m *Mem) open(name string, write bool) (File, error) {
 }
 
 // Rename implements FS.
-func (m *Mem) Rename(oldname, newname string) error {
+func (m *Mem) Rename(oldname, newname string) error { return m.rename(oldname, newname, true) }
+
+// RenameNew implements FS.
+func (m *Mem) RenameNew(oldname, newname string) error { return m.rename(oldname, newname, false) }
+
+func (m *Mem) rename(oldname, newname string, replace bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	from, base, err := m.parent("rename", oldname)
@@ -152,14 +157,12 @@ func (m *Mem) Rename(oldname, newname string) error {
 	if err != nil {
 		return err
 	}
-	if old, ok := to.names[newbase]; ok && old != n {
+	if old, ok := to.names[newbase]; ok && (old != n || !replace) {
 		switch {
-		case old.dir && !n.dir:
-			return &fs.PathError{Op: "rename", Path: newname, Err: syscall.EISDIR}
-		case !old.dir && n.dir:
+		case !replace || old.dir:
+			return &fs.PathError{Op: "rename", Path: newname, Err: fs.ErrExist}
+		case n.dir:
 			return &fs.PathError{Op: "rename", Path: newname, Err: syscall.ENOTDIR}
-		case old.dir && len(old.names) > 0:
-			return &fs.PathError{Op: "rename", Path: newname, Err: syscall.ENOTEMPTY}
 		}
 	}
 	delete(from.names, base)

@@ -34,7 +34,7 @@ type File interface {
 }
 
 // FS is a file system. Paths are those of the host (package filepath). Methods may be called concurrently.
-// Errors wrap fs.ErrNotExist, fs.ErrExist and syscall errors, so errors.Is works.
+// Errors wrap fs.ErrNotExist, fs.ErrExist and syscall errors, so errors.Is works, and name the operation and the file.
 type FS interface {
 	// Create makes or empties a file, open for reading and writing.
 	Create(name string) (File, error)
@@ -42,8 +42,10 @@ type FS interface {
 	Open(name string) (File, error)
 	// OpenReadWrite opens an existing file for reading and writing, without emptying it.
 	OpenReadWrite(name string) (File, error)
-	// Rename moves a file or a folder. It replaces an existing file; it fails if newname is a folder with something in it.
+	// Rename moves a file or a folder. A file replaces an existing file; nothing replaces a folder.
 	Rename(oldname, newname string) error
+	// RenameNew moves a file or a folder to a name that nothing has, or fails with fs.ErrExist.
+	RenameNew(oldname, newname string) error
 	// Remove deletes a file or an empty folder.
 	Remove(name string) error
 	// RemoveAll deletes name and what is below it; a missing name is no error.
@@ -71,6 +73,7 @@ func (osFS) OpenReadWrite(name string) (File, error) {
 	return wrapFile(os.OpenFile(name, os.O_RDWR, 0))
 }
 func (osFS) Rename(oldname, newname string) error  { return os.Rename(oldname, newname) }
+func (osFS) RenameNew(from, to string) error       { return renameNew(from, to) }
 func (osFS) Remove(name string) error              { return os.Remove(name) }
 func (osFS) RemoveAll(name string) error           { return os.RemoveAll(name) }
 func (osFS) MkdirAll(name string) error            { return os.MkdirAll(name, 0o755) }
@@ -95,6 +98,17 @@ func (osFS) SyncDir(name string) error {
 	}
 	err = d.Sync()
 	return errors.Join(err, d.Close())
+}
+
+// renameChecked is RenameNew where the system has no such call. Between check and rename somebody may make newname; a folder
+// that holds something is safe even then.
+func renameChecked(oldname, newname string) error {
+	if _, err := os.Lstat(newname); err == nil {
+		return &os.LinkError{Op: "rename", Old: oldname, New: newname, Err: fs.ErrExist}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(oldname, newname)
 }
 
 // wrapFile keeps a nil *os.File from becoming a non-nil File.
@@ -128,7 +142,7 @@ func ReadFile(fsys FS, name string, maxBytes int64) ([]byte, error) {
 	// One byte more than promised, so that a file that grows while it is read is noticed.
 	b, err := io.ReadAll(io.LimitReader(f, maxBytes+1))
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, err // names the file already
 	}
 	if int64(len(b)) > maxBytes {
 		return nil, fmt.Errorf("%s: %w: limit %d", name, ErrTooLarge, maxBytes)
@@ -147,21 +161,23 @@ func WriteFile(fsys FS, name string, b []byte) error {
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		_ = fsys.Remove(name) // best effort: the first error is the one to report
-		return fmt.Errorf("write %s: %w", name, err)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
 	}
-	return nil
+	if err != nil {
+		_ = fsys.Remove(name) // best effort: the first error is the one to report
+	}
+	return err // names the file already
 }
 
 // Publish makes a finished folder appear under its final name, whole or not at all: the names in temp are synced, temp is
-// renamed, and the parent is synced. Files in temp must have been synced by their writer. If final exists and is not an
-// empty folder, the rename fails and temp is left for the caller to remove.
+// renamed, and the parent is synced. Files in temp must have been synced by their writer. If final exists, be it an empty
+// folder, the error is fs.ErrExist and temp is left for the caller to remove.
 func Publish(fsys FS, temp, final string) error {
 	if err := fsys.SyncDir(temp); err != nil {
 		return err
 	}
-	if err := fsys.Rename(temp, final); err != nil {
+	if err := fsys.RenameNew(temp, final); err != nil {
 		return err
 	}
 	return fsys.SyncDir(filepath.Dir(final))

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -111,7 +112,29 @@ func conformNames(t *testing.T, fsys FS, dir, sub, name string) {
 	if err := fsys.Rename(sub, full); err == nil {
 		t.Error("Rename replaced a folder with files in it")
 	}
-	must(t, Publish(fsys, sub, filepath.Join(dir, "final")))
+	final := filepath.Join(dir, "final")
+	must(t, fsys.MkdirAll(final))
+	for what, rename := range map[string]func(from, to string) error{
+		"Rename": fsys.Rename, "RenameNew": fsys.RenameNew,
+		"Publish": func(from, to string) error { return Publish(fsys, from, to) },
+	} {
+		for _, from := range []string{sub, name} {
+			if from == name && what == "Publish" {
+				continue // is for folders
+			}
+			if err := rename(from, final); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("%s of %s replaced an empty folder: %v, want fs.ErrExist", what, from, err)
+			}
+		}
+	}
+	if err := fsys.RenameNew(name, filepath.Join(sub, "w")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("RenameNew replaced a file: %v", err)
+	}
+	if err := fsys.RenameNew(filepath.Join(dir, "none"), filepath.Join(dir, "new")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("RenameNew of a missing name: %v", err)
+	}
+	must(t, fsys.Remove(final))
+	must(t, Publish(fsys, sub, final))
 	if ok, err := Exists(fsys, name); ok || err != nil {
 		t.Errorf("the old name after Publish: %v %v", ok, err)
 	}
@@ -223,6 +246,25 @@ func TestFaultRunsOutOfSpace(t *testing.T) {
 	}
 	if ok, _ := Exists(m, "/g"); ok {
 		t.Error("WriteFile left a torn file behind")
+	}
+}
+
+func TestErrorsOfTheDiskNameTheFileOnce(t *testing.T) {
+	for what, rule := range map[string]Rule{
+		"write": FailNth(OpWrite, 1, syscall.ENOSPC), "sync": FailNth(OpSync, 1, syscall.EIO),
+		"close": FailNth(OpClose, 1, syscall.EIO), "create": FailNth(OpCreate, 1, syscall.EACCES),
+		"all from the write on": {Ops: OpWrite | OpSync | OpClose, Nth: 1, Sticky: true},
+	} {
+		err := WriteFile(NewFault(NewMem(), rule), "/f", []byte("x"))
+		if err == nil || strings.Count(err.Error(), "/f") != 1 || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s fails: error %q", what, err)
+		}
+	}
+	m := NewMem()
+	must(t, WriteFile(m, "/f", []byte("x")))
+	_, err := ReadFile(NewFault(m, FailNth(OpRead, 1, syscall.EIO)), "/f", 9)
+	if err == nil || strings.Count(err.Error(), "/f") != 1 {
+		t.Errorf("read fails: error %q", err)
 	}
 }
 

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package vfs
+
+func renameNew(oldname, newname string) error { return renameChecked(oldname, newname) }
