@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -69,10 +70,10 @@ func (o Options) Validate() error {
 }
 
 // Export writes the model as a new folder dir that transformers loads. The folder
-// appears whole, or not at all: it is written beside dir under a temporary name,
-// synced and renamed. It is refused if dir exists, and if any tensor is absent,
-// of the wrong shape, all zero (but biases), or not finite in the chosen type.
-// No more than a chunk of one tensor is in memory at a time.
+// appears whole, or not at all: it is written beside dir under a name of its own,
+// synced and renamed. It is refused if dir exists, be it since a moment ago, and if
+// any tensor is absent, of the wrong shape, all zero (but biases), or not finite in
+// the chosen type. No more than a chunk of one tensor is in memory at a time.
 func Export(dir string, src Source, opts Options) error {
 	opts.EnsureDefaults()
 	if err := export(filepath.Clean(dir), src, opts); err != nil {
@@ -80,6 +81,8 @@ func Export(dir string, src Source, opts Options) error {
 	}
 	return nil
 }
+
+var errExists = errors.New("it exists already; choose another output folder or remove it")
 
 func export(dir string, src Source, opts Options) error {
 	if err := opts.Validate(); err != nil {
@@ -92,25 +95,23 @@ func export(dir string, src Source, opts Options) error {
 	if there, err := vfs.Exists(opts.FS, dir); err != nil {
 		return err
 	} else if there {
-		return errors.New("it exists already; choose another output folder or remove it")
+		return errExists
 	}
 	if err := opts.FS.MkdirAll(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	// The name is fixed, so that what a kill left behind is cleaned up by the next try.
-	temp := filepath.Join(filepath.Dir(dir), "."+filepath.Base(dir)+".partial")
-	if err := opts.FS.RemoveAll(temp); err != nil {
+	draft, err := vfs.NewDraft(opts.FS, dir)
+	if err != nil {
 		return err
 	}
-	err = opts.FS.MkdirAll(temp)
-	if err == nil {
-		err = writeFolder(temp, src, opts, shards)
-	}
-	if err == nil {
-		err = vfs.Publish(opts.FS, temp, dir)
+	if err = writeFolder(draft.Dir, src, opts, shards); err == nil {
+		err = draft.Publish()
 	}
 	if err != nil {
-		_ = opts.FS.RemoveAll(temp) // the first error is the one to report
+		draft.Discard()
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return errExists // another process was quicker
 	}
 	return err
 }

@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -239,6 +241,65 @@ func TestExportIsWholeOrAbsentAtEveryFaultAndCrash(t *testing.T) {
 				t.Errorf("after fault %d: %v", n, err)
 			}
 		}
+	}
+}
+
+// during is a model that does something when its weights are first read.
+type during struct {
+	*memory
+	do   func()
+	once sync.Once
+}
+
+func (d *during) ReadRange(name string, off int64, dst []float32) error {
+	d.once.Do(d.do)
+	return d.memory.ReadRange(name, off, dst)
+}
+
+func TestTwoExportsToOnePlaceDoNotMix(t *testing.T) {
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "out")
+	src := tinyModel(t)
+	slow := &during{memory: src, do: func() {
+		if err := Export(dir, src, Options{DType: F32}); err != nil {
+			t.Errorf("the export that is done first: %v", err)
+		}
+	}}
+	if err := Export(dir, slow, Options{ShardBytesMax: 70_000}); err == nil || !strings.Contains(err.Error(), "exists already") {
+		t.Errorf("the export that is done second: error %v", err)
+	}
+	names, err := vfs.OS.ReadDir(dir)
+	if err != nil || !slices.Equal(names, []string{"config.json", "generation_config.json", "model.safetensors"}) {
+		t.Errorf("the folder holds %v, %v", names, err)
+	}
+	f := open(t, dir)
+	for _, x := range src.config.Tensors() {
+		got := make([]float32, x.Elements())
+		if err := f.ReadRange(x.Name, 0, got); err != nil || !slices.Equal(got, src.tensors[x.Name]) {
+			t.Errorf("tensor %q is not the one of the first export (%v)", x.Name, err)
+		}
+	}
+	if left, _ := os.ReadDir(parent); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestExportReplacesNotEvenAnEmptyFolderMadeMeanwhile(t *testing.T) {
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "out")
+	src := &during{memory: tinyModel(t), do: func() {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Error(err)
+		}
+	}}
+	if err := Export(dir, src, Options{}); err == nil || !strings.Contains(err.Error(), "exists already") {
+		t.Errorf("error %v", err)
+	}
+	if inside, err := os.ReadDir(dir); err != nil || len(inside) != 0 {
+		t.Errorf("the folder holds %v, %v", inside, err)
+	}
+	if left, _ := os.ReadDir(parent); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 
