@@ -55,7 +55,7 @@ func openDisk(fsys vfs.FS, dir string, limit int64) (*disk, error) {
 	}
 	for _, name := range names {
 		if strings.HasSuffix(name, diskTemp) {
-			d.fsys.Remove(filepath.Join(dir, name)) // a killed process left it; if not, its writer writes it again another day
+			_ = d.fsys.Remove(filepath.Join(dir, name)) // a killed process left it; if not, its writer writes it again another day
 			continue
 		}
 		hash, ok := strings.CutSuffix(name, diskSuffix)
@@ -91,7 +91,7 @@ func (d *disk) forget(e *list.Element) {
 	f := d.recent.Remove(e).(*diskFile)
 	delete(d.byName, f.name)
 	d.bytes -= f.bytes
-	d.fsys.Remove(filepath.Join(d.dir, f.name)) // gone already if another process removed it
+	_ = d.fsys.Remove(filepath.Join(d.dir, f.name)) // gone already if another process removed it
 }
 
 // drop removes a record that turned out to be damaged.
@@ -154,7 +154,7 @@ func (d *disk) put(leaf, meta, body []byte) error {
 		err = d.fsys.Rename(temp, filepath.Join(d.dir, name))
 	}
 	if err != nil {
-		d.fsys.Remove(temp) // the error that counts is the first
+		_ = d.fsys.Remove(temp) // the error that counts is the first
 		return err
 	}
 	d.note(name, size)

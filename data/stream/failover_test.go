@@ -229,7 +229,7 @@ func TestASlowServerIsLeftForAFastOne(t *testing.T) {
 	slow.delay = 2 * time.Second
 	slow.mu.Unlock()
 	start := time.Now()
-	for i := int64(0); i < 20; i++ {
+	for i := range int64(20) {
 		samePacks(t, d, c, []int64{i * 256})
 	}
 	if took := time.Since(start); took > stepDelayMax {

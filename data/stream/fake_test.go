@@ -158,7 +158,7 @@ func serveLies(t testing.TB, d *data.Dataset, l *liar) string {
 	flightrpc.RegisterFlightServiceServer(g, l)
 	lis := listen(t)
 	var wg sync.WaitGroup
-	wg.Go(func() { g.Serve(lis) })
+	wg.Go(func() { _ = g.Serve(lis) }) // until Stop
 	t.Cleanup(func() { g.Stop(); wg.Wait() })
 	return lis.Addr().String()
 }

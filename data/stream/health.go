@@ -49,8 +49,7 @@ func lie(format string, args ...any) error { return lieError{fmt.Errorf(format, 
 
 // classify says what kind of failure an error is.
 func classify(err error) fault {
-	var l lieError
-	if errors.As(err, &l) {
+	if _, ok := errors.AsType[lieError](err); ok {
 		return lied
 	}
 	if errors.Is(err, errStalled) {

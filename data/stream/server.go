@@ -129,7 +129,7 @@ func (s *Server) Serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.closed || s.grpc != nil {
 		s.mu.Unlock()
-		l.Close()
+		_ = l.Close() // the error that counts is the caller's
 		return errors.New("data server: it is closed or serves already")
 	}
 	s.grpc = g

@@ -153,7 +153,7 @@ func TestAReaderThatDoesNotReadIsDropped(t *testing.T) {
 	must(t, srv.Add(d))
 	l := listen(t)
 	var wg sync.WaitGroup
-	wg.Go(func() { srv.Serve(l) })
+	wg.Go(func() { _ = srv.Serve(l) }) // until Close
 	defer wg.Wait()
 	defer srv.Close()
 	var records []int64
@@ -177,7 +177,7 @@ func TestAServerLivesBesideOtherServicesOfAProcess(t *testing.T) {
 	srv.Attach(g)
 	l := listen(t)
 	var wg sync.WaitGroup
-	wg.Go(func() { g.Serve(l) })
+	wg.Go(func() { _ = g.Serve(l) }) // until Stop
 	defer wg.Wait()
 	defer g.Stop()
 	c := open(t, Config{Servers: []string{l.Addr().String()}, ContentHash: hashOf(d)})

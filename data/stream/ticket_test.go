@@ -2,10 +2,12 @@ package stream
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/internal/vfs"
 )
 
@@ -67,6 +69,26 @@ func FuzzIndex(f *testing.F) {
 		got, err := decodeIndex(b, x.ContentHash)
 		if err == nil && !bytes.Equal(encodeIndex(got), encodeIndex(x)) {
 			t.Error("two indexes of one content hash")
+		}
+	})
+}
+
+// What a server sends as a record: the two parts of an Arrow message.
+func FuzzRecordMessage(f *testing.F) {
+	d := openSet(f, 16, 5, 9)
+	x := d.Manifest().Index()
+	meta, body, _, err := d.ReadRecord(0, nil)
+	must(f, err)
+	r, err := data.NewRecordReader(x, 257)
+	must(f, err)
+	good, err := r.Read(0, meta, body)
+	must(f, err)
+	f.Add(meta, body)
+	f.Add(meta[:7], body)
+	f.Add([]byte(nil), []byte(nil))
+	f.Fuzz(func(t *testing.T, meta, body []byte) {
+		if rec, err := r.Read(0, meta, body); err == nil && !reflect.DeepEqual(rec, good) {
+			t.Error("another record passes for the genuine one")
 		}
 	})
 }
