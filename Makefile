@@ -65,7 +65,7 @@ parity: build oracle fetch ## live against PyTorch: SmolLM2's held-out loss, the
 
 .PHONY: kills
 kills: ## fifty kill -9 at random moments of a job; every run must end on the undisturbed hash
-	SKEIN_KILLS=50 go test -tags invariants -count=1 -timeout 60m -run 'Kill' -v ./worker/... ./cmd/...
+	SKEIN_KILLS=$${SKEIN_KILLS:-50} go test -tags invariants -count=1 -timeout 60m -run TestAKilledJob -v ./cmd/skein
 
 BENCH ?=
 .PHONY: bench
