@@ -52,7 +52,8 @@ type WorkersClient interface {
 	// folder in the way. What another worker could do is Broken, not Fail.
 	Fail(ctx context.Context, in *FailRequest, opts ...grpc.CallOption) (*FailResponse, error)
 	// Broken says that the generation can't go on here: a link broke, a worker is
-	// silent, the store is full. The worker has sealed itself.
+	// silent, the store is full. The worker has sealed itself. The leader remembers
+	// it, but the log does not: who gets orders again for what it gave up reports again.
 	Broken(ctx context.Context, in *BrokenRequest, opts ...grpc.CallOption) (*BrokenResponse, error)
 	// Drain asks to leave politely. It answers when the wish is in the log; orders
 	// with released set say when the worker may go.
@@ -162,7 +163,8 @@ type WorkersServer interface {
 	// folder in the way. What another worker could do is Broken, not Fail.
 	Fail(context.Context, *FailRequest) (*FailResponse, error)
 	// Broken says that the generation can't go on here: a link broke, a worker is
-	// silent, the store is full. The worker has sealed itself.
+	// silent, the store is full. The worker has sealed itself. The leader remembers
+	// it, but the log does not: who gets orders again for what it gave up reports again.
 	Broken(context.Context, *BrokenRequest) (*BrokenResponse, error)
 	// Drain asks to leave politely. It answers when the wish is in the log; orders
 	// with released set say when the worker may go.

@@ -1,0 +1,166 @@
+// Package recovery decides how a running job goes on when its generation cannot: a
+// worker is gone, wants to leave, or a link broke. The next generation begins from the
+// last published checkpoint, with the workers that are left and those that are free.
+// Steps that were taken since are taken again, to the same bits.
+package recovery
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+)
+
+// Config is the policy. Zero means the default.
+type Config struct {
+	// Grace is how long after the report of a broken link the workers at its ends may
+	// turn out to be gone, before all of them are placed again; 1.5 s.
+	Grace time.Duration
+	// DrainPatience is how long a worker that wants to leave waits for a checkpoint, so
+	// that no step runs again; 30 s.
+	DrainPatience time.Duration
+	// BackoffFrom is how many generations in a row may bring no checkpoint before the
+	// next ones wait, longer each time; 5.
+	BackoffFrom int
+	// BackoffMax is the longest such wait; 60 s.
+	BackoffMax time.Duration
+}
+
+// EnsureDefaults fills in what is zero.
+func (c *Config) EnsureDefaults() {
+	if c.Grace == 0 {
+		c.Grace = 1500 * time.Millisecond
+	}
+	if c.DrainPatience == 0 {
+		c.DrainPatience = 30 * time.Second
+	}
+	if c.BackoffFrom == 0 {
+		c.BackoffFrom = 5
+	}
+	if c.BackoffMax == 0 {
+		c.BackoffMax = time.Minute
+	}
+}
+
+// Broken is the first report that a generation cannot go on.
+type Broken struct {
+	Generation uint64
+	By         string
+	Reason     string
+	At         time.Time
+}
+
+// Seen is what the leader has heard and the log does not say.
+type Seen struct {
+	Alive    map[string]bool            // workers whose session stands
+	Lost     map[string]string          // why workers were given up, by name
+	Broken   map[string]Broken          // by job
+	Draining map[string]time.Time       // since when workers have been known to want to leave
+	Reads    map[string]map[string]bool // free workers that reach a job's store
+}
+
+// Decide ends generations that cannot go on and begins the next ones. notes has a line
+// for each job that it looked at and left alone for now.
+func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, notes map[string]string) {
+	busy, notes := s.Busy(), map[string]string{}
+	for _, j := range s.InOrder() {
+		if j.Phase != fsm.Running {
+			continue
+		}
+		why := cause(now, s, j, seen, c)
+		if why == "" {
+			continue
+		}
+		if note := notYet(now, s, j, seen, c); note != "" {
+			notes[j.ID] = why + "; " + note
+			continue
+		}
+		e, taken := next(s, j, seen, busy, why)
+		for _, w := range taken {
+			busy[w] = j.ID
+		}
+		entries = append(entries, e)
+	}
+	return entries, notes
+}
+
+// cause says why a job's generation cannot go on; empty if it can.
+func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string {
+	var why []string
+	for _, p := range j.Placement {
+		w := s.Workers[p.Worker]
+		switch {
+		case w == nil:
+			lost := seen.Lost[p.Worker]
+			if lost == "" {
+				lost = p.Worker + " is gone"
+			}
+			why = append(why, lost)
+		case w.Incarnation != p.Incarnation:
+			why = append(why, p.Worker+" was started again")
+		case w.Draining && j.PublishedIndex > w.DrainIndex:
+			why = append(why, p.Worker+" leaves")
+		case w.Draining && now.Sub(seen.Draining[p.Worker]) > c.DrainPatience:
+			why = append(why, p.Worker+" leaves without a checkpoint")
+		}
+	}
+	if b, ok := seen.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation && now.Sub(b.At) > c.Grace {
+		why = append(why, fmt.Sprintf("%s reports: %s", b.By, b.Reason))
+	}
+	return strings.Join(why, "; ")
+}
+
+// notYet says why the next generation has to wait; empty if it need not.
+func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string {
+	for _, p := range j.Placement {
+		if s.Is(p.Worker, p.Incarnation) && !seen.Alive[p.Worker] {
+			return fmt.Sprintf("looks whether %s is alive", p.Worker)
+		}
+	}
+	if over := j.Setbacks - c.BackoffFrom; over >= 0 {
+		wait := min(time.Second<<min(over, 16), c.BackoffMax)
+		if left := wait - now.Sub(time.UnixMilli(j.Changed)); left > 0 && left <= wait {
+			return fmt.Sprintf("waits %.0f s, because %d generations brought no checkpoint", wait.Seconds(), j.Setbacks)
+		}
+	}
+	return ""
+}
+
+// next is the decision itself: a generation, or back to the queue.
+func next(s *fsm.State, j *fsm.Job, seen Seen, busy map[string]string, why string) (fsm.Entry, []string) {
+	var left, spare []*fsm.Worker
+	for _, w := range s.ByName() {
+		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) {
+			continue
+		}
+		// A worker that was started again is as good as a free one.
+		switch p := j.Place(w.Name); {
+		case p != nil && p.Incarnation == w.Incarnation:
+			left = append(left, w)
+		case (p != nil || busy[w.Name] == "") && (j.Nonce.Object == "" || seen.Reads[j.ID][w.Name]):
+			spare = append(spare, w)
+		}
+	}
+	all := append(fsm.Spread(left), fsm.Spread(spare)...)
+	use := j.Use(len(all))
+	if use == 0 {
+		return fsm.Entry{
+			Reason:   fmt.Sprintf("%s; %d of at least %d workers are left", why, len(all), j.WorkersMin),
+			Decision: &fsm.Suspend{Job: j.ID, Generation: j.Generation + 1},
+		}, nil
+	}
+	placement, err := j.Cut(all[:use])
+	if err != nil { // the bounds of a job are within its world size
+		panic("recovery: " + err.Error())
+	}
+	var names []string
+	for _, p := range placement {
+		names = append(names, p.Worker)
+	}
+	newest, _ := j.Newest()
+	return fsm.Entry{
+		Reason:   fmt.Sprintf("%s; generation %d from step %d: %s", why, j.Generation+1, newest.Step, fsm.Describe(placement)),
+		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
+	}, names
+}

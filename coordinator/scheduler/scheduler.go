@@ -1,0 +1,281 @@
+// Package scheduler decides which workers prepare and which run jobs: all that a job
+// needs at once or none of it, in order of submission.
+//
+// A job that waits for workers that others have holds up those behind it, or small
+// jobs would keep it waiting for ever. A job that asks for more than the cluster has
+// holds up nobody: it says what is missing, and is looked at again whenever a worker
+// comes.
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+)
+
+// Config is the scheduler's policy. Zero means the default.
+type Config struct {
+	// Settle is how long after a worker has come a job waits for more of them, if it
+	// could use more; 2 s. Workers of a cluster start at about the same time, and a
+	// job that began on the first would stay there.
+	Settle time.Duration
+	// TriesMax is how often a preparation is tried before the job fails; 5.
+	TriesMax int
+}
+
+// EnsureDefaults fills in what is zero.
+func (c *Config) EnsureDefaults() {
+	if c.Settle == 0 {
+		c.Settle = 2 * time.Second
+	}
+	if c.TriesMax == 0 {
+		c.TriesMax = 5
+	}
+}
+
+// Read is what a worker read through a job's store.
+type Read struct {
+	Err string // why it could not read what it should; empty: it could
+}
+
+// Broken is a preparation that its worker gave up.
+type Broken struct {
+	Number uint64
+	Reason string
+}
+
+// Seen is what the leader has heard and the log does not say.
+type Seen struct {
+	Alive    map[string]bool            // workers whose session stands
+	LastJoin time.Time                  // when the last of them came
+	Reads    map[string]map[string]Read // by job and worker; none yet: the answer is awaited
+	Broken   map[string]Broken          // by job
+}
+
+// Decide gives work to workers that have none. waiting says, for each job that is
+// preparing or queued, what it waits for; a job that gets what it needs has no line.
+func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, waiting map[string]string) {
+	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), waiting: map[string]string{}}
+	for _, j := range s.InOrder() {
+		switch j.Phase {
+		case fsm.Preparing:
+			d.prepare(j)
+		case fsm.Queued:
+			d.run(j)
+		}
+	}
+	return d.entries, d.waiting
+}
+
+// decision is one call of Decide.
+type decision struct {
+	now     time.Time
+	s       *fsm.State
+	seen    Seen
+	c       Config
+	busy    map[string]string // worker → job, with what has been decided so far
+	blocked string            // the first job that waits for workers of others
+	entries []fsm.Entry
+	waiting map[string]string
+}
+
+func (d *decision) wait(j *fsm.Job, format string, args ...any) {
+	d.waiting[j.ID] = fmt.Sprintf(format, args...)
+}
+
+// prepare finds a worker for a job that has none, or none any more.
+func (d *decision) prepare(j *fsm.Job) {
+	p := j.Preparation
+	var why string
+	broken := d.seen.Broken[j.ID]
+	switch {
+	case p.Number == 0:
+	case broken.Number == p.Number:
+		why = fmt.Sprintf("%s gave up: %s; ", p.Worker, broken.Reason)
+	case !d.s.Is(p.Worker, p.Incarnation):
+		why = p.Worker + " is gone; "
+	default:
+		return // it is being prepared
+	}
+	if p.Number >= uint64(d.c.TriesMax) {
+		d.entries = append(d.entries, fsm.Entry{
+			Reason:   fmt.Sprintf("the preparation failed %d times; at last: %s", p.Number, strings.TrimSuffix(why, "; ")),
+			Decision: &fsm.Fail{Job: j.ID, Preparation: p.Number},
+		})
+		return
+	}
+	if d.blocked != "" {
+		d.wait(j, "%swaits behind %s", why, d.blocked)
+		return
+	}
+	w := d.preparer(j, broken.Number == p.Number && p.Number > 0)
+	if w == nil {
+		d.short(j, 1)
+		return
+	}
+	d.busy[w.Name] = j.ID
+	d.entries = append(d.entries, fsm.Entry{
+		Reason:   fmt.Sprintf("%s%s imports the model and prepares the data", why, w.Name),
+		Decision: &fsm.Prepare{Job: j.ID, Number: p.Number + 1, Worker: w.Name, Incarnation: w.Incarnation},
+	})
+}
+
+// preparer picks a free worker of the numeric class that most workers have, because a
+// job that leaves its class open gets its preparer's. Who gave up comes last.
+func (d *decision) preparer(j *fsm.Job, gaveUp bool) *fsm.Worker {
+	free := d.free(j)
+	common := map[string]int{}
+	for name := range d.seen.Alive {
+		if w := d.s.Workers[name]; w != nil && len(w.Classes) > 0 {
+			common[w.Classes[0]]++
+		}
+	}
+	var best *fsm.Worker
+	score := func(w *fsm.Worker) int {
+		n := 0
+		if len(w.Classes) > 0 {
+			n = common[w.Classes[0]]
+		}
+		if gaveUp && w.Name == j.Preparation.Worker {
+			n = -1
+		}
+		return n
+	}
+	for _, w := range free {
+		if best == nil || score(w) > score(best) {
+			best = w
+		}
+	}
+	return best
+}
+
+// free lists the workers that could get work of the job now, by name.
+func (d *decision) free(j *fsm.Job) []*fsm.Worker {
+	var free []*fsm.Worker
+	for _, w := range d.fit(j) {
+		if other := d.busy[w.Name]; other == "" || other == j.ID {
+			free = append(free, w)
+		}
+	}
+	return free
+}
+
+// fit lists the workers that could work for the job if they had nothing else to do.
+func (d *decision) fit(j *fsm.Job) []*fsm.Worker {
+	var fit []*fsm.Worker
+	for _, w := range d.s.ByName() {
+		if d.unfit(j, w) == "" {
+			fit = append(fit, w)
+		}
+	}
+	return fit
+}
+
+// unfit says why a worker cannot work for the job; empty if it can.
+func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
+	switch {
+	case !d.seen.Alive[w.Name]:
+		return w.Name + " is not in touch"
+	case w.Draining:
+		return w.Name + " is leaving"
+	case !w.Has(j.Class):
+		return fmt.Sprintf("%s computes as %s, not as %s", w.Name, strings.Join(w.Classes, " or "), j.Class)
+	}
+	if j.Phase == fsm.Queued && j.Nonce.Object != "" {
+		if read, ok := d.seen.Reads[j.ID][w.Name]; ok && read.Err != "" {
+			return fmt.Sprintf("%s cannot read %s: %s", w.Name, j.Store, read.Err)
+		}
+	}
+	return ""
+}
+
+// run places a queued job if there is enough for it.
+func (d *decision) run(j *fsm.Job) {
+	if d.blocked != "" {
+		d.wait(j, "waits behind %s", d.blocked)
+		return
+	}
+	var free []*fsm.Worker
+	var asked []string
+	for _, w := range d.free(j) {
+		if _, answered := d.seen.Reads[j.ID][w.Name]; j.Nonce.Object != "" && !answered {
+			asked = append(asked, w.Name)
+			continue
+		}
+		free = append(free, w)
+	}
+	if len(asked) > 0 {
+		d.wait(j, "asks %s to read %s", strings.Join(asked, ", "), j.Store)
+		d.blocked = j.ID
+		return
+	}
+	use := j.Use(len(free))
+	if use == 0 {
+		d.short(j, j.WorkersMin)
+		return
+	}
+	if settled := d.seen.LastJoin.Add(d.c.Settle); len(free) < j.WorkersMax && d.now.Before(settled) {
+		d.wait(j, "waits a moment for more workers: %d of up to %d are here", len(free), j.WorkersMax)
+		d.blocked = j.ID
+		return
+	}
+	placement, err := j.Cut(fsm.Spread(free)[:use])
+	if err != nil {
+		d.wait(j, "cannot be placed: %v", err)
+		return
+	}
+	for _, p := range placement {
+		d.busy[p.Worker] = j.ID
+	}
+	newest, _ := j.Newest()
+	d.entries = append(d.entries, fsm.Entry{
+		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)),
+		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
+	})
+}
+
+// short says what is missing for a job that needs so many workers.
+func (d *decision) short(j *fsm.Job, need int) {
+	fit := d.fit(j)
+	if len(fit) < need {
+		text := fmt.Sprintf("needs %s, and the cluster has %d", workers(need), len(fit))
+		var why []string
+		for _, w := range d.s.ByName() {
+			if reason := d.unfit(j, w); reason != "" {
+				why = append(why, reason)
+			}
+		}
+		if len(why) > 0 {
+			text += ": " + strings.Join(limited(why), "; ")
+		}
+		d.wait(j, "%s", text)
+		return
+	}
+	var with []string
+	for _, w := range fit {
+		if other := d.busy[w.Name]; other != "" && other != j.ID && !slices.Contains(with, other) {
+			with = append(with, other)
+		}
+	}
+	d.wait(j, "needs %s, %d free; the others work for %s", workers(need), len(d.free(j)), strings.Join(limited(with), ", "))
+	d.blocked = j.ID
+}
+
+func workers(n int) string {
+	if n == 1 {
+		return "1 worker"
+	}
+	return fmt.Sprintf("%d workers", n)
+}
+
+// limited keeps a list readable.
+func limited(list []string) []string {
+	const shown = 4
+	if len(list) <= shown {
+		return list
+	}
+	return append(slices.Clone(list[:shown]), fmt.Sprintf("and %d more", len(list)-shown))
+}

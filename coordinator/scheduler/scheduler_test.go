@@ -1,0 +1,55 @@
+package scheduler
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
+)
+
+// Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
+// reason=… · decide at=3s.
+func TestTranscripts(t *testing.T) {
+	stories := map[*fsmtest.Story]*Seen{}
+	var c Config
+	c.EnsureDefaults()
+	fsmtest.Run(t, func(t *testing.T, s *fsmtest.Story, cmd fsmtest.Command) string {
+		seen := stories[s]
+		if seen == nil {
+			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{}}
+			stories[s] = seen
+		}
+		switch cmd.Word {
+		case "alive", "away":
+			for _, w := range cmd.Args {
+				seen.Alive[w] = cmd.Word == "alive"
+			}
+		case "joined":
+			seen.LastJoin = cmd.At()
+		case "read":
+			id := s.ID(cmd.Args[0])
+			if seen.Reads[id] == nil {
+				seen.Reads[id] = map[string]Read{}
+			}
+			for _, w := range cmd.Args[1:] {
+				seen.Reads[id][w] = Read{Err: cmd.Keys["error"]}
+			}
+		case "broken":
+			id := s.ID(cmd.Args[0])
+			seen.Broken[id] = Broken{Number: s.State.Jobs[id].Preparation.Number, Reason: cmd.Keys["reason"]}
+		case "decide":
+			entries, waiting := Decide(cmd.At(), s.State, *seen, c)
+			var b strings.Builder
+			for _, id := range slices.Sorted(maps.Keys(waiting)) {
+				fmt.Fprintf(&b, "%s %s\n", id, waiting[id])
+			}
+			return s.Carry(t, entries) + s.Short(b.String())
+		default:
+			t.Fatalf("no command %q", cmd.Word)
+		}
+		return ""
+	})
+}
