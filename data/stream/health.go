@@ -59,7 +59,7 @@ func classify(err error) fault {
 	case codes.NotFound, codes.InvalidArgument, codes.OutOfRange, codes.Unimplemented, codes.PermissionDenied, codes.Unauthenticated, codes.DataLoss:
 		return refused
 	}
-	if strings.Contains(err.Error(), "authentication handshake failed") {
+	if text := err.Error(); strings.Contains(text, "authentication handshake failed") || strings.Contains(text, "remote error: tls: ") {
 		return refused // a certificate will not be another one in a moment
 	}
 	return gone

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -100,6 +101,11 @@ func plain(err error) string {
 	text := err.Error()
 	if s, ok := status.FromError(err); ok && s.Message() != "" {
 		text = s.Message()
+	}
+	if quoted, ok := strings.CutPrefix(text, "connection error: desc = "); ok {
+		if inner, err := strconv.Unquote(quoted); err == nil {
+			text = inner
+		}
 	}
 	text = strings.Join(strings.Fields(text), " ")
 	if len(text) > 300 {
