@@ -3,11 +3,13 @@ package checkpoint
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -229,6 +231,39 @@ func TestSavingTheSameTwiceGivesTheSameBytes(t *testing.T) {
 	before := readAll(t, fsys, m)
 	if again := readAll(t, fsys, save(t, fsys, table, 5)); !bytes.Equal(before, again) {
 		t.Error("the second save of one step wrote other bytes")
+	}
+}
+
+func TestAnExtraPublishedStepChangesTheChainAndNothingElse(t *testing.T) {
+	table := testTable(t, 2, 3000)
+	run := func(steps ...int64) (Manifest, shard.Digest) {
+		fsys := vfs.NewMem()
+		var m Manifest
+		for _, step := range steps {
+			state := testState(step)
+			state.Chain = m.Chain
+			var err error
+			if m, err = Save(t.Context(), fsys, "ckpt", table, state, fake{table, step}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file, err := vfs.ReadFile(fsys, filepath.Join("ckpt", stepName(m.Step), manifestName), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m, sha256.Sum256(file)
+	}
+	undisturbed, sum := run(5, 10)
+	stopped, other := run(5, 7, 10)
+	if again, sameSum := run(5, 10); sameSum != sum || len(again.Chain) != 2 {
+		t.Error("steps published alike gave manifests of other bytes")
+	}
+	if sum == other || len(stopped.Chain) != 3 {
+		t.Error("the extra step is not in the chain")
+	}
+	stopped.Chain = undisturbed.Chain
+	if !reflect.DeepEqual(stopped, undisturbed) {
+		t.Error("the extra step shows elsewhere than in the chain")
 	}
 }
 

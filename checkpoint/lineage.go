@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 
@@ -96,8 +97,12 @@ const (
 	lineageVersion = 1
 )
 
-// WriteLineage replaces the file as a whole or not at all, and makes it durable.
+// WriteLineage replaces the file as a whole or not at all, and makes it durable. One
+// of another version is not replaced: ErrVersion.
 func WriteLineage(fsys vfs.FS, path string, l Lineage) error {
+	if _, err := ReadLineage(fsys, path); errors.Is(err, ErrVersion) {
+		return err
+	}
 	l.Format, l.Version = lineageFormat, lineageVersion
 	body, err := layout(l)
 	if err != nil {
@@ -129,11 +134,11 @@ func decodeLineage(file []byte) (Lineage, error) {
 		return Lineage{}, err
 	}
 	var l Lineage
-	if err := strictJSON(body, &l); err != nil {
+	if err := checkVersion(body, lineageFormat, lineageVersion); err != nil {
 		return Lineage{}, err
 	}
-	if l.Format != lineageFormat || l.Version != lineageVersion {
-		return Lineage{}, fmt.Errorf("is %q version %d; this program reads %q version %d", l.Format, l.Version, lineageFormat, lineageVersion)
+	if err := strictJSON(body, &l); err != nil {
+		return Lineage{}, err
 	}
 	return l, checkChain(l.Chain, l.SpecHash, l.DataHash)
 }

@@ -17,7 +17,10 @@ import (
 
 // Manifest says what a checkpoint is and where every number of it lies. It maps
 // tensors to byte ranges of objects, so a checkpoint can be read at any world size
-// and ZeRO stage. There is no clock in it: the same training gives the same bytes.
+// and ZeRO stage. There is no clock in it: the same training, published at the same
+// steps, gives the same bytes. A stop on request publishes the step that it ends at;
+// its link stays in the chains of all later manifests, and so in their bytes. Weights
+// and moments do not know of it.
 type Manifest struct {
 	Format  string `json:"format"` // manifestFormat
 	Version int    `json:"version"`
@@ -179,6 +182,23 @@ func unseal(name string, file []byte) (json.RawMessage, error) {
 	return members[0].Value, nil
 }
 
+// checkVersion compares what a sealed value says of itself, before anything else of
+// it is read: another version may have other members.
+func checkVersion(body json.RawMessage, format string, version int) error {
+	var is struct {
+		Format  string
+		Version int
+	}
+	if err := json.Unmarshal(body, &is); err != nil {
+		return fmt.Errorf("cannot be read as JSON: %w", err)
+	}
+	if is.Format != format || is.Version != version {
+		return fmt.Errorf("is %q version %d, an %w: this program reads %q version %d; use the program that wrote it, or set checkpoint.store to another folder",
+			is.Format, is.Version, ErrVersion, format, version)
+	}
+	return nil
+}
+
 // strictJSON reads exactly one value and refuses unknown keys.
 func strictJSON(text []byte, into any) error {
 	d := json.NewDecoder(bytes.NewReader(text))
@@ -199,15 +219,8 @@ func DecodeManifest(file []byte) (Manifest, error) {
 	if err != nil {
 		return Manifest{}, err
 	}
-	var kind struct {
-		Format  string
-		Version int
-	}
-	if err := json.Unmarshal(body, &kind); err != nil {
-		return Manifest{}, fmt.Errorf("cannot be read as JSON: %w", err)
-	}
-	if kind.Format != manifestFormat || kind.Version != manifestVersion {
-		return Manifest{}, fmt.Errorf("is %q version %d; this program reads %q version %d", kind.Format, kind.Version, manifestFormat, manifestVersion)
+	if err := checkVersion(body, manifestFormat, manifestVersion); err != nil {
+		return Manifest{}, err
 	}
 	var m Manifest
 	if err := strictJSON(body, &m); err != nil {

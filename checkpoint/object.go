@@ -95,7 +95,7 @@ func decodeHeader(b []byte) (header, error) {
 	case crc32.Checksum(b[:60], castagnoli) != le.Uint32(b[60:]):
 		return header{}, errors.New("the header's checksum differs")
 	case le.Uint32(b[8:]) != objectVersion:
-		return header{}, fmt.Errorf("format version %d; this program reads %d", le.Uint32(b[8:]), objectVersion)
+		return header{}, fmt.Errorf("is an object of version %d, an %w: this program reads version %d", le.Uint32(b[8:]), ErrVersion, objectVersion)
 	}
 	h := header{Kind(min(le.Uint32(b[12:]), uint32(kindCount))), int64(le.Uint64(b[16:])), int64(le.Uint64(b[24:])), shard.Rank(le.Uint32(b[32:]))}
 	if string(h.encode()) != string(b) || h.kind >= kindCount || h.step < 0 || h.elems < 0 || h.elems > elemsMax || h.rank >= shard.WorldSizeMax {

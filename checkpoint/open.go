@@ -22,6 +22,11 @@ var ErrNone = errors.New("no published checkpoint")
 // manifest says. The message names the file.
 var ErrDamaged = errors.New("damaged checkpoint")
 
+// ErrVersion is returned for a manifest, an object or a lineage that another version
+// of the program wrote. It is not damage: it is never passed over, written over or
+// removed.
+var ErrVersion = errors.New("unknown format version")
+
 // Checkpoint is a published checkpoint, open for reading. It is not safe for
 // concurrent use; open it once more for that. It keeps one block of each kind in
 // memory, and its objects' files open until Close.
@@ -36,7 +41,8 @@ type Checkpoint struct {
 }
 
 // Published lists the steps that have a manifest in dir, ascending. leftovers are
-// the folders of steps that have none: saves that did not end.
+// the folders of steps that have none: saves that did not end. Folders of the same
+// name that hold nothing of ours are neither.
 func Published(fsys vfs.FS, dir string) (steps, leftovers []int64, err error) {
 	names, err := fsys.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -50,13 +56,14 @@ func Published(fsys vfs.FS, dir string) (steps, leftovers []int64, err error) {
 		if !ok {
 			continue
 		}
-		whole, err := vfs.Exists(fsys, filepath.Join(dir, name, manifestName))
+		kind, err := kindOf(fsys, filepath.Join(dir, name))
 		if err != nil {
 			return nil, nil, fmt.Errorf("checkpoints: %w", err)
 		}
-		if whole {
+		switch kind {
+		case published:
 			steps = append(steps, step)
-		} else {
+		case unfinished:
 			leftovers = append(leftovers, step)
 		}
 	}
@@ -88,7 +95,7 @@ func Open(fsys vfs.FS, dir string, step int64) (*Checkpoint, error) {
 		return nil, fmt.Errorf("checkpoint: %w", err)
 	}
 	if c.Manifest, err = DecodeManifest(file); err != nil {
-		return nil, fmt.Errorf("%w: %s %w", ErrDamaged, path, err)
+		return nil, c.unreadable(err)
 	}
 	if c.Manifest.Step != step {
 		return nil, fmt.Errorf("%w: %s says step %d", ErrDamaged, path, c.Manifest.Step)
@@ -100,9 +107,26 @@ func Open(fsys vfs.FS, dir string, step int64) (*Checkpoint, error) {
 	return c, nil
 }
 
+// unreadable says what is wrong with a manifest that does not decode.
+func (c *Checkpoint) unreadable(err error) error {
+	path := filepath.Join(c.folder, manifestName)
+	if errors.Is(err, ErrVersion) {
+		return fmt.Errorf("checkpoint: %s %w", path, err)
+	}
+	kind, kindErr := kindOf(c.fsys, c.folder)
+	if kindErr != nil {
+		return fmt.Errorf("checkpoint: %w", kindErr)
+	}
+	if kind == foreign {
+		return fmt.Errorf("%s is of another program: %w", path, ErrNone)
+	}
+	return fmt.Errorf("%w: %s %w", ErrDamaged, path, err)
+}
+
 // Latest opens the newest published checkpoint of dir and verifies all of it. A
 // damaged one is an error that names the file, unless fallback is set: then the one
-// before is taken. notices says, one line each, what was passed over. With nothing
+// before is taken. One of another version is always an error, ErrVersion: to pass it
+// over would train again, over it, what is there. notices says, one line each, what was passed over. With nothing
 // published the error is ErrNone.
 func Latest(fsys vfs.FS, dir string, fallback bool) (c *Checkpoint, notices []string, err error) {
 	steps, leftovers, err := Published(fsys, dir)
@@ -158,7 +182,10 @@ func (c *Checkpoint) damaged(object int, err error) error {
 	path := filepath.Join(c.folder, c.Manifest.Objects[object].File)
 	var system *fs.PathError
 	if errors.As(err, &system) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("checkpoint: %s: %w", path, err)
+		return fmt.Errorf("checkpoint: %w", err) // which names the file
+	}
+	if errors.Is(err, ErrVersion) {
+		return fmt.Errorf("checkpoint: %s %w", path, err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = errors.New("is missing")

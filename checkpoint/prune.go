@@ -10,7 +10,9 @@ import (
 )
 
 // Prune keeps the newest published checkpoints of dir, at least one, and removes
-// older ones and what unfinished saves left behind. Before it removes a checkpoint
+// older ones and what unfinished saves left behind: files that Save wrote, and their
+// folder once it is empty. What others put there stays, and so does a checkpoint of
+// another version, which does not count. Before it removes a checkpoint
 // it makes sure that one of those it keeps can be read from end to end; while none
 // can, older ones stay. It must not run at the same time as a Save into dir.
 //
@@ -23,16 +25,20 @@ func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
 	}
 	for _, step := range leftovers {
 		folder := filepath.Join(dir, stepName(step))
-		if err := fsys.RemoveAll(folder); err != nil {
+		if err := removeOwn(fsys, folder, nil); err != nil {
 			return removed, fmt.Errorf("prune checkpoints: %w", err)
 		}
 		removed = append(removed, folder+" (unfinished)")
 	}
 	good, kept := false, 0
 	for _, step := range slices.Backward(steps) {
+		c, err := Open(fsys, dir, step)
+		if errors.Is(err, ErrVersion) {
+			continue
+		}
 		if kept < max(keep, 1) || !good {
 			kept++
-			good = good || readable(fsys, dir, step)
+			good = good || err == nil && errors.Join(c.verify(false), c.Close()) == nil
 			continue
 		}
 		folder := filepath.Join(dir, stepName(step))
@@ -44,16 +50,7 @@ func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
 	return removed, nil
 }
 
-// readable tells whether every byte of a checkpoint passes its checksums.
-func readable(fsys vfs.FS, dir string, step int64) bool {
-	c, err := Open(fsys, dir, step)
-	if err != nil {
-		return false
-	}
-	return errors.Join(c.verify(false), c.Close()) == nil
-}
-
-// unpublish removes the manifest, makes that durable, and then removes the rest.
+// unpublish removes the manifest, makes that durable, and then removes the objects.
 func unpublish(fsys vfs.FS, folder string) error {
 	if err := fsys.Remove(filepath.Join(folder, manifestName)); err != nil {
 		return err
@@ -61,5 +58,5 @@ func unpublish(fsys vfs.FS, folder string) error {
 	if err := fsys.SyncDir(folder); err != nil {
 		return err
 	}
-	return fsys.RemoveAll(folder)
+	return removeOwn(fsys, folder, nil)
 }

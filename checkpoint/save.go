@@ -78,12 +78,11 @@ func Save(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, state
 	before, err := s.published()
 	if err == nil {
 		err = s.save(ctx, dir, before)
+		s.clean()
 	}
 	if err != nil {
-		s.clean()
 		return Manifest{}, fmt.Errorf("save checkpoint of step %d in %s: %w%s", state.Step, dir, err, advice(err))
 	}
-	s.clean()
 	return s.manifest, nil
 }
 
@@ -96,8 +95,9 @@ func advice(err error) string {
 
 func stepName(step int64) string { return fmt.Sprintf("step-%08d", step) }
 
-// published is the manifest of this step that is there already, or nil. One that
-// cannot be read counts as none: it is about to be replaced.
+// published is the manifest of this step that is there already, or nil. A damaged one
+// counts as none: it is about to be replaced. One that is of another version, or not
+// ours at all, is an error.
 func (s *saver) published() (*Manifest, error) {
 	file, err := vfs.ReadFile(s.fsys, filepath.Join(s.folder, manifestName), manifestBytesMax)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -107,8 +107,15 @@ func (s *saver) published() (*Manifest, error) {
 		return nil, err
 	}
 	m, err := DecodeManifest(file)
+	if errors.Is(err, ErrVersion) {
+		return nil, fmt.Errorf("%s %w", filepath.Join(s.folder, manifestName), err)
+	}
 	if err != nil {
-		return nil, nil
+		kind, err := kindOf(s.fsys, s.folder)
+		if err == nil && kind == foreign {
+			err = errForeignFolder(s.folder)
+		}
+		return nil, err
 	}
 	return &m, Want{s.manifest.Job, s.manifest.Model, s.manifest.Fingerprint, s.manifest.Spec, s.manifest.Data}.check(m)
 }
@@ -231,27 +238,20 @@ func (s *saver) copy(ctx context.Context, w *objectWriter, kind Kind, bucket int
 	return nil
 }
 
-// clean removes from the step's folder what its manifest does not name, and the
-// folder if there is no manifest. Best effort: what stays is named by none, and
-// Prune removes it.
+// clean removes from the step's folder the objects that its manifest does not name,
+// and the folder if that leaves it empty. Best effort: what stays is named by none,
+// and Prune removes it.
 func (s *saver) clean() {
 	file, err := vfs.ReadFile(s.fsys, filepath.Join(s.folder, manifestName), manifestBytesMax)
-	if errors.Is(err, fs.ErrNotExist) {
-		_ = s.fsys.RemoveAll(s.folder)
-		return
-	}
-	m, err := DecodeManifest(file)
-	if err != nil {
-		return // unreadable: it may be the disk, so nothing is touched
-	}
-	named := map[string]bool{manifestName: true}
-	for _, o := range m.Objects {
-		named[o.File] = true
-	}
-	names, _ := s.fsys.ReadDir(s.folder)
-	for _, name := range names {
-		if !named[name] {
-			_ = s.fsys.Remove(filepath.Join(s.folder, name))
+	named := map[string]bool{}
+	if !errors.Is(err, fs.ErrNotExist) {
+		m, err := DecodeManifest(file)
+		if err != nil {
+			return // unreadable: it may be the disk, so nothing is touched
+		}
+		for _, o := range m.Objects {
+			named[o.File] = true
 		}
 	}
+	_ = removeOwn(s.fsys, s.folder, named)
 }
