@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+
+	"github.com/skein-ml/skein/internal/exact"
 )
 
 // AdamW are the constants of the optimizer (Loshchilov and Hutter,
@@ -62,8 +64,8 @@ func (a AdamW) Hyper(rateBits, scaleBits uint32, t int64) Hyper {
 	return Hyper{
 		GradScale: math.Float32frombits(scaleBits), LR: math.Float32frombits(rateBits),
 		Beta1: b1, Beta2: b2, Epsilon: float32(a.Epsilon), Decay: float32(a.WeightDecay),
-		Correction1: float32(1 - math.Pow(float64(b1), float64(t))),
-		Correction2: float32(math.Sqrt(1 - math.Pow(float64(b2), float64(t)))),
+		Correction1: float32(1 - exact.PowInt(float64(b1), t)),
+		Correction2: float32(math.Sqrt(1 - exact.PowInt(float64(b2), t))),
 	}
 }
 

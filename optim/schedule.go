@@ -9,6 +9,8 @@ package optim
 import (
 	"fmt"
 	"math"
+
+	"github.com/skein-ml/skein/internal/exact"
 )
 
 // Kind is the shape of a schedule after the warm-up.
@@ -67,9 +69,10 @@ func (s Schedule) Rate(step int64) float64 {
 	x := min(1, float64(step-top)/float64(s.Steps-top))
 	share := 1 - x
 	if s.Kind == Cosine {
-		share = 0.5 * (1 + math.Cos(math.Pi*x))
+		_, cos := exact.Sincos(float64(math.Pi * x))
+		share = 0.5 * (1 + cos)
 	}
-	// The conversion keeps the compiler from fusing product and sum on some machines.
+	// The conversions keep the compiler from fusing product and sum on some machines.
 	return s.Peak * (s.Floor + float64((1-s.Floor)*share))
 }
 

@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"strings"
+
+	"github.com/skein-ml/skein/internal/exact"
 )
 
 // ropeKinds lists the rotary scalings that InvFreq computes.
@@ -54,7 +56,8 @@ func (r RopeScaling) validateYarn() error {
 // factor that cos and sin are multiplied by (1 for every kind but yarn). Element j
 // rotates the pair (j, j+HeadDim/2) by position·freq[j]. Each operation rounds to
 // fp32 in the order in which transformers does it, so that angles at far positions
-// agree; only the power differs by at most one unit in the last place.
+// agree; only the power differs by at most one unit in the last place. Powers and
+// logarithms are those of package exact, so all machines have the same frequencies.
 func (c Config) InvFreq() (freq []float32, attention float32) {
 	freq = make([]float32, c.HeadDim/2)
 	for j := range freq {
@@ -81,7 +84,7 @@ func (c Config) InvFreq() (freq []float32, attention float32) {
 // period is θ^(2j/D) in fp32, 2π times fewer than the positions of one turn.
 func (c Config) period(j int) float32 {
 	exponent := float32(2*j) / float32(c.HeadDim)
-	return float32(math.Pow(float64(float32(c.RopeTheta)), float64(exponent)))
+	return float32(exact.Pow(float64(float32(c.RopeTheta)), float64(exponent)))
 }
 
 // llama3 keeps fast frequencies, divides slow ones by Factor, and interpolates
@@ -107,7 +110,7 @@ func (r RopeScaling) llama3(freq float32) float32 {
 func (c Config) yarn(freq []float32) {
 	r := c.Rope
 	bound := func(turns float64) float64 { // the j whose frequency makes so many turns over the original length
-		return float64(c.HeadDim) * math.Log(float64(r.OriginalMaxPositions)/(turns*2*math.Pi)) / (2 * math.Log(c.RopeTheta))
+		return float64(c.HeadDim) * exact.Log(float64(r.OriginalMaxPositions)/(turns*2*math.Pi)) / (2 * exact.Log(c.RopeTheta))
 	}
 	low, high := bound(r.BetaFast), bound(r.BetaSlow)
 	if !r.ExactCorrectionBounds {
@@ -134,7 +137,7 @@ func (r RopeScaling) yarnAttention() float64 {
 		if r.Factor <= 1 {
 			return 1
 		}
-		return 0.1*m*math.Log(r.Factor) + 1
+		return float64(0.1*m*exact.Log(r.Factor)) + 1 // rounded, so that no compiler fuses it
 	}
 	if r.MScale > 0 && r.MScaleAllDim > 0 {
 		return scale(r.MScale) / scale(r.MScaleAllDim)

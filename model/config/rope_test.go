@@ -1,7 +1,10 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"testing"
@@ -51,4 +54,29 @@ func TestInvFreqIsThatOfTransformers(t *testing.T) {
 		t.Errorf("only %d of %d frequencies are equal to the bit", equal, total)
 	}
 	t.Logf("%d of %d frequencies equal to the bit", equal, total)
+}
+
+// TestInvFreqIsTheSameBitsOnAllMachines holds frequencies of many shapes against what
+// was written down once; GOAMD64=v3 lets the compiler fuse what it may.
+func TestInvFreqIsTheSameBitsOnAllMachines(t *testing.T) {
+	scalings := []RopeScaling{
+		{Kind: "default"}, {Kind: "linear", Factor: 3}, {Kind: "dynamic", Factor: 2},
+		{Kind: "llama3", Factor: 8, LowFreqFactor: 1, HighFreqFactor: 4, OriginalMaxPositions: 8192},
+		{Kind: "yarn", Factor: 7, BetaFast: 32, BetaSlow: 1, OriginalMaxPositions: 4096},
+		{Kind: "yarn", Factor: 7, BetaFast: 32, BetaSlow: 1, OriginalMaxPositions: 4096, MScale: 0.7, MScaleAllDim: 1.3, ExactCorrectionBounds: true},
+	}
+	h := sha256.New()
+	for _, scaling := range scalings {
+		for theta := 500.0; theta < 1e8; theta = math.Floor(theta * 1.03) {
+			for _, dim := range []int{32, 64, 80, 96, 128} {
+				freq, attention := Config{HeadDim: dim, RopeTheta: theta, Rope: scaling}.InvFreq()
+				for _, f := range append(freq, attention) {
+					h.Write(binary.LittleEndian.AppendUint32(nil, math.Float32bits(f)))
+				}
+			}
+		}
+	}
+	if got := fmt.Sprintf("%x", h.Sum(nil)[:8]); got != "6526dd532c352002" {
+		t.Errorf("the bits hash to %s", got)
+	}
 }
