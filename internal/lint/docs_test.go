@@ -43,6 +43,16 @@ func TestLinksInDocumentsLeadSomewhere(t *testing.T) {
 	}
 }
 
+func TestEveryDecisionIsListed(t *testing.T) {
+	list := source(t, "docs/adr/README.md")
+	for _, doc := range files(t, ".md") {
+		name, ok := strings.CutPrefix(doc, "docs/adr/")
+		if ok && name != "README.md" && !strings.Contains(list, "]("+name+")") {
+			t.Errorf("%s is not listed in docs/adr/README.md", doc)
+		}
+	}
+}
+
 var makeCall = regexp.MustCompile("(?m)(?:^|[`$] ?)make ([a-z][a-z-]*)")
 
 func TestEveryMakeTargetNamedInADocumentExists(t *testing.T) {
