@@ -26,8 +26,10 @@ job=(-f "$OUT/job.yaml" --set "train.steps=$STEPS" --cache "$OUT/data")
 echo
 plan=$(skein plan "${job[@]}" -o json)
 step=$(sed -n 's/^ *"stepSeconds": \([0-9.]*\),*$/\1/p' <<<"$plan")
-estimate=$(awk -v s="${step:-0}" -v n="$STEPS" 'BEGIN { printf "%d", s * n * 1.3 + 20 }')
-echo "about $estimate seconds on this machine: $STEPS steps of $step s, with evaluation and checkpoints"
+# In units of a step: one measure of the held-out data is 50 sequences forward, so
+# 50/4/3; it is taken before, after and every 8 steps. Answers take about 5 in all.
+estimate=$(awk -v s="${step:-0}" -v n="$STEPS" 'BEGIN { printf "%d", s * (n + 4.2 * (2 + int((n - 1) / 8)) + 5) + 25 }')
+printf 'about %d seconds on this machine: %d steps of %.1f s, held-out loss, answers, checkpoints\n' "$estimate" "$STEPS" "${step:-0}"
 if [ "$estimate" -gt "$LONG" ] && [ "$STEPS" -gt 8 ]; then
 	echo "that is long; Ctrl-C and 'make demo DEMO_STEPS=8' for a third of it"
 fi
