@@ -151,6 +151,33 @@ func TestEverySkeinCommandInTheDocumentsParses(t *testing.T) {
 	}
 }
 
+func TestEveryJobFileInTheDocumentsAndExamplesIsValid(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := 0
+	for _, part := range strings.Split(string(readme), "```yaml\n")[1:] {
+		block, _, _ := strings.Cut(part, "```")
+		if _, err := jobspec.Read("README.md", strings.NewReader(block)); err != nil {
+			t.Error(err)
+		}
+		count++
+	}
+	if count == 0 {
+		t.Error("the README shows no job file")
+	}
+	examples, err := filepath.Glob("../../examples/*/job.yaml")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, file := range examples {
+		if _, err := jobspec.ReadFile(file); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestTrainHandsTheJobToTheEngineAndPrintsItsEvents(t *testing.T) {
 	eng := &notes{events: []console.Event{console.Step{Step: 1, Steps: 3, Loss: 2.5}}}
 	status, out, errs := skein(t, eng, "", "train", "-f", jobFile(t), "--set", "train.steps=8", "--cache", "c")
