@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the repository for the given time (default 5s).
-# A crasher is written to the package's testdata/fuzz and is to be committed.
+# Runs every fuzz target of the repository for the given time (default 5s). It
+# starts from the inputs in the package's testdata/fuzz, which go test runs too:
+# files that lie in one way each, made by hand and named by what is wrong in
+# them, and whatever fuzzing has found. A crasher is written there and is to be
+# committed, under a name that says what it is.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
 seconds=${1:-5s}
 count=0
+mkdir -p .cache
 while read -r dir; do
 	for target in $(grep -rhoE '^func (Fuzz[A-Za-z0-9_]*)' "$dir"/*_test.go | cut -d' ' -f2); do
 		echo "fuzz $dir $target $seconds"
