@@ -202,7 +202,8 @@ func (d *Generate) apply(s *State, index uint64, e Entry) (string, error) {
 	if d.Generation != j.Generation+1 {
 		return d.Job, fmt.Errorf("%w: generation %d after %d", ErrFenced, d.Generation, j.Generation)
 	}
-	if from, ok := j.Newest(); !ok || d.From != from.Step {
+	from, ok := j.Newest()
+	if !ok || d.From != from.Step {
 		return d.Job, fmt.Errorf("%w: generation %d from step %d, but %d is published by now", ErrFenced, d.Generation, d.From, from.Step)
 	}
 	if err := s.checkPlacement(&j, d.Placement); err != nil {
@@ -211,7 +212,7 @@ func (d *Generate) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.become(Running, index, e, "generation"); err != nil {
 		return d.Job, err
 	}
-	j.Generation, j.Placement = d.Generation, d.Placement
+	j.Generation, j.Placement, j.Resume = d.Generation, d.Placement, from
 	j.Setbacks++
 	s.put(j)
 	return d.Job, nil

@@ -74,6 +74,8 @@ type Job struct {
 	// Placement is who hosts the ranks, in rank order.
 	// Invariant: not empty exactly while the job is running.
 	Placement []Place `json:"placement,omitempty"`
+	// Resume is the checkpoint that the generation began from.
+	Resume Checkpoint `json:"resume,omitzero"`
 	// Setbacks counts generations since the last publication: how often in a row the
 	// job was set back without getting anywhere.
 	Setbacks int `json:"setbacks"`

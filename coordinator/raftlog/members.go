@@ -70,7 +70,7 @@ func (n *Node) Remove(ctx context.Context, id string) error {
 // up to date if id is empty.
 func (n *Node) Transfer(ctx context.Context, id string) error {
 	if id == "" {
-		return translate(wait(ctx, n.raft.LeadershipTransfer()))
+		return n.transfer(ctx, n.raft.LeadershipTransfer)
 	}
 	members, err := n.Members()
 	if err != nil {
@@ -78,10 +78,28 @@ func (n *Node) Transfer(ctx context.Context, id string) error {
 	}
 	for _, m := range members {
 		if m.ID == id {
-			return translate(wait(ctx, n.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(m.Address))))
+			return n.transfer(ctx, func() raft.Future {
+				return n.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(m.Address))
+			})
 		}
 	}
 	return fmt.Errorf("transfer leadership: %q is not a member", id)
+}
+
+// transfer tries a few times: raft gives the other one an election timeout to catch up,
+// which is short for one that has just joined.
+func (n *Node) transfer(ctx context.Context, try func() raft.Future) (err error) {
+	for range 5 {
+		err = translate(wait(ctx, try()))
+		if err == nil || errors.Is(err, ErrNotLeader) || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-time.After(n.config.ElectionTimeout):
+		case <-ctx.Done():
+		}
+	}
+	return fmt.Errorf("transfer leadership: %w", err)
 }
 
 // Restore replaces the state of the whole group by a backup. What was decided since

@@ -1,0 +1,123 @@
+package coordinator
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/jobspec"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+const specBytesMax = 1 << 20
+
+// parseSpec reads a submitted job, strictly.
+func parseSpec(raw []byte) (*jobspec.Job, error) {
+	if len(raw) > specBytesMax {
+		return nil, status.Errorf(codes.InvalidArgument, "the job is %d bytes; that is no job", len(raw))
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	var j jobspec.Job
+	if err := d.Decode(&j); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "the job cannot be read: %v; are client and coordinator of the same version?", err)
+	}
+	if d.More() {
+		return nil, status.Error(codes.InvalidArgument, "the job cannot be read: something follows its end")
+	}
+	j.EnsureDefaults()
+	if err := j.Validate(); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	return &j, checkPaths(&j)
+}
+
+// checkPaths refuses paths that mean something else on each machine.
+func checkPaths(j *jobspec.Job) error {
+	paths := map[string][]string{
+		"model.base": {j.Model.Base}, "data.train": j.Data.Train, "data.validation": j.Data.Validation.Paths,
+		"checkpoint.store": {j.Checkpoint.Store}, "output.export": {j.Output.Export},
+	}
+	for _, key := range []string{"model.base", "data.train", "data.validation", "checkpoint.store", "output.export"} {
+		for _, p := range paths[key] {
+			if p != "" && !filepath.IsAbs(p) && !strings.Contains(p, "://") {
+				return status.Errorf(codes.InvalidArgument, "%s: %q is a relative path, which a worker cannot follow; submit an absolute one", key, p)
+			}
+		}
+	}
+	return nil
+}
+
+// submission is the decision to admit a job.
+func submission(request string, raw []byte) (*fsm.Submit, error) {
+	if err := checkRequest(request); err != nil {
+		return nil, err
+	}
+	j, err := parseSpec(raw)
+	if err != nil {
+		return nil, err
+	}
+	return &fsm.Submit{
+		Request: request, Name: j.Name, Spec: raw, WorldSize: j.Cluster.WorldSize, WorkersMin: j.Cluster.Workers.Min,
+		WorkersMax: j.Cluster.Workers.Max, Class: j.Train.NumericClass, Store: j.Checkpoint.Store,
+	}, nil
+}
+
+func checkRequest(id string) error {
+	ok := len(id) >= 16 && len(id) <= 64
+	for _, r := range id {
+		ok = ok && (r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r == '-')
+	}
+	if !ok {
+		return status.Errorf(codes.InvalidArgument, "request id %q: 16 to 64 characters of 0-9, a-z and - are needed", id)
+	}
+	return nil
+}
+
+// resolution is the decision that ends a preparation. Every "auto" is resolved here
+// again, from the facts that the worker found, and must come out as the worker had it:
+// what fixes the bits is the coordinator's word.
+func resolution(j *fsm.Job, w *fsm.Worker, r *skeinv1.PreparedRequest) (*fsm.Resolve, error) {
+	theirs, err := jobspec.ParseResolved(r.GetResolved())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	job, err := parseSpec(j.Spec)
+	if err != nil {
+		return nil, err
+	}
+	t := theirs.Job.Train
+	ours, err := job.Resolve(jobspec.Facts{
+		ModelHash: theirs.ModelHash, DataHash: theirs.DataHash, Sequences: theirs.Sequences,
+		NumericClass: t.NumericClass, MicroBatch: int(t.MicroBatch),
+	})
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if !bytes.Equal(ours.Canonical(), r.GetResolved()) {
+		return nil, status.Errorf(codes.InvalidArgument, "worker %s (build %q) resolves the job to other settings than this coordinator; install the same version on both", w.Name, w.Build)
+	}
+	if !w.Has(t.NumericClass) || !w.Has(job.Train.NumericClass) {
+		return nil, status.Errorf(codes.InvalidArgument, "worker %s resolved the numeric class to %q, which it does not offer", w.Name, t.NumericClass)
+	}
+	step0 := r.GetStep0()
+	if step0.GetStep() != 0 || step0.GetManifest() == "" || step0.GetWeights() == "" {
+		return nil, status.Error(codes.InvalidArgument, "step 0 must be published with its manifest and the hash of its weights")
+	}
+	return &fsm.Resolve{
+		Job: j.ID, Number: r.GetNumber(), Resolved: r.GetResolved(), SpecHash: ours.Hash(), DataHash: ours.DataHash,
+		Class: t.NumericClass, Steps: int64(ours.Job.Train.Steps), Nonce: fsm.Nonce{Object: r.GetNonceObject(), Value: r.GetNonce()},
+		Step0: fsm.Checkpoint{Manifest: step0.GetManifest(), Weights: step0.GetWeights(), Bytes: step0.GetBytes()},
+	}, nil
+}
+
+// resolvedLine is the event of a job that is resolved.
+func resolvedLine(d *fsm.Resolve) string {
+	return fmt.Sprintf("resolved to %d steps, bits: %s, spec %.12s, data %.12s; step 0 is published", d.Steps, d.Class, d.SpecHash, d.DataHash)
+}

@@ -1,0 +1,182 @@
+package coordinator
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// jobs is the service of clients.
+type jobs struct {
+	skeinv1.UnimplementedJobsServer
+	*Coordinator
+}
+
+// Submit implements skeinv1.JobsServer.
+func (s jobs) Submit(ctx context.Context, r *skeinv1.SubmitRequest) (*skeinv1.SubmitResponse, error) {
+	d, err := submission(r.GetRequestId(), r.GetSpec())
+	if err != nil {
+		return nil, err
+	}
+	job, err := s.decided(ctx, fmt.Sprintf("submitted: %d ranks on %d to %d workers", d.WorldSize, d.WorkersMin, d.WorkersMax), d)
+	if err != nil {
+		return nil, err
+	}
+	return &skeinv1.SubmitResponse{Job: job, Leader: s.config.ID}, nil
+}
+
+// look reads the state and finds a job in it.
+func (s jobs) look(ctx context.Context, id string) (*fsm.State, *fsm.Job, error) {
+	state, err := s.node.Read(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	j := state.Jobs[id]
+	if j == nil {
+		return nil, nil, status.Errorf(codes.NotFound, "there is no job %q; `skein jobs` lists them", id)
+	}
+	return state, j, nil
+}
+
+// heard is what the workers have said, if this coordinator leads.
+func (s jobs) heard() *hearing {
+	if r := s.leading(); r != nil {
+		return r.hearing
+	}
+	return nil
+}
+
+// Get implements skeinv1.JobsServer.
+func (s jobs) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResponse, error) {
+	state, j, err := s.look(ctx, r.GetJob())
+	if err != nil {
+		return nil, err
+	}
+	out := &skeinv1.GetResponse{Job: jobOf(state, j, s.heard()), Spec: j.Spec, Resolved: j.Resolved}
+	for _, e := range j.Events {
+		out.Events = append(out.Events, eventOf(e))
+	}
+	return out, nil
+}
+
+// List implements skeinv1.JobsServer.
+func (s jobs) List(ctx context.Context, r *skeinv1.ListRequest) (*skeinv1.ListResponse, error) {
+	state, err := s.node.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out, h := &skeinv1.ListResponse{}, s.heard()
+	for _, j := range state.InOrder() {
+		if r.GetActiveOnly() && j.Phase.Final() {
+			continue
+		}
+		job := jobOf(state, j, h)
+		job.Result = nil // Get has it
+		out.Jobs = append(out.Jobs, job)
+	}
+	return out, nil
+}
+
+// Cancel implements skeinv1.JobsServer.
+func (s jobs) Cancel(ctx context.Context, r *skeinv1.CancelRequest) (*skeinv1.CancelResponse, error) {
+	reason := "canceled"
+	if r.GetReason() != "" {
+		reason += ": " + r.GetReason()
+	}
+	if _, err := s.decided(ctx, reason, &fsm.Cancel{Job: r.GetJob()}); err != nil {
+		return nil, err
+	}
+	return &skeinv1.CancelResponse{}, nil
+}
+
+// Watch implements skeinv1.JobsServer.
+func (s jobs) Watch(r *skeinv1.WatchRequest, stream skeinv1.Jobs_WatchServer) error {
+	if _, _, err := s.look(stream.Context(), r.GetJob()); err != nil {
+		return err
+	}
+	reign := s.leading()
+	if reign == nil {
+		return s.notLeader()
+	}
+	w := watcher{jobs: s, stream: stream, after: r.GetAfter()}
+	for {
+		changed, heard := s.node.Changed(), reign.changed()
+		state := s.node.State()
+		j := state.Jobs[r.GetJob()]
+		if j == nil {
+			return status.Errorf(codes.NotFound, "job %q has made way for newer ones", r.GetJob())
+		}
+		if err := w.show(state, j, reign.hearing); err != nil || j.Phase.Final() {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-heard:
+		case <-reign.ctx.Done():
+			return s.notLeader()
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		}
+	}
+}
+
+// watcher is one client that watches a job.
+type watcher struct {
+	jobs
+	stream   skeinv1.Jobs_WatchServer
+	after    uint64            // index of the last event that was sent
+	job      *skeinv1.Job      // as last sent
+	progress *skeinv1.Progress // as last sent
+}
+
+// show sends what the client has not seen yet: events first, then the job if it
+// differs, then progress.
+func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing) error {
+	for _, e := range j.Events {
+		if e.Index <= w.after {
+			continue
+		}
+		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Event{Event: eventOf(e)}}); err != nil {
+			return err
+		}
+		w.after = e.Index
+	}
+	job := jobOf(s, j, h)
+	progress := job.Progress
+	job.Progress = nil
+	if !proto.Equal(job, w.job) {
+		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: job}}); err != nil {
+			return err
+		}
+		w.job = job
+	}
+	if progress != nil && !proto.Equal(progress, w.progress) {
+		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Progress{Progress: progress}}); err != nil {
+			return err
+		}
+		w.progress = progress
+	}
+	return nil
+}
+
+// Lineage implements skeinv1.JobsServer.
+func (s jobs) Lineage(ctx context.Context, r *skeinv1.LineageRequest) (*skeinv1.LineageResponse, error) {
+	_, j, err := s.look(ctx, r.GetJob())
+	if err != nil {
+		return nil, err
+	}
+	out := &skeinv1.LineageResponse{Job: j.ID, Resolved: j.Resolved, SpecHash: j.SpecHash, DataHash: j.DataHash, Result: j.Result}
+	if len(j.Resolved) > 0 {
+		out.NumericClass = j.Class
+	}
+	for _, c := range j.Published {
+		out.Published = append(out.Published, checkpointOf(c))
+	}
+	return out, nil
+}

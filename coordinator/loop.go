@@ -1,0 +1,162 @@
+package coordinator
+
+import (
+	"context"
+	"time"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/membership"
+	"github.com/skein-ml/skein/coordinator/recovery"
+	"github.com/skein-ml/skein/coordinator/scheduler"
+)
+
+// proposeTimeout bounds one turn's wait for the log.
+const proposeTimeout = 5 * time.Second
+
+// loop takes turns until the coordinator ends: one for each tick, and one as soon as
+// the state or what was heard has changed.
+func (c *Coordinator) loop() {
+	tick := time.NewTicker(c.config.Tick)
+	defer tick.Stop()
+	defer c.abdicate()
+	last := time.Now()
+	for {
+		changed := c.node.Changed()
+		var heard <-chan struct{} // nil while somebody else leads
+		if r := c.leading(); r != nil {
+			heard = r.changed()
+		}
+		now := time.Now()
+		c.turn(now, now.Sub(last))
+		last = time.Now()
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.node.Failed():
+			c.config.Logger.Error("this coordinator cannot go on", "err", c.node.Err())
+			c.end()
+			return
+		case <-tick.C:
+		case <-changed:
+		case <-heard:
+		}
+	}
+}
+
+// leading is the reign of this coordinator; nil if another one leads.
+func (c *Coordinator) leading() *reign {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reign
+}
+
+// abdicate ends the reign, and with it all sessions of workers.
+func (c *Coordinator) abdicate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reign != nil {
+		c.reign.end()
+		c.reign = nil
+	}
+}
+
+// crown begins a reign once the state has everything that was acknowledged.
+func (c *Coordinator) crown(now time.Time, term uint64) *reign {
+	ctx, cancel := context.WithTimeout(c.ctx, proposeTimeout)
+	defer cancel()
+	if _, err := c.node.Read(ctx); err != nil {
+		return nil
+	}
+	r := &reign{term: term, hearing: newHearing(now)}
+	r.ctx, r.end = context.WithCancel(c.ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reign = r
+	c.config.Logger.Info("this coordinator leads", "id", c.config.ID, "term", term)
+	return r
+}
+
+// turn is one round of state → decide → propose. away is how long ago the last one
+// ended.
+func (c *Coordinator) turn(now time.Time, away time.Duration) {
+	term, leads := c.node.Leads()
+	r := c.leading()
+	if r != nil && (!leads || r.term != term) {
+		c.abdicate()
+		r = nil
+	}
+	if !leads {
+		return
+	}
+	if r == nil {
+		if r = c.crown(now, term); r == nil {
+			return
+		}
+	}
+	if away > c.config.Membership.Lease/2 { // this process was stopped or starved: it has heard nobody
+		r.mu.Lock()
+		r.since = now
+		r.mu.Unlock()
+	}
+	r.forget(now, c.node.State())
+
+	lost, _ := membership.Decide(now, c.node.State(), r.forMembership(), c.config.Membership)
+	for _, e := range lost {
+		if d, ok := e.Decision.(*fsm.Remove); ok && c.decide(r, e) {
+			r.mu.Lock()
+			r.lost[d.Worker] = e.Reason
+			r.mu.Unlock()
+		}
+	}
+	again, notes := recovery.Decide(now, c.node.State(), r.forRecovery(c.node.State()), c.config.Recovery)
+	c.decideAll(r, again)
+	s := c.node.State()
+	work, waiting := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience), c.config.Scheduler)
+	c.decideAll(r, work)
+	for job, note := range notes {
+		waiting[job] = note
+	}
+	c.explain(r, waiting)
+}
+
+// explain keeps what jobs wait for, and logs it when it changes.
+func (c *Coordinator) explain(r *reign, waiting map[string]string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for job, why := range waiting {
+		if r.waiting[job] != why {
+			c.config.Logger.Info("waits", "job", job, "reason", why)
+		}
+	}
+	r.waiting = waiting
+}
+
+func (c *Coordinator) decideAll(r *reign, entries []fsm.Entry) {
+	for _, e := range entries {
+		if !c.decide(r, e) {
+			return // what follows was decided on the assumption that this holds
+		}
+	}
+}
+
+// decide proposes a decision, and tells whether it holds.
+func (c *Coordinator) decide(r *reign, e fsm.Entry) bool {
+	ctx, cancel := context.WithTimeout(r.ctx, proposeTimeout)
+	defer cancel()
+	result, err := c.propose(ctx, e)
+	if err == nil {
+		err = result.Err
+	}
+	if err != nil {
+		c.config.Logger.Warn("a decision did not hold", "kind", e.Decision.Kind(), "reason", e.Reason, "err", err)
+		return false
+	}
+	c.config.Logger.Info("decided", "kind", e.Decision.Kind(), "job", result.Job, "reason", e.Reason)
+	return true
+}
+
+// propose stamps an entry and puts it into the log.
+func (c *Coordinator) propose(ctx context.Context, e fsm.Entry) (fsm.Result, error) {
+	e.At = time.Now().UnixMilli()
+	return c.node.Propose(ctx, e)
+}

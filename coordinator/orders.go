@@ -1,0 +1,112 @@
+package coordinator
+
+import (
+	"time"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// orders are all that a worker is to do, from what is decided.
+func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
+	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && s.Busy()[w.Name] == ""}
+	for _, j := range s.InOrder() {
+		switch j.Phase {
+		case fsm.Preparing:
+			if p := j.Preparation; p.Worker == w.Name && p.Incarnation == w.Incarnation {
+				o.Preparation = &skeinv1.Preparation{Job: j.ID, Number: p.Number, Spec: j.Spec}
+			}
+		case fsm.Running:
+			if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation {
+				o.Assignment = assignment(s, h, j, p, w)
+			} else {
+				o.Probes = appendProbe(now, o.Probes, h, j, w)
+			}
+		case fsm.Queued:
+			o.Probes = appendProbe(now, o.Probes, h, j, w)
+		}
+	}
+	return o
+}
+
+func appendProbe(now time.Time, list []*skeinv1.StoreProbe, h *hearing, j *fsm.Job, w *fsm.Worker) []*skeinv1.StoreProbe {
+	if j.Nonce.Object == "" || w.Draining || !w.Has(j.Class) || !h.probe(now, w.Name, j.ID) {
+		return list
+	}
+	return append(list, &skeinv1.StoreProbe{Job: j.ID, Store: j.Store, NonceObject: j.Nonce.Object})
+}
+
+func assignment(s *fsm.State, h *hearing, j *fsm.Job, own *fsm.Place, w *fsm.Worker) *skeinv1.Assignment {
+	newest, _ := j.Newest()
+	a := &skeinv1.Assignment{
+		Job: j.ID, Generation: j.Generation, Resolved: j.Resolved, SpecHash: j.SpecHash, Ranks: ranks(own.Ranks),
+		Members: members(s, j), Resume: checkpointOf(j.Resume), DataServers: h.servers(s, j.DataHash, w.Node),
+	}
+	for i, p := range j.Placement {
+		if p.Worker == w.Name {
+			n := len(j.Placement)
+			a.Previous, a.Next = j.Placement[(i+n-1)%n].Worker, j.Placement[(i+1)%n].Worker
+		}
+		// A worker that wants to leave: the next checkpoint lets it. The index of its
+		// wish rises with each, so a request is never mistaken for an old one.
+		if m := s.Workers[p.Worker]; m != nil && m.Draining && j.PublishedIndex < m.DrainIndex && newest.Step < j.Steps {
+			a.CheckpointRequest = max(a.CheckpointRequest, m.DrainIndex)
+		}
+	}
+	return a
+}
+
+func members(s *fsm.State, j *fsm.Job) []*skeinv1.Member {
+	var list []*skeinv1.Member
+	for _, p := range j.Placement {
+		m := &skeinv1.Member{Worker: p.Worker, Incarnation: p.Incarnation, Ranks: ranks(p.Ranks)}
+		if w := s.Workers[p.Worker]; w != nil && w.Incarnation == p.Incarnation {
+			m.RingAddress, m.StreamAddress = w.Ring, w.Stream
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+func ranks(list []int) []int32 {
+	var out []int32
+	for _, r := range list {
+		out = append(out, int32(r))
+	}
+	return out
+}
+
+func checkpointOf(c fsm.Checkpoint) *skeinv1.Checkpoint {
+	return &skeinv1.Checkpoint{Generation: c.Generation, Step: c.Step, Manifest: c.Manifest, Weights: c.Weights, Bytes: c.Bytes, AtUnixMs: c.At}
+}
+
+var phases = map[fsm.Phase]skeinv1.Phase{
+	fsm.Preparing: skeinv1.Phase_PHASE_PREPARING, fsm.Queued: skeinv1.Phase_PHASE_QUEUED, fsm.Running: skeinv1.Phase_PHASE_RUNNING,
+	fsm.Done: skeinv1.Phase_PHASE_DONE, fsm.Failed: skeinv1.Phase_PHASE_FAILED, fsm.Canceled: skeinv1.Phase_PHASE_CANCELED,
+}
+
+// jobOf is a job as clients see it.
+func jobOf(s *fsm.State, j *fsm.Job, h *hearing) *skeinv1.Job {
+	out := &skeinv1.Job{
+		Id: j.ID, Name: j.Name, Phase: phases[j.Phase], Reason: j.Reason, SubmittedUnixMs: j.Submitted, ChangedUnixMs: j.Changed,
+		Generation: j.Generation, Members: members(s, j), WorldSize: int32(j.WorldSize), WorkersMin: int32(j.WorkersMin), WorkersMax: int32(j.WorkersMax),
+		Steps: j.Steps, SpecHash: j.SpecHash, Result: j.Result,
+	}
+	if len(j.Resolved) > 0 {
+		out.NumericClass = j.Class
+	}
+	if c, ok := j.Newest(); ok {
+		out.Published = checkpointOf(c)
+	}
+	if j.Phase == fsm.Preparing {
+		out.Preparer = j.Preparation.Worker
+	}
+	if h != nil {
+		out.WaitingFor, out.Progress = h.waitingOf(j.ID), h.progressOf(j.ID)
+	}
+	return out
+}
+
+func eventOf(e fsm.Event) *skeinv1.Event {
+	return &skeinv1.Event{Index: e.Index, AtUnixMs: e.At, Kind: e.Kind, Text: e.Text}
+}

@@ -1,0 +1,241 @@
+package coordinator
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/proto/leader"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// fakeWorker obeys orders without computing anything: it prepares jobs at once, and
+// takes a step each few milliseconds.
+type fakeWorker struct {
+	name, incarnation string
+	rig               *rig
+	conn              *leader.Conn
+	api               skeinv1.WorkersClient
+	cancel            context.CancelFunc
+	done              sync.WaitGroup
+
+	stall      bool // accepts orders and takes no step
+	unreadable bool // cannot read the store
+	release    chan struct{}
+
+	mu     sync.Mutex
+	orders *skeinv1.Orders
+}
+
+func (r *rig) worker(name, incarnation string, change func(*fakeWorker)) *fakeWorker {
+	r.Helper()
+	var addresses []string
+	for _, m := range r.members {
+		addresses = append(addresses, m.Address)
+	}
+	conn, err := leader.New(leader.Config{Addresses: addresses, TLS: r.tls, Build: "test"})
+	if err != nil {
+		r.Fatal(err)
+	}
+	w := &fakeWorker{name: name, incarnation: incarnation, rig: r, conn: conn, api: skeinv1.NewWorkersClient(conn), release: make(chan struct{})}
+	if change != nil {
+		change(w)
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	w.cancel = cancel
+	w.done.Go(func() {
+		for ctx.Err() == nil {
+			if w.session(ctx) {
+				close(w.release)
+				return
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	r.Cleanup(w.kill)
+	return w
+}
+
+// kill ends the worker without a word.
+func (w *fakeWorker) kill() {
+	w.cancel()
+	w.done.Wait()
+	w.conn.Close()
+}
+
+func (w *fakeWorker) sender() *skeinv1.Sender {
+	return &skeinv1.Sender{Worker: w.name, Incarnation: w.incarnation}
+}
+
+func (w *fakeWorker) last() *skeinv1.Orders {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.orders
+}
+
+// session is one session; it tells whether the worker was released.
+func (w *fakeWorker) session(ctx context.Context) (released bool) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := w.api.Session(ctx)
+	if err != nil {
+		return false
+	}
+	err = stream.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Hello{Hello: &skeinv1.Hello{
+		Cluster: "test", Worker: w.name, Incarnation: w.incarnation, Node: "node-" + w.name, Build: "test",
+		RingAddress: w.name + ":1", StreamAddress: w.name + ":2", NumericClasses: []string{"generic r1"},
+	}}})
+	if err != nil {
+		return false
+	}
+	answers := make(chan *skeinv1.WorkerMessage, 16) // probes come one or two at a time
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer cancel()
+	done.Go(func() {
+		for seq := uint64(1); ; seq++ {
+			m := &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{Sequence: seq, DataSets: []string{dataHash}}}}
+			if stream.Send(m) != nil {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case a := <-answers:
+				if stream.Send(a) != nil {
+					return
+				}
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+	work := func() {}
+	defer func() { work() }()
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return false
+		}
+		o := m.GetOrders()
+		if o == nil {
+			continue
+		}
+		w.mu.Lock()
+		w.orders = o
+		w.mu.Unlock()
+		work() // stop what was ordered before
+		work = w.obey(ctx, o, answers)
+		if o.GetReleased() {
+			return true
+		}
+	}
+}
+
+// obey begins what is ordered, and returns how to end it.
+func (w *fakeWorker) obey(ctx context.Context, o *skeinv1.Orders, answers chan<- *skeinv1.WorkerMessage) (stop func()) {
+	for _, p := range o.GetProbes() {
+		read := &skeinv1.StoreRead{Job: p.GetJob(), Nonce: "42"}
+		if w.unreadable {
+			read = &skeinv1.StoreRead{Job: p.GetJob(), Error: "permission denied"}
+		}
+		answers <- &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_StoreRead{StoreRead: read}}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	if p := o.GetPreparation(); p != nil && !w.stall {
+		done.Go(func() { w.prepare(ctx, p) })
+	}
+	if a := o.GetAssignment(); a != nil && a.GetRanks()[0] == 0 && !w.stall {
+		done.Go(func() { w.train(ctx, a) })
+	}
+	return func() { cancel(); done.Wait() }
+}
+
+const (
+	modelHash = "aa"
+	dataHash  = "dd"
+)
+
+// resolved is what a worker makes of a job.
+func resolved(raw []byte) ([]byte, error) {
+	j, err := parseSpec(raw)
+	if err != nil {
+		return nil, err
+	}
+	r, err := j.Resolve(jobspec.Facts{ModelHash: modelHash, DataHash: dataHash, Sequences: 1000, NumericClass: "generic r1", MicroBatch: 1})
+	if err != nil {
+		return nil, err
+	}
+	return r.Canonical(), nil
+}
+
+func (w *fakeWorker) prepare(ctx context.Context, p *skeinv1.Preparation) {
+	spec, err := resolved(p.GetSpec())
+	if err != nil {
+		w.rig.Errorf("%s: %v", w.name, err)
+		return
+	}
+	_, err = w.api.Prepared(ctx, &skeinv1.PreparedRequest{
+		Sender: w.sender(), Job: p.GetJob(), Number: p.GetNumber(), Resolved: spec, Step0: &skeinv1.Checkpoint{Manifest: "manifest-0", Weights: weights(0)},
+		NonceObject: "nonce", Nonce: "42",
+	})
+	w.expect(err)
+}
+
+// expect reports errors that do not come from the faults of a test.
+func (w *fakeWorker) expect(err error) {
+	switch status.Code(err) {
+	case codes.OK, codes.Canceled, codes.Aborted, codes.Unavailable, codes.DeadlineExceeded, codes.FailedPrecondition:
+	default:
+		w.rig.Errorf("%s: %v", w.name, err)
+	}
+}
+
+func weights(step int64) string { return fmt.Sprintf("%064x", step) }
+
+// train takes steps as rank 0 of a generation.
+func (w *fakeWorker) train(ctx context.Context, a *skeinv1.Assignment) {
+	for step := a.GetResume().GetStep() + 1; step <= 24; step++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+		if step%8 != 0 && a.GetCheckpointRequest() == 0 {
+			continue
+		}
+		_, err := w.api.Publish(ctx, &skeinv1.PublishRequest{Sender: w.sender(), Job: a.GetJob(), Checkpoint: &skeinv1.Checkpoint{
+			Generation: a.GetGeneration(), Step: step, Manifest: fmt.Sprintf("manifest-%d-%d", a.GetGeneration(), step), Weights: weights(step),
+		}})
+		w.expect(err)
+		if err != nil {
+			return
+		}
+	}
+	_, err := w.api.Complete(ctx, &skeinv1.CompleteRequest{Sender: w.sender(), Job: a.GetJob(), Generation: a.GetGeneration(), Result: []byte(`{"loss":1.6}`)})
+	w.expect(err)
+}
+
+// waitForOrders waits until a worker's orders are as wanted.
+func (w *fakeWorker) waitForOrders(t *testing.T, what string, ok func(*skeinv1.Orders) bool) *skeinv1.Orders {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		if o := w.last(); o != nil && ok(o) {
+			return o
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s never got orders: %s; it has %v", w.name, what, w.last())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
