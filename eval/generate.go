@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"slices"
 
 	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/internal/exact"
 	"github.com/skein-ml/skein/model"
 )
 
@@ -96,7 +96,7 @@ func (p *picker) next(logits []float32) (int32, error) {
 func (p *picker) sample(logits []float32, top float64) int32 {
 	p.ranks = p.ranks[:0]
 	for i, x := range logits {
-		p.ranks = append(p.ranks, choice{int32(i), math.Exp((float64(x) - top) / p.o.Temperature)})
+		p.ranks = append(p.ranks, choice{int32(i), exact.Exp((float64(x) - top) / p.o.Temperature)})
 	}
 	slices.SortStableFunc(p.ranks, func(a, b choice) int { return cmp.Compare(b.weight, a.weight) })
 	keep := p.ranks

@@ -16,7 +16,7 @@ import (
 type EvalConfig struct {
 	Model          string   // a Hugging Face folder or a GGUF file
 	Data           []string // JSONL files or globs
-	SequenceLength int
+	SequenceLength int      // 0: evalTokens, or what the model takes
 	Precision      device.DType
 	ExactMatch     int // examples to answer greedily and compare
 	Show           int // of those, how many answers are events
@@ -28,6 +28,9 @@ type EvalConfig struct {
 // all threads busy, and few enough for any machine.
 const evalRows = 2
 
+// evalTokens is the length of a sequence where nobody asked for another.
+const evalTokens = 512
+
 // Eval measures a model on held-out data.
 func Eval(ctx context.Context, env Env, c EvalConfig) error {
 	base, x, err := open(env, c.Model, c.SequenceLength, evalRows, c.Precision)
@@ -37,7 +40,7 @@ func Eval(ctx context.Context, env Env, c EvalConfig) error {
 	defer base.Close()
 	defer x.model.Close()
 	spec := data.Spec{
-		Train: c.Data, SequenceLength: c.SequenceLength, Packing: true, CacheDir: env.CacheDir,
+		Train: c.Data, SequenceLength: x.seqLen, Packing: true, CacheDir: env.CacheDir,
 		Threads: env.Device.Info().Threads,
 	}
 	prepared, err := data.Prepare(ctx, env.FS, spec, x.language.Encoder)
@@ -86,6 +89,9 @@ func open(env Env, path string, seqLen, rows int, precision device.DType) (_ *Ba
 	}
 	if most := base.Config().MaxPositions; seqLen > most {
 		return nil, x, fmt.Errorf("model %s: a sequence of %d tokens is beyond its %d positions; ask for shorter ones", path, seqLen, most)
+	}
+	if seqLen == 0 {
+		seqLen = min(evalTokens, base.Config().MaxPositions)
 	}
 	if x.language, err = base.Language(); err != nil {
 		return nil, x, err

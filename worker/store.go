@@ -132,6 +132,9 @@ func (s *store) resume() (step int64, ok bool, err error) {
 // so a lineage that is lost or damaged costs measurements and no more.
 func (s *store) readLineage() (checkpoint.Lineage, error) {
 	was, err := checkpoint.ReadLineage(s.env.FS, s.lineagePath())
+	if errors.Is(err, checkpoint.ErrVersion) {
+		return checkpoint.Lineage{}, err
+	}
 	if _, unreadable := errors.AsType[*fs.PathError](err); unreadable && !errors.Is(err, fs.ErrNotExist) {
 		return checkpoint.Lineage{}, err
 	}

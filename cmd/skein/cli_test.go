@@ -332,7 +332,7 @@ func TestEvalHandsItsFlagsToTheEngine(t *testing.T) {
 	eng := &notes{}
 	_, _, errs := skein(t, eng, "", "eval", "m", "a.jsonl", "b.jsonl", "--exact-match", "32", "--show", "3", "--precision", "fp32", "--cache", "c")
 	want := evalConfig{
-		Model: "m", Data: []string{"a.jsonl", "b.jsonl"}, Cache: "c", SequenceLength: 512, Precision: jobspec.PrecisionFP32,
+		Model: "m", Data: []string{"a.jsonl", "b.jsonl"}, Cache: "c", Precision: jobspec.PrecisionFP32,
 		NumericClass: "auto", ExactMatch: 32, Show: 3, MaxNewTokens: 64,
 	}
 	if diff := cmp.Diff(want, eng.asked); diff != "" {

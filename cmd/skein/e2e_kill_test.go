@@ -222,7 +222,7 @@ func (k *killer) scene(j workertest.Job, before files) scene {
 		found, _ := filepath.Glob(j.Path(pattern)) // the patterns are good
 		return len(found) > 0
 	}
-	s := scene{exporting: there(".trained.partial"), exported: there("trained")}
+	s := scene{exporting: there(".trained.*.partial"), exported: there("trained")}
 	s.preparing = !there("checkpoints/lineage.json")
 	var n int
 	if s.step, n = unfinished(k.t, j).since(before); s.step >= 0 {

@@ -28,7 +28,7 @@ folder or a GGUF file.`,
 		},
 	}
 	f := c.Flags()
-	f.IntVar(&cfg.SequenceLength, "sequence-length", 512, "tokens in one sequence")
+	f.IntVar(&cfg.SequenceLength, "sequence-length", 0, "tokens in one sequence; 0 is 512, or what the model takes")
 	f.IntVar(&cfg.ExactMatch, "exact-match", 0, "examples to answer and compare")
 	f.IntVar(&cfg.Show, "show", 0, "of those, how many answers to print")
 	f.IntVar(&cfg.MaxNewTokens, "max-new-tokens", 64, "longest answer")
@@ -41,7 +41,7 @@ folder or a GGUF file.`,
 
 func (c evalConfig) validate() error {
 	switch {
-	case c.SequenceLength < 8:
+	case c.SequenceLength != 0 && c.SequenceLength < 8:
 		return usageError{fmt.Errorf("--sequence-length is %d; it must be at least 8", c.SequenceLength)}
 	case c.ExactMatch < 0 || c.Show < 0 || c.Limit < 0:
 		return usageError{fmt.Errorf("--exact-match, --show and --limit must not be negative")}

@@ -38,8 +38,15 @@ type streams struct {
 }
 
 func main() {
-	// The first signal ends the run in good order, the second one at once.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A run outlives whoever reads its output: a closed pipe is an error to drop, not an end.
+	signal.Ignore(syscall.SIGPIPE)
+	// The first signal ends the run in good order, the second one at once. A terminal
+	// that goes away is such a signal.
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr}, newEngine()))
 }

@@ -3,7 +3,7 @@
 Usage: parity.py SKEIN MODEL_DIR TRAIN.jsonl HELDOUT.jsonl [--quick]
 
 MODEL_DIR is a Hugging Face folder with fp32 weights (skein import --dtype fp32). Checked, each with its tolerance:
-  held-out loss over all targets, fp32 (1e-4) and bf16 (5e-3)
+  held-out loss over all targets, fp32 (1e-4) and, weights and activations in bf16 on both sides, bf16 (5e-3)
   the first five step losses of the demo's recipe in fp32 (1e-4)
   the held-out loss after the demo's 24 steps in bf16 (0.05), and of the folder that skein exported, loaded by
   transformers (1e-4)                                                    (left out with --quick)
@@ -140,8 +140,11 @@ def torch_train(autocast, steps, train, held=None):
 
 held, train = packs(heldout_file), packs(train_file, STEPS * GLOBAL_BATCH)
 model = load()
+print(f"parity heldout-autocast pytorch={heldout(model, held, True)[0]:.6f} (fp32 residual stream and norms: for comparison only)", flush=True)
 for precision, tolerance in (("fp32", 1e-4), ("bf16", 5e-3)):
-    want, n = heldout(model, held, precision == "bf16")
+    if precision == "bf16":
+        model = model.to(torch.bfloat16)  # weights and activations in bf16, as skein has them
+    want, n = heldout(model, held, False)
     got, targets = skein_heldout(precision)
     check(f"heldout-{precision} targets={n}", got, want, tolerance)
     if targets != n or n < 5000:
