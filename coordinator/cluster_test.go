@@ -122,6 +122,22 @@ func (r *rig) leader() string {
 	return ""
 }
 
+// joined waits until so many workers take part.
+func (r *rig) joined(workers int) {
+	r.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		n, err := r.ops.Nodes(r.ctx(), &skeinv1.NodesRequest{})
+		if err == nil && len(n.GetWorkers()) == workers {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.Fatalf("never %d workers: %v, %v", workers, n, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 // spec is a valid job.
 func spec(t *testing.T, change func(*jobspec.Job)) []byte {
 	t.Helper()

@@ -102,6 +102,9 @@ func (c *Config) Validate() error {
 	if c.Alone && len(c.Members) > 0 {
 		errs = append(errs, errors.New("members: a coordinator that begins alone has no others; give one or the other"))
 	}
+	if c.TLS != nil && (len(c.TLS.Certificates) == 0 || c.TLS.RootCAs == nil || c.TLS.ClientCAs == nil) {
+		errs = append(errs, errors.New("tls: a certificate and the cluster's own CA, for both directions, are needed; without it any CA that this machine trusts would do"))
+	}
 	if c.Membership.Lease < 3*c.Heartbeat {
 		errs = append(errs, fmt.Errorf("lease: %s is less than three heartbeats of %s, so a late one would cost a worker", c.Membership.Lease, c.Heartbeat))
 	}

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"strings"
@@ -63,7 +64,7 @@ func TestAJobRunsFromSubmissionToItsResult(t *testing.T) {
 
 func TestAssignmentsNameRanksNeighboursAndData(t *testing.T) {
 	r := newRig(t, 1, nil)
-	stall := func(w *fakeWorker) { w.stall = w.name != "w1" }
+	stall := func(w *fakeWorker) { w.stall = true }
 	r.worker("w1", "p1", stall)
 	w2 := r.worker("w2", "p1", stall)
 	w3 := r.worker("w3", "p1", func(w *fakeWorker) { w.unreadable = true })
@@ -94,7 +95,7 @@ func TestAssignmentsNameRanksNeighboursAndData(t *testing.T) {
 
 func TestAnotherWorkerPreparesWhenTheFirstIsLost(t *testing.T) {
 	r := newRig(t, 1, nil)
-	w1 := r.worker("w1", "p1", func(w *fakeWorker) { w.stall = true })
+	w1 := r.worker("w1", "p1", func(w *fakeWorker) { w.idle = true })
 	id := r.submit("one", nil)
 	r.eventually(id, "w1 prepares", func(j *skeinv1.Job) bool { return j.GetPreparer() == "w1" })
 	r.worker("w2", "p1", nil)
@@ -111,6 +112,7 @@ func TestGenerationsGoOnAfterTheFirstWorkerDies(t *testing.T) {
 	// w1 prepares, then hosts rank 0 and takes no step; w2 would.
 	w1 := r.worker("w1", "p1", nil)
 	r.worker("w2", "p1", nil)
+	r.joined(2)
 	id := r.submit("one", func(j *jobspec.Job) { j.Cluster.WorldSize, j.Cluster.Workers.Max = 2, 2; j.Train.GlobalBatch = 2 })
 	r.eventually(id, "a checkpoint of step 8", func(j *skeinv1.Job) bool { return j.GetPublished().GetStep() >= 8 })
 	w1.kill()
@@ -127,6 +129,7 @@ func TestAWorkerThatDrainsIsReleasedAfterACheckpoint(t *testing.T) {
 	r := newRig(t, 1, nil)
 	r.worker("w1", "p1", nil)
 	w2 := r.worker("w2", "p1", nil)
+	r.joined(2)
 	id := r.submit("one", func(j *jobspec.Job) {
 		j.Cluster.WorldSize, j.Cluster.Workers.Max, j.Train.GlobalBatch, j.Train.Steps = 2, 2, 2, 24
 	})
@@ -140,23 +143,13 @@ func TestAWorkerThatDrainsIsReleasedAfterACheckpoint(t *testing.T) {
 		t.Fatalf("w2 is kept: %v", w2.last())
 	}
 	r.eventually(id, "the job is done", inPhase(skeinv1.Phase_PHASE_DONE))
-	deadline := time.Now().Add(patience)
-	for {
-		nodes, err := r.ops.Nodes(r.ctx(), &skeinv1.NodesRequest{})
-		if err == nil && len(nodes.GetWorkers()) == 1 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("w2 is still there: %v, %v", nodes, err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	r.joined(1)
 }
 
 func TestABrokenLinkMakesANewGenerationOfTheSameWorkers(t *testing.T) {
 	r := newRig(t, 1, nil)
-	stall := func(w *fakeWorker) { w.stall = w.name != "w1" }
-	r.worker("w1", "p1", func(w *fakeWorker) {})
+	stall := func(w *fakeWorker) { w.stall = true }
+	r.worker("w1", "p1", stall)
 	w2 := r.worker("w2", "p1", stall)
 	id := r.submit("one", func(j *jobspec.Job) {
 		j.Cluster.WorldSize, j.Cluster.Workers.Min, j.Cluster.Workers.Max = 2, 2, 2
@@ -200,7 +193,7 @@ func TestJobsAreCanceledInEveryPhase(t *testing.T) {
 		}
 	}
 	cancel(r.submit("waiting", nil))
-	w := r.worker("w1", "p1", func(w *fakeWorker) { w.stall = true })
+	w := r.worker("w1", "p1", func(w *fakeWorker) { w.idle = true })
 	preparing := r.submit("preparing", nil)
 	w.waitForOrders(t, "a preparation", func(o *skeinv1.Orders) bool { return o.GetPreparation() != nil })
 	cancel(preparing)
@@ -309,7 +302,7 @@ func TestOtherProtocolsAndClustersAreRefused(t *testing.T) {
 
 func TestAWorkersResolutionIsCheckedByTheCoordinator(t *testing.T) {
 	r := newRig(t, 1, nil)
-	w := r.worker("w1", "p1", func(w *fakeWorker) { w.stall = true })
+	w := r.worker("w1", "p1", func(w *fakeWorker) { w.idle = true })
 	id := r.submit("one", nil)
 	p := w.waitForOrders(t, "a preparation", func(o *skeinv1.Orders) bool { return o.GetPreparation() != nil }).GetPreparation()
 	good, err := resolved(p.GetSpec())
@@ -380,6 +373,7 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 		"no address":        {func(c *Config) { c.Listen = "" }, "listen:"},
 		"alone with others": {func(c *Config) { c.Alone = true }, "members:"},
 		"short lease":       {func(c *Config) { c.Membership.Lease = time.Millisecond }, "lease:"},
+		"everybody's CA":    {func(c *Config) { c.TLS = &tls.Config{} }, "tls:"},
 		"not a member":      {func(c *Config) { c.ID, c.Listen = "c9", freeAddress(t) }, "not among"},
 	} {
 		config := r.config(r.members[0])
@@ -407,6 +401,7 @@ func TestThreeCoordinatorsOutliveTheirLeader(t *testing.T) {
 	r := newRig(t, 3, nil)
 	w := r.worker("w1", "p1", nil)
 	r.worker("w2", "p1", nil)
+	r.joined(2)
 	id := r.submit("one", func(j *jobspec.Job) { j.Train.Steps = 24 })
 	first := r.leader()
 	r.stop(first)

@@ -25,7 +25,8 @@ type fakeWorker struct {
 	cancel            context.CancelFunc
 	done              sync.WaitGroup
 
-	stall      bool // accepts orders and takes no step
+	idle       bool // accepts preparations and prepares nothing
+	stall      bool // accepts assignments and takes no step
 	unreadable bool // cannot read the store
 	release    chan struct{}
 
@@ -151,7 +152,7 @@ func (w *fakeWorker) obey(ctx context.Context, o *skeinv1.Orders, answers chan<-
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
-	if p := o.GetPreparation(); p != nil && !w.stall {
+	if p := o.GetPreparation(); p != nil && !w.idle {
 		done.Go(func() { w.prepare(ctx, p) })
 	}
 	if a := o.GetAssignment(); a != nil && a.GetRanks()[0] == 0 && !w.stall {

@@ -1,0 +1,167 @@
+package leader
+
+import (
+	"context"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a coordinator that leads or names who does.
+type fake struct {
+	skeinv1.UnimplementedClusterServer
+	skeinv1.UnimplementedJobsServer
+	address string
+
+	mu     sync.Mutex
+	leader string // address; its own if it leads
+	calls  int
+}
+
+func (f *fake) refuse() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls++
+	if f.leader == f.address {
+		return nil
+	}
+	return skeinv1.Refuse(codes.Unavailable, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_NOT_LEADER, LeaderAddress: f.leader}, "not me")
+}
+
+func (f *fake) follow(leader string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leader = leader
+}
+
+func (f *fake) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResponse, error) {
+	if err := f.refuse(); err != nil {
+		return nil, err
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if r.GetJob() == "missing" {
+		return nil, status.Error(codes.NotFound, "no such job")
+	}
+	return &skeinv1.GetResponse{Job: &skeinv1.Job{Id: f.address, Name: strings.Join(md.Get(skeinv1.ProtocolKey), ",")}}, grpc.SetHeader(ctx, metadata.Pairs(skeinv1.BuildKey, "other"))
+}
+
+func (f *fake) Status(context.Context, *skeinv1.StatusRequest) (*skeinv1.StatusResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := &skeinv1.StatusResponse{Id: f.address, State: "follower", LeaderId: f.leader, LeaderAddress: f.leader}
+	if f.leader == f.address {
+		s.State = "leader"
+	}
+	return s, nil
+}
+
+func (f *fake) Watch(_ *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error {
+	return s.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: &skeinv1.Job{Id: f.address}}})
+}
+
+// serve starts fakes that all follow the last one.
+func serve(t *testing.T, n int) []*fake {
+	t.Helper()
+	var fakes []*fake
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, s := &fake{address: l.Addr().String()}, grpc.NewServer()
+		skeinv1.RegisterClusterServer(s, f)
+		skeinv1.RegisterJobsServer(s, f)
+		go s.Serve(l) // ends with Stop
+		t.Cleanup(s.Stop)
+		fakes = append(fakes, f)
+	}
+	for _, f := range fakes {
+		f.follow(fakes[n-1].address)
+	}
+	return fakes
+}
+
+func dial(t *testing.T, c Config) (*Conn, skeinv1.JobsClient, context.Context) {
+	t.Helper()
+	conn, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	return conn, skeinv1.NewJobsClient(conn), ctx
+}
+
+func TestCallsAndStreamsFollowTheLeader(t *testing.T) {
+	f := serve(t, 3)
+	warned := 0
+	conn, jobs, ctx := dial(t, Config{Addresses: []string{f[0].address, f[1].address}, Build: "ours", OtherBuild: func(string, string) { warned++ }})
+	for range 2 {
+		got, err := jobs.Get(ctx, &skeinv1.GetRequest{})
+		if err != nil || got.GetJob().GetId() != f[2].address || got.GetJob().GetName() != skeinv1.Protocol {
+			t.Fatalf("%v, %v", got, err)
+		}
+	}
+	if warned != 1 || conn.Address() != f[2].address {
+		t.Errorf("%d warnings of another build, leader at %s", warned, conn.Address())
+	}
+	for _, x := range f {
+		x.follow(f[0].address)
+	}
+	stream, err := jobs.Watch(ctx, &skeinv1.WatchRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.Recv(); err != nil || m.GetJob().GetId() != f[0].address {
+		t.Fatalf("watched %v, %v", m, err)
+	}
+}
+
+func TestDeadAddressesAreSteppedOver(t *testing.T) {
+	f := serve(t, 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	_, jobs, ctx := dial(t, Config{Addresses: []string{l.Addr().String(), f[0].address}})
+	if got, err := jobs.Get(ctx, &skeinv1.GetRequest{}); err != nil || got.GetJob().GetId() != f[0].address {
+		t.Fatalf("%v, %v", got, err)
+	}
+}
+
+func TestAnswersOfTheLeaderAreFinal(t *testing.T) {
+	f := serve(t, 1)
+	_, jobs, ctx := dial(t, Config{Addresses: []string{f[0].address}})
+	if _, err := jobs.Get(ctx, &skeinv1.GetRequest{Job: "missing"}); status.Code(err) != codes.NotFound || f[0].calls != 1 {
+		t.Fatalf("%v after %d calls", err, f[0].calls)
+	}
+}
+
+func TestWithoutALeaderTheErrorNamesWhoWasAsked(t *testing.T) {
+	f := serve(t, 1)
+	f[0].follow("")
+	_, jobs, _ := dial(t, Config{Addresses: []string{f[0].address}})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := jobs.Get(ctx, &skeinv1.GetRequest{})
+	if err == nil || !strings.Contains(err.Error(), f[0].address) || !strings.Contains(err.Error(), "not me") {
+		t.Fatalf("%v", err)
+	}
+	if _, err := New(Config{}); err == nil {
+		t.Fatal("a client of nobody")
+	}
+}
