@@ -380,7 +380,7 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 		c.change(&config)
 		co, err := Start(config)
 		if err == nil {
-			co.Stop()
+			_ = co.Stop()
 			t.Fatalf("%s: it started", what)
 		}
 		if !strings.Contains(err.Error(), c.want) {
@@ -391,7 +391,7 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lone.Stop()
+	defer func() { _ = lone.Stop() }()
 	if err := lone.Ready(); err == nil || !strings.Contains(err.Error(), "no cluster") {
 		t.Errorf("it is ready: %v", err)
 	}

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
@@ -113,9 +114,7 @@ func (c *Coordinator) turn(now time.Time, away time.Duration) {
 	s := c.node.State()
 	work, waiting := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience), c.config.Scheduler)
 	c.decideAll(r, work)
-	for job, note := range notes {
-		waiting[job] = note
-	}
+	maps.Copy(waiting, notes)
 	c.explain(r, waiting)
 }
 

@@ -59,7 +59,7 @@ func (p *port) listen() {
 		conn, err := p.listener.Accept()
 		if p.ctx.Err() != nil {
 			if err == nil {
-				conn.Close()
+				_ = conn.Close()
 			}
 			return
 		}
@@ -77,10 +77,10 @@ func (p *port) listen() {
 
 // arrive secures a connection and hands it to whom it is for.
 func (p *port) arrive(conn net.Conn) {
-	stop := context.AfterFunc(p.ctx, func() { conn.Close() })
+	stop := context.AfterFunc(p.ctx, func() { _ = conn.Close() })
 	a, magic, err := p.secure(conn)
 	if !stop() || err != nil {
-		conn.Close()
+		_ = conn.Close()
 		return
 	}
 	to := p.grpc
@@ -90,7 +90,7 @@ func (p *port) arrive(conn net.Conn) {
 	select {
 	case to.ready <- a:
 	case <-to.ctx.Done():
-		a.Close()
+		_ = a.Close()
 	}
 }
 

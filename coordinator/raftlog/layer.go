@@ -59,13 +59,13 @@ func (l *layer) listen() {
 		l.done.Go(func() {
 			if err := l.greet(t); err != nil {
 				l.config.Logger.Warn("connection to the log refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
-				t.Close()
+				_ = t.Close()
 				return
 			}
 			select {
 			case l.ready <- t:
 			case <-l.ctx.Done():
-				t.Close()
+				_ = t.Close()
 			}
 		})
 	}
@@ -168,7 +168,7 @@ func (l *layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Con
 		err = t.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		t.Close()
+		_ = t.Close()
 		return nil, fmt.Errorf("coordinator at %s: %w", address, err)
 	}
 	return t, nil
@@ -203,7 +203,7 @@ func (l *layer) Close() error {
 	l.mu.Unlock()
 	err := l.config.Listener.Close()
 	for _, t := range conns {
-		t.Close()
+		_ = t.Close()
 	}
 	l.done.Wait()
 	return err
@@ -215,7 +215,7 @@ func (l *layer) track(conn net.Conn) *tracked {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ctx.Err() != nil {
-		conn.Close()
+		_ = conn.Close()
 		return nil
 	}
 	t := &tracked{Conn: conn, layer: l}

@@ -146,7 +146,7 @@ func Open(c Config) (node *Node, err error) {
 	n.barrier <- 0
 	defer func() {
 		if err != nil {
-			n.release()
+			_ = n.release() // the first error counts
 		}
 	}()
 	logger := hcLogger(c.Logger)

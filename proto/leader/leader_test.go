@@ -83,7 +83,7 @@ func serve(t *testing.T, n int) []*fake {
 		f, s := &fake{address: l.Addr().String()}, grpc.NewServer()
 		skeinv1.RegisterClusterServer(s, f)
 		skeinv1.RegisterJobsServer(s, f)
-		go s.Serve(l) // ends with Stop
+		go func() { _ = s.Serve(l) }() // ends with Stop
 		t.Cleanup(s.Stop)
 		fakes = append(fakes, f)
 	}
