@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
@@ -37,7 +38,7 @@ func Extend(chain []Link, spec, data shard.Digest, step int64, weights shard.Dig
 	if len(chain) > 0 {
 		last = chain[len(chain)-1].Chain
 	}
-	return append(chain[:len(chain):len(chain)], link(last, step, weights))
+	return append(slices.Clip(chain), link(last, step, weights))
 }
 
 // link builds on the chain value before it.

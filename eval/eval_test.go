@@ -84,7 +84,7 @@ func TestLossRefusesDataWithoutTargets(t *testing.T) {
 }
 
 // generate answers a prompt of a golden's model.
-func generate(t *testing.T, ctx context.Context, o eval.Sampling, prompt []int32) ([]int32, error) {
+func generate(ctx context.Context, t *testing.T, o eval.Sampling, prompt []int32) ([]int32, error) {
 	t.Helper()
 	g := modeltest.Load(t, "llama-tied-gqa")
 	m, s := load(t, g)
@@ -103,7 +103,7 @@ func generate(t *testing.T, ctx context.Context, o eval.Sampling, prompt []int32
 
 func must(t *testing.T, o eval.Sampling) []int32 {
 	t.Helper()
-	ids, err := generate(t, context.Background(), o, []int32{3, 1, 4})
+	ids, err := generate(context.Background(), t, o, []int32{3, 1, 4})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,14 +153,14 @@ func TestSamplingFollowsItsSeedAndItsLimits(t *testing.T) {
 func TestGenerateEndsWithItsContextAndRefusesNonsense(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := generate(t, ctx, eval.Sampling{TokensMax: 5}, []int32{1}); !errors.Is(err, context.Canceled) {
+	if _, err := generate(ctx, t, eval.Sampling{TokensMax: 5}, []int32{1}); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 	for name, c := range map[string]struct {
 		tokens int
 		prompt []int32
 	}{"no new tokens": {0, []int32{1}}, "an empty prompt": {5, nil}, "an unknown id": {5, []int32{1 << 20}}} {
-		if _, err := generate(t, context.Background(), eval.Sampling{TokensMax: c.tokens}, c.prompt); err == nil {
+		if _, err := generate(context.Background(), t, eval.Sampling{TokensMax: c.tokens}, c.prompt); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -100,9 +101,7 @@ func (g Golden) Mutate(t testing.TB, change map[string]any) config.Config {
 	if err := json.Unmarshal(g.raw, &keys); err != nil {
 		t.Fatal(err)
 	}
-	for k, v := range change {
-		keys[k] = v
-	}
+	maps.Copy(keys, change)
 	text, err := json.Marshal(keys)
 	if err != nil {
 		t.Fatal(err)
