@@ -21,6 +21,7 @@ import (
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/worker"
+	"github.com/skein-ml/skein/model/hf"
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
@@ -330,7 +331,12 @@ func TestAPowerCutAtAnyMomentEndsOnTheSameBits(t *testing.T) {
 		}
 		mem.Crash()
 		s.fs = mem
-		if there, _ := vfs.Exists(mem, s.Path("trained")); there { // it was cut after the export had appeared
+		if there, _ := vfs.Exists(mem, s.Path("trained")); there { // it was cut after the export had appeared: that is whole
+			folder, err := hf.OpenFS(mem, s.Path("trained"))
+			if err != nil {
+				t.Fatalf("power cut at change %d, %s: %v", at, counter.Log()[at-1], err)
+			}
+			folder.Close()
 			continue
 		}
 		got := s.mustRun(t)
