@@ -20,8 +20,8 @@ import (
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
-	"github.com/skein-ml/skein/worker"
 	"github.com/skein-ml/skein/model/hf"
+	"github.com/skein-ml/skein/worker"
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
