@@ -719,6 +719,86 @@ func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
 	return file_skein_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_skein_v1_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_skein_v1_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_skein_v1_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_skein_v1_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *BackupResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
 var File_skein_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_skein_v1_cluster_proto_rawDesc = "" +
@@ -771,13 +851,17 @@ const file_skein_v1_cluster_proto_rawDesc = "" +
 	"\x19RemoveCoordinatorResponse\"+\n" +
 	"\x19TransferLeadershipRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +
-	"\x1aTransferLeadershipResponse2\x94\x03\n" +
+	"\x1aTransferLeadershipResponse\"\x0f\n" +
+	"\rBackupRequest\"&\n" +
+	"\x0eBackupResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk2\xd3\x03\n" +
 	"\aCluster\x128\n" +
 	"\x05Nodes\x12\x16.skein.v1.NodesRequest\x1a\x17.skein.v1.NodesResponse\x12;\n" +
 	"\x06Status\x12\x17.skein.v1.StatusRequest\x1a\x18.skein.v1.StatusResponse\x12S\n" +
 	"\x0eAddCoordinator\x12\x1f.skein.v1.AddCoordinatorRequest\x1a .skein.v1.AddCoordinatorResponse\x12\\\n" +
 	"\x11RemoveCoordinator\x12\".skein.v1.RemoveCoordinatorRequest\x1a#.skein.v1.RemoveCoordinatorResponse\x12_\n" +
-	"\x12TransferLeadership\x12#.skein.v1.TransferLeadershipRequest\x1a$.skein.v1.TransferLeadershipResponseB2Z0github.com/skein-ml/skein/proto/skein/v1;skeinv1b\x06proto3"
+	"\x12TransferLeadership\x12#.skein.v1.TransferLeadershipRequest\x1a$.skein.v1.TransferLeadershipResponse\x12=\n" +
+	"\x06Backup\x12\x17.skein.v1.BackupRequest\x1a\x18.skein.v1.BackupResponse0\x01B2Z0github.com/skein-ml/skein/proto/skein/v1;skeinv1b\x06proto3"
 
 var (
 	file_skein_v1_cluster_proto_rawDescOnce sync.Once
@@ -791,7 +875,7 @@ func file_skein_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_skein_v1_cluster_proto_rawDescData
 }
 
-var file_skein_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_skein_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_skein_v1_cluster_proto_goTypes = []any{
 	(*Coordinator)(nil),                // 0: skein.v1.Coordinator
 	(*WorkerNode)(nil),                 // 1: skein.v1.WorkerNode
@@ -805,6 +889,8 @@ var file_skein_v1_cluster_proto_goTypes = []any{
 	(*RemoveCoordinatorResponse)(nil),  // 9: skein.v1.RemoveCoordinatorResponse
 	(*TransferLeadershipRequest)(nil),  // 10: skein.v1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 11: skein.v1.TransferLeadershipResponse
+	(*BackupRequest)(nil),              // 12: skein.v1.BackupRequest
+	(*BackupResponse)(nil),             // 13: skein.v1.BackupResponse
 }
 var file_skein_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: skein.v1.NodesResponse.coordinators:type_name -> skein.v1.Coordinator
@@ -814,13 +900,15 @@ var file_skein_v1_cluster_proto_depIdxs = []int32{
 	6,  // 4: skein.v1.Cluster.AddCoordinator:input_type -> skein.v1.AddCoordinatorRequest
 	8,  // 5: skein.v1.Cluster.RemoveCoordinator:input_type -> skein.v1.RemoveCoordinatorRequest
 	10, // 6: skein.v1.Cluster.TransferLeadership:input_type -> skein.v1.TransferLeadershipRequest
-	3,  // 7: skein.v1.Cluster.Nodes:output_type -> skein.v1.NodesResponse
-	5,  // 8: skein.v1.Cluster.Status:output_type -> skein.v1.StatusResponse
-	7,  // 9: skein.v1.Cluster.AddCoordinator:output_type -> skein.v1.AddCoordinatorResponse
-	9,  // 10: skein.v1.Cluster.RemoveCoordinator:output_type -> skein.v1.RemoveCoordinatorResponse
-	11, // 11: skein.v1.Cluster.TransferLeadership:output_type -> skein.v1.TransferLeadershipResponse
-	7,  // [7:12] is the sub-list for method output_type
-	2,  // [2:7] is the sub-list for method input_type
+	12, // 7: skein.v1.Cluster.Backup:input_type -> skein.v1.BackupRequest
+	3,  // 8: skein.v1.Cluster.Nodes:output_type -> skein.v1.NodesResponse
+	5,  // 9: skein.v1.Cluster.Status:output_type -> skein.v1.StatusResponse
+	7,  // 10: skein.v1.Cluster.AddCoordinator:output_type -> skein.v1.AddCoordinatorResponse
+	9,  // 11: skein.v1.Cluster.RemoveCoordinator:output_type -> skein.v1.RemoveCoordinatorResponse
+	11, // 12: skein.v1.Cluster.TransferLeadership:output_type -> skein.v1.TransferLeadershipResponse
+	13, // 13: skein.v1.Cluster.Backup:output_type -> skein.v1.BackupResponse
+	8,  // [8:14] is the sub-list for method output_type
+	2,  // [2:8] is the sub-list for method input_type
 	2,  // [2:2] is the sub-list for extension type_name
 	2,  // [2:2] is the sub-list for extension extendee
 	0,  // [0:2] is the sub-list for field type_name
@@ -837,7 +925,7 @@ func file_skein_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_cluster_proto_rawDesc), len(file_skein_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

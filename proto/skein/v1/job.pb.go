@@ -655,6 +655,83 @@ func (x *Event) GetText() string {
 	return ""
 }
 
+// Line is one console event of a job as a worker saw it: what `skein logs` prints.
+type Line struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // rises by one with each line of that worker process about that job
+	AtUnixMs      int64                  `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"` // of the event, such as "published"
+	Json          []byte                 `protobuf:"bytes,5,opt,name=json,proto3" json:"json,omitempty"` // its fields
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Line) Reset() {
+	*x = Line{}
+	mi := &file_skein_v1_job_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Line) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Line) ProtoMessage() {}
+
+func (x *Line) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_job_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Line.ProtoReflect.Descriptor instead.
+func (*Line) Descriptor() ([]byte, []int) {
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Line) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *Line) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Line) GetAtUnixMs() int64 {
+	if x != nil {
+		return x.AtUnixMs
+	}
+	return 0
+}
+
+func (x *Line) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Line) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
 var File_skein_v1_job_proto protoreflect.FileDescriptor
 
 const file_skein_v1_job_proto_rawDesc = "" +
@@ -728,7 +805,14 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"at_unix_ms\x18\x02 \x01(\x03R\batUnixMs\x12\x12\n" +
 	"\x04kind\x18\x03 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04text\x18\x04 \x01(\tR\x04text*\x8e\x01\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\x80\x01\n" +
+	"\x04Line\x12\x16\n" +
+	"\x06worker\x18\x01 \x01(\tR\x06worker\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1c\n" +
+	"\n" +
+	"at_unix_ms\x18\x03 \x01(\x03R\batUnixMs\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
+	"\x04json\x18\x05 \x01(\fR\x04json*\x8e\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPHASE_PREPARING\x10\x01\x12\x10\n" +
@@ -752,7 +836,7 @@ func file_skein_v1_job_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skein_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_skein_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_skein_v1_job_proto_goTypes = []any{
 	(Phase)(0),         // 0: skein.v1.Phase
 	(*Checkpoint)(nil), // 1: skein.v1.Checkpoint
@@ -760,6 +844,7 @@ var file_skein_v1_job_proto_goTypes = []any{
 	(*Progress)(nil),   // 3: skein.v1.Progress
 	(*Job)(nil),        // 4: skein.v1.Job
 	(*Event)(nil),      // 5: skein.v1.Event
+	(*Line)(nil),       // 6: skein.v1.Line
 }
 var file_skein_v1_job_proto_depIdxs = []int32{
 	0, // 0: skein.v1.Job.phase:type_name -> skein.v1.Phase
@@ -784,7 +869,7 @@ func file_skein_v1_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_job_proto_rawDesc), len(file_skein_v1_job_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

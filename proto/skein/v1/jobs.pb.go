@@ -421,7 +421,9 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"` // index of the last event seen; 0: from the first that is kept
+	After         uint64                 `protobuf:"varint,2,opt,name=after,proto3" json:"after,omitempty"`                                // index of the last event seen; 0: from the first that is kept
+	Lines         bool                   `protobuf:"varint,3,opt,name=lines,proto3" json:"lines,omitempty"`                                // the lines of workers too
+	LinesBefore   int32                  `protobuf:"varint,4,opt,name=lines_before,json=linesBefore,proto3" json:"lines_before,omitempty"` // how many of the kept lines to send first; -1: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -470,6 +472,20 @@ func (x *WatchRequest) GetAfter() uint64 {
 	return 0
 }
 
+func (x *WatchRequest) GetLines() bool {
+	if x != nil {
+		return x.Lines
+	}
+	return false
+}
+
+func (x *WatchRequest) GetLinesBefore() int32 {
+	if x != nil {
+		return x.LinesBefore
+	}
+	return 0
+}
+
 type WatchResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to What:
@@ -477,6 +493,7 @@ type WatchResponse struct {
 	//	*WatchResponse_Event
 	//	*WatchResponse_Progress
 	//	*WatchResponse_Job
+	//	*WatchResponse_Line
 	What          isWatchResponse_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -546,6 +563,15 @@ func (x *WatchResponse) GetJob() *Job {
 	return nil
 }
 
+func (x *WatchResponse) GetLine() *Line {
+	if x != nil {
+		if x, ok := x.What.(*WatchResponse_Line); ok {
+			return x.Line
+		}
+	}
+	return nil
+}
+
 type isWatchResponse_What interface {
 	isWatchResponse_What()
 }
@@ -562,11 +588,17 @@ type WatchResponse_Job struct {
 	Job *Job `protobuf:"bytes,3,opt,name=job,proto3,oneof"` // the job as it is now: first message, and after every event
 }
 
+type WatchResponse_Line struct {
+	Line *Line `protobuf:"bytes,4,opt,name=line,proto3,oneof"`
+}
+
 func (*WatchResponse_Event) isWatchResponse_What() {}
 
 func (*WatchResponse_Progress) isWatchResponse_What() {}
 
 func (*WatchResponse_Job) isWatchResponse_What() {}
+
+func (*WatchResponse_Line) isWatchResponse_What() {}
 
 type LineageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -732,14 +764,17 @@ const file_skein_v1_jobs_proto_rawDesc = "" +
 	"\rCancelRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eCancelResponse\"6\n" +
+	"\x0eCancelResponse\"o\n" +
 	"\fWatchRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\x04R\x05after\"\x95\x01\n" +
+	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
+	"\x05lines\x18\x03 \x01(\bR\x05lines\x12!\n" +
+	"\flines_before\x18\x04 \x01(\x05R\vlinesBefore\"\xbb\x01\n" +
 	"\rWatchResponse\x12'\n" +
 	"\x05event\x18\x01 \x01(\v2\x0f.skein.v1.EventH\x00R\x05event\x120\n" +
 	"\bprogress\x18\x02 \x01(\v2\x12.skein.v1.ProgressH\x00R\bprogress\x12!\n" +
-	"\x03job\x18\x03 \x01(\v2\r.skein.v1.JobH\x00R\x03jobB\x06\n" +
+	"\x03job\x18\x03 \x01(\v2\r.skein.v1.JobH\x00R\x03job\x12$\n" +
+	"\x04line\x18\x04 \x01(\v2\x0e.skein.v1.LineH\x00R\x04lineB\x06\n" +
 	"\x04what\"\"\n" +
 	"\x0eLineageRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\"\xea\x01\n" +
@@ -788,7 +823,8 @@ var file_skein_v1_jobs_proto_goTypes = []any{
 	(*Job)(nil),             // 12: skein.v1.Job
 	(*Event)(nil),           // 13: skein.v1.Event
 	(*Progress)(nil),        // 14: skein.v1.Progress
-	(*Checkpoint)(nil),      // 15: skein.v1.Checkpoint
+	(*Line)(nil),            // 15: skein.v1.Line
+	(*Checkpoint)(nil),      // 16: skein.v1.Checkpoint
 }
 var file_skein_v1_jobs_proto_depIdxs = []int32{
 	12, // 0: skein.v1.GetResponse.job:type_name -> skein.v1.Job
@@ -797,24 +833,25 @@ var file_skein_v1_jobs_proto_depIdxs = []int32{
 	13, // 3: skein.v1.WatchResponse.event:type_name -> skein.v1.Event
 	14, // 4: skein.v1.WatchResponse.progress:type_name -> skein.v1.Progress
 	12, // 5: skein.v1.WatchResponse.job:type_name -> skein.v1.Job
-	15, // 6: skein.v1.LineageResponse.published:type_name -> skein.v1.Checkpoint
-	0,  // 7: skein.v1.Jobs.Submit:input_type -> skein.v1.SubmitRequest
-	2,  // 8: skein.v1.Jobs.Get:input_type -> skein.v1.GetRequest
-	4,  // 9: skein.v1.Jobs.List:input_type -> skein.v1.ListRequest
-	6,  // 10: skein.v1.Jobs.Cancel:input_type -> skein.v1.CancelRequest
-	8,  // 11: skein.v1.Jobs.Watch:input_type -> skein.v1.WatchRequest
-	10, // 12: skein.v1.Jobs.Lineage:input_type -> skein.v1.LineageRequest
-	1,  // 13: skein.v1.Jobs.Submit:output_type -> skein.v1.SubmitResponse
-	3,  // 14: skein.v1.Jobs.Get:output_type -> skein.v1.GetResponse
-	5,  // 15: skein.v1.Jobs.List:output_type -> skein.v1.ListResponse
-	7,  // 16: skein.v1.Jobs.Cancel:output_type -> skein.v1.CancelResponse
-	9,  // 17: skein.v1.Jobs.Watch:output_type -> skein.v1.WatchResponse
-	11, // 18: skein.v1.Jobs.Lineage:output_type -> skein.v1.LineageResponse
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	15, // 6: skein.v1.WatchResponse.line:type_name -> skein.v1.Line
+	16, // 7: skein.v1.LineageResponse.published:type_name -> skein.v1.Checkpoint
+	0,  // 8: skein.v1.Jobs.Submit:input_type -> skein.v1.SubmitRequest
+	2,  // 9: skein.v1.Jobs.Get:input_type -> skein.v1.GetRequest
+	4,  // 10: skein.v1.Jobs.List:input_type -> skein.v1.ListRequest
+	6,  // 11: skein.v1.Jobs.Cancel:input_type -> skein.v1.CancelRequest
+	8,  // 12: skein.v1.Jobs.Watch:input_type -> skein.v1.WatchRequest
+	10, // 13: skein.v1.Jobs.Lineage:input_type -> skein.v1.LineageRequest
+	1,  // 14: skein.v1.Jobs.Submit:output_type -> skein.v1.SubmitResponse
+	3,  // 15: skein.v1.Jobs.Get:output_type -> skein.v1.GetResponse
+	5,  // 16: skein.v1.Jobs.List:output_type -> skein.v1.ListResponse
+	7,  // 17: skein.v1.Jobs.Cancel:output_type -> skein.v1.CancelResponse
+	9,  // 18: skein.v1.Jobs.Watch:output_type -> skein.v1.WatchResponse
+	11, // 19: skein.v1.Jobs.Lineage:output_type -> skein.v1.LineageResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_skein_v1_jobs_proto_init() }
@@ -827,6 +864,7 @@ func file_skein_v1_jobs_proto_init() {
 		(*WatchResponse_Event)(nil),
 		(*WatchResponse_Progress)(nil),
 		(*WatchResponse_Job)(nil),
+		(*WatchResponse_Line)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -45,8 +45,11 @@ type JobsClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Cancel ends a job that is not over. Canceling a canceled job succeeds.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
-	// Watch sends a job's events from an index on, and its progress, until the job
-	// is over or the client has gone.
+	// Watch sends a job's events from an index on, its progress and, if wished, the
+	// lines of its workers, until the job is over or the client has gone. A watcher
+	// that goes on at another coordinator gives the index of the last event that it
+	// saw; of lines it may get some again, and drops those whose worker and sequence
+	// it has seen.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Lineage tells what made a job's weights.
 	Lineage(ctx context.Context, in *LineageRequest, opts ...grpc.CallOption) (*LineageResponse, error)
@@ -144,8 +147,11 @@ type JobsServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Cancel ends a job that is not over. Canceling a canceled job succeeds.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
-	// Watch sends a job's events from an index on, and its progress, until the job
-	// is over or the client has gone.
+	// Watch sends a job's events from an index on, its progress and, if wished, the
+	// lines of its workers, until the job is over or the client has gone. A watcher
+	// that goes on at another coordinator gives the index of the last event that it
+	// saw; of lines it may get some again, and drops those whose worker and sequence
+	// it has seen.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Lineage tells what made a job's weights.
 	Lineage(context.Context, *LineageRequest) (*LineageResponse, error)

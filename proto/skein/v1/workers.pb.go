@@ -306,6 +306,60 @@ func (x *StoreRead) GetError() string {
 	return ""
 }
 
+// JobLines are console events of a job. A worker sends again what it still has
+// when it opens a new session; the leader drops what it has already.
+type JobLines struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Lines         []*Line                `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobLines) Reset() {
+	*x = JobLines{}
+	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobLines) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobLines) ProtoMessage() {}
+
+func (x *JobLines) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobLines.ProtoReflect.Descriptor instead.
+func (*JobLines) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *JobLines) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *JobLines) GetLines() []*Line {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 type WorkerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to What:
@@ -314,6 +368,7 @@ type WorkerMessage struct {
 	//	*WorkerMessage_Heartbeat
 	//	*WorkerMessage_Progress
 	//	*WorkerMessage_StoreRead
+	//	*WorkerMessage_Lines
 	What          isWorkerMessage_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -321,7 +376,7 @@ type WorkerMessage struct {
 
 func (x *WorkerMessage) Reset() {
 	*x = WorkerMessage{}
-	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	mi := &file_skein_v1_workers_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -333,7 +388,7 @@ func (x *WorkerMessage) String() string {
 func (*WorkerMessage) ProtoMessage() {}
 
 func (x *WorkerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	mi := &file_skein_v1_workers_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -346,7 +401,7 @@ func (x *WorkerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerMessage.ProtoReflect.Descriptor instead.
 func (*WorkerMessage) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{4}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkerMessage) GetWhat() isWorkerMessage_What {
@@ -392,6 +447,15 @@ func (x *WorkerMessage) GetStoreRead() *StoreRead {
 	return nil
 }
 
+func (x *WorkerMessage) GetLines() *JobLines {
+	if x != nil {
+		if x, ok := x.What.(*WorkerMessage_Lines); ok {
+			return x.Lines
+		}
+	}
+	return nil
+}
+
 type isWorkerMessage_What interface {
 	isWorkerMessage_What()
 }
@@ -412,6 +476,10 @@ type WorkerMessage_StoreRead struct {
 	StoreRead *StoreRead `protobuf:"bytes,4,opt,name=store_read,json=storeRead,proto3,oneof"`
 }
 
+type WorkerMessage_Lines struct {
+	Lines *JobLines `protobuf:"bytes,5,opt,name=lines,proto3,oneof"`
+}
+
 func (*WorkerMessage_Hello) isWorkerMessage_What() {}
 
 func (*WorkerMessage_Heartbeat) isWorkerMessage_What() {}
@@ -419,6 +487,8 @@ func (*WorkerMessage_Heartbeat) isWorkerMessage_What() {}
 func (*WorkerMessage_Progress) isWorkerMessage_What() {}
 
 func (*WorkerMessage_StoreRead) isWorkerMessage_What() {}
+
+func (*WorkerMessage_Lines) isWorkerMessage_What() {}
 
 // Welcome is the first answer.
 type Welcome struct {
@@ -433,7 +503,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_skein_v1_workers_proto_msgTypes[5]
+	mi := &file_skein_v1_workers_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +515,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[5]
+	mi := &file_skein_v1_workers_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +528,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{5}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Welcome) GetCoordinator() string {
@@ -501,7 +571,7 @@ type Preparation struct {
 
 func (x *Preparation) Reset() {
 	*x = Preparation{}
-	mi := &file_skein_v1_workers_proto_msgTypes[6]
+	mi := &file_skein_v1_workers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +583,7 @@ func (x *Preparation) String() string {
 func (*Preparation) ProtoMessage() {}
 
 func (x *Preparation) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[6]
+	mi := &file_skein_v1_workers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +596,7 @@ func (x *Preparation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preparation.ProtoReflect.Descriptor instead.
 func (*Preparation) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{6}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Preparation) GetJob() string {
@@ -570,7 +640,7 @@ type Assignment struct {
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_skein_v1_workers_proto_msgTypes[7]
+	mi := &file_skein_v1_workers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +652,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[7]
+	mi := &file_skein_v1_workers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +665,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{7}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Assignment) GetJob() string {
@@ -687,7 +757,7 @@ type StoreProbe struct {
 
 func (x *StoreProbe) Reset() {
 	*x = StoreProbe{}
-	mi := &file_skein_v1_workers_proto_msgTypes[8]
+	mi := &file_skein_v1_workers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +769,7 @@ func (x *StoreProbe) String() string {
 func (*StoreProbe) ProtoMessage() {}
 
 func (x *StoreProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[8]
+	mi := &file_skein_v1_workers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +782,7 @@ func (x *StoreProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreProbe.ProtoReflect.Descriptor instead.
 func (*StoreProbe) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{8}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StoreProbe) GetJob() string {
@@ -751,7 +821,7 @@ type Orders struct {
 
 func (x *Orders) Reset() {
 	*x = Orders{}
-	mi := &file_skein_v1_workers_proto_msgTypes[9]
+	mi := &file_skein_v1_workers_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +833,7 @@ func (x *Orders) String() string {
 func (*Orders) ProtoMessage() {}
 
 func (x *Orders) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[9]
+	mi := &file_skein_v1_workers_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +846,7 @@ func (x *Orders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orders.ProtoReflect.Descriptor instead.
 func (*Orders) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{9}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Orders) GetRevision() uint64 {
@@ -834,7 +904,7 @@ type LeaderMessage struct {
 
 func (x *LeaderMessage) Reset() {
 	*x = LeaderMessage{}
-	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	mi := &file_skein_v1_workers_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +916,7 @@ func (x *LeaderMessage) String() string {
 func (*LeaderMessage) ProtoMessage() {}
 
 func (x *LeaderMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	mi := &file_skein_v1_workers_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +929,7 @@ func (x *LeaderMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderMessage.ProtoReflect.Descriptor instead.
 func (*LeaderMessage) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{10}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LeaderMessage) GetWhat() isLeaderMessage_What {
@@ -914,7 +984,7 @@ type Sender struct {
 
 func (x *Sender) Reset() {
 	*x = Sender{}
-	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	mi := &file_skein_v1_workers_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +996,7 @@ func (x *Sender) String() string {
 func (*Sender) ProtoMessage() {}
 
 func (x *Sender) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	mi := &file_skein_v1_workers_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1009,7 @@ func (x *Sender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sender.ProtoReflect.Descriptor instead.
 func (*Sender) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{11}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sender) GetWorker() string {
@@ -971,7 +1041,7 @@ type PreparedRequest struct {
 
 func (x *PreparedRequest) Reset() {
 	*x = PreparedRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	mi := &file_skein_v1_workers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1053,7 @@ func (x *PreparedRequest) String() string {
 func (*PreparedRequest) ProtoMessage() {}
 
 func (x *PreparedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	mi := &file_skein_v1_workers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1066,7 @@ func (x *PreparedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedRequest.ProtoReflect.Descriptor instead.
 func (*PreparedRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{12}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PreparedRequest) GetSender() *Sender {
@@ -1056,7 +1126,7 @@ type PreparedResponse struct {
 
 func (x *PreparedResponse) Reset() {
 	*x = PreparedResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[13]
+	mi := &file_skein_v1_workers_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1138,7 @@ func (x *PreparedResponse) String() string {
 func (*PreparedResponse) ProtoMessage() {}
 
 func (x *PreparedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[13]
+	mi := &file_skein_v1_workers_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1151,7 @@ func (x *PreparedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedResponse.ProtoReflect.Descriptor instead.
 func (*PreparedResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{13}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{14}
 }
 
 type PublishRequest struct {
@@ -1095,7 +1165,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[14]
+	mi := &file_skein_v1_workers_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1177,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[14]
+	mi := &file_skein_v1_workers_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1190,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{14}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PublishRequest) GetSender() *Sender {
@@ -1152,7 +1222,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	mi := &file_skein_v1_workers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1234,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	mi := &file_skein_v1_workers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1247,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{15}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{16}
 }
 
 type CompleteRequest struct {
@@ -1192,7 +1262,7 @@ type CompleteRequest struct {
 
 func (x *CompleteRequest) Reset() {
 	*x = CompleteRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[16]
+	mi := &file_skein_v1_workers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1274,7 @@ func (x *CompleteRequest) String() string {
 func (*CompleteRequest) ProtoMessage() {}
 
 func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[16]
+	mi := &file_skein_v1_workers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1287,7 @@ func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRequest.ProtoReflect.Descriptor instead.
 func (*CompleteRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{16}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CompleteRequest) GetSender() *Sender {
@@ -1256,7 +1326,7 @@ type CompleteResponse struct {
 
 func (x *CompleteResponse) Reset() {
 	*x = CompleteResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[17]
+	mi := &file_skein_v1_workers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1338,7 @@ func (x *CompleteResponse) String() string {
 func (*CompleteResponse) ProtoMessage() {}
 
 func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[17]
+	mi := &file_skein_v1_workers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1351,7 @@ func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteResponse.ProtoReflect.Descriptor instead.
 func (*CompleteResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{17}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{18}
 }
 
 type FailRequest struct {
@@ -1297,7 +1367,7 @@ type FailRequest struct {
 
 func (x *FailRequest) Reset() {
 	*x = FailRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[18]
+	mi := &file_skein_v1_workers_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1379,7 @@ func (x *FailRequest) String() string {
 func (*FailRequest) ProtoMessage() {}
 
 func (x *FailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[18]
+	mi := &file_skein_v1_workers_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1392,7 @@ func (x *FailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailRequest.ProtoReflect.Descriptor instead.
 func (*FailRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{18}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FailRequest) GetSender() *Sender {
@@ -1368,7 +1438,7 @@ type FailResponse struct {
 
 func (x *FailResponse) Reset() {
 	*x = FailResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[19]
+	mi := &file_skein_v1_workers_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1450,7 @@ func (x *FailResponse) String() string {
 func (*FailResponse) ProtoMessage() {}
 
 func (x *FailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[19]
+	mi := &file_skein_v1_workers_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1463,7 @@ func (x *FailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailResponse.ProtoReflect.Descriptor instead.
 func (*FailResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{19}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{20}
 }
 
 type BrokenRequest struct {
@@ -1410,7 +1480,7 @@ type BrokenRequest struct {
 
 func (x *BrokenRequest) Reset() {
 	*x = BrokenRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[20]
+	mi := &file_skein_v1_workers_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1492,7 @@ func (x *BrokenRequest) String() string {
 func (*BrokenRequest) ProtoMessage() {}
 
 func (x *BrokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[20]
+	mi := &file_skein_v1_workers_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1505,7 @@ func (x *BrokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenRequest.ProtoReflect.Descriptor instead.
 func (*BrokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{20}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *BrokenRequest) GetSender() *Sender {
@@ -1488,7 +1558,7 @@ type BrokenResponse struct {
 
 func (x *BrokenResponse) Reset() {
 	*x = BrokenResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[21]
+	mi := &file_skein_v1_workers_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1570,7 @@ func (x *BrokenResponse) String() string {
 func (*BrokenResponse) ProtoMessage() {}
 
 func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[21]
+	mi := &file_skein_v1_workers_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1583,7 @@ func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenResponse.ProtoReflect.Descriptor instead.
 func (*BrokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{21}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{22}
 }
 
 type DrainRequest struct {
@@ -1525,7 +1595,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[22]
+	mi := &file_skein_v1_workers_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1607,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[22]
+	mi := &file_skein_v1_workers_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1620,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{22}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DrainRequest) GetSender() *Sender {
@@ -1568,7 +1638,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[23]
+	mi := &file_skein_v1_workers_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1650,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[23]
+	mi := &file_skein_v1_workers_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1663,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{23}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{24}
 }
 
 var File_skein_v1_workers_proto protoreflect.FileDescriptor
@@ -1622,13 +1692,17 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\tStoreRead\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\tR\x05nonce\x12\x14\n" +
-	"\x05error\x18\x03 \x01(\tR\x05error\"\xe0\x01\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"B\n" +
+	"\bJobLines\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12$\n" +
+	"\x05lines\x18\x02 \x03(\v2\x0e.skein.v1.LineR\x05lines\"\x8c\x02\n" +
 	"\rWorkerMessage\x12'\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.skein.v1.HelloH\x00R\x05hello\x123\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x13.skein.v1.HeartbeatH\x00R\theartbeat\x123\n" +
 	"\bprogress\x18\x03 \x01(\v2\x15.skein.v1.JobProgressH\x00R\bprogress\x124\n" +
 	"\n" +
-	"store_read\x18\x04 \x01(\v2\x13.skein.v1.StoreReadH\x00R\tstoreReadB\x06\n" +
+	"store_read\x18\x04 \x01(\v2\x13.skein.v1.StoreReadH\x00R\tstoreRead\x12*\n" +
+	"\x05lines\x18\x05 \x01(\v2\x12.skein.v1.JobLinesH\x00R\x05linesB\x06\n" +
 	"\x04what\"\x7f\n" +
 	"\aWelcome\x12 \n" +
 	"\vcoordinator\x18\x01 \x01(\tR\vcoordinator\x12\x14\n" +
@@ -1743,76 +1817,80 @@ func file_skein_v1_workers_proto_rawDescGZIP() []byte {
 	return file_skein_v1_workers_proto_rawDescData
 }
 
-var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_skein_v1_workers_proto_goTypes = []any{
 	(*Hello)(nil),            // 0: skein.v1.Hello
 	(*Heartbeat)(nil),        // 1: skein.v1.Heartbeat
 	(*JobProgress)(nil),      // 2: skein.v1.JobProgress
 	(*StoreRead)(nil),        // 3: skein.v1.StoreRead
-	(*WorkerMessage)(nil),    // 4: skein.v1.WorkerMessage
-	(*Welcome)(nil),          // 5: skein.v1.Welcome
-	(*Preparation)(nil),      // 6: skein.v1.Preparation
-	(*Assignment)(nil),       // 7: skein.v1.Assignment
-	(*StoreProbe)(nil),       // 8: skein.v1.StoreProbe
-	(*Orders)(nil),           // 9: skein.v1.Orders
-	(*LeaderMessage)(nil),    // 10: skein.v1.LeaderMessage
-	(*Sender)(nil),           // 11: skein.v1.Sender
-	(*PreparedRequest)(nil),  // 12: skein.v1.PreparedRequest
-	(*PreparedResponse)(nil), // 13: skein.v1.PreparedResponse
-	(*PublishRequest)(nil),   // 14: skein.v1.PublishRequest
-	(*PublishResponse)(nil),  // 15: skein.v1.PublishResponse
-	(*CompleteRequest)(nil),  // 16: skein.v1.CompleteRequest
-	(*CompleteResponse)(nil), // 17: skein.v1.CompleteResponse
-	(*FailRequest)(nil),      // 18: skein.v1.FailRequest
-	(*FailResponse)(nil),     // 19: skein.v1.FailResponse
-	(*BrokenRequest)(nil),    // 20: skein.v1.BrokenRequest
-	(*BrokenResponse)(nil),   // 21: skein.v1.BrokenResponse
-	(*DrainRequest)(nil),     // 22: skein.v1.DrainRequest
-	(*DrainResponse)(nil),    // 23: skein.v1.DrainResponse
-	(*Progress)(nil),         // 24: skein.v1.Progress
-	(*Member)(nil),           // 25: skein.v1.Member
-	(*Checkpoint)(nil),       // 26: skein.v1.Checkpoint
+	(*JobLines)(nil),         // 4: skein.v1.JobLines
+	(*WorkerMessage)(nil),    // 5: skein.v1.WorkerMessage
+	(*Welcome)(nil),          // 6: skein.v1.Welcome
+	(*Preparation)(nil),      // 7: skein.v1.Preparation
+	(*Assignment)(nil),       // 8: skein.v1.Assignment
+	(*StoreProbe)(nil),       // 9: skein.v1.StoreProbe
+	(*Orders)(nil),           // 10: skein.v1.Orders
+	(*LeaderMessage)(nil),    // 11: skein.v1.LeaderMessage
+	(*Sender)(nil),           // 12: skein.v1.Sender
+	(*PreparedRequest)(nil),  // 13: skein.v1.PreparedRequest
+	(*PreparedResponse)(nil), // 14: skein.v1.PreparedResponse
+	(*PublishRequest)(nil),   // 15: skein.v1.PublishRequest
+	(*PublishResponse)(nil),  // 16: skein.v1.PublishResponse
+	(*CompleteRequest)(nil),  // 17: skein.v1.CompleteRequest
+	(*CompleteResponse)(nil), // 18: skein.v1.CompleteResponse
+	(*FailRequest)(nil),      // 19: skein.v1.FailRequest
+	(*FailResponse)(nil),     // 20: skein.v1.FailResponse
+	(*BrokenRequest)(nil),    // 21: skein.v1.BrokenRequest
+	(*BrokenResponse)(nil),   // 22: skein.v1.BrokenResponse
+	(*DrainRequest)(nil),     // 23: skein.v1.DrainRequest
+	(*DrainResponse)(nil),    // 24: skein.v1.DrainResponse
+	(*Progress)(nil),         // 25: skein.v1.Progress
+	(*Line)(nil),             // 26: skein.v1.Line
+	(*Member)(nil),           // 27: skein.v1.Member
+	(*Checkpoint)(nil),       // 28: skein.v1.Checkpoint
 }
 var file_skein_v1_workers_proto_depIdxs = []int32{
-	24, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
-	0,  // 1: skein.v1.WorkerMessage.hello:type_name -> skein.v1.Hello
-	1,  // 2: skein.v1.WorkerMessage.heartbeat:type_name -> skein.v1.Heartbeat
-	2,  // 3: skein.v1.WorkerMessage.progress:type_name -> skein.v1.JobProgress
-	3,  // 4: skein.v1.WorkerMessage.store_read:type_name -> skein.v1.StoreRead
-	25, // 5: skein.v1.Assignment.members:type_name -> skein.v1.Member
-	26, // 6: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
-	6,  // 7: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
-	7,  // 8: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
-	8,  // 9: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
-	5,  // 10: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
-	9,  // 11: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
-	11, // 12: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
-	26, // 13: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
-	11, // 14: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
-	26, // 15: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
-	11, // 16: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
-	11, // 17: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
-	11, // 18: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
-	11, // 19: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
-	4,  // 20: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
-	12, // 21: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
-	14, // 22: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
-	16, // 23: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
-	18, // 24: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
-	20, // 25: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
-	22, // 26: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
-	10, // 27: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
-	13, // 28: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
-	15, // 29: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
-	17, // 30: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
-	19, // 31: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
-	21, // 32: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
-	23, // 33: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
-	27, // [27:34] is the sub-list for method output_type
-	20, // [20:27] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	25, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
+	26, // 1: skein.v1.JobLines.lines:type_name -> skein.v1.Line
+	0,  // 2: skein.v1.WorkerMessage.hello:type_name -> skein.v1.Hello
+	1,  // 3: skein.v1.WorkerMessage.heartbeat:type_name -> skein.v1.Heartbeat
+	2,  // 4: skein.v1.WorkerMessage.progress:type_name -> skein.v1.JobProgress
+	3,  // 5: skein.v1.WorkerMessage.store_read:type_name -> skein.v1.StoreRead
+	4,  // 6: skein.v1.WorkerMessage.lines:type_name -> skein.v1.JobLines
+	27, // 7: skein.v1.Assignment.members:type_name -> skein.v1.Member
+	28, // 8: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
+	7,  // 9: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
+	8,  // 10: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
+	9,  // 11: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
+	6,  // 12: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
+	10, // 13: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
+	12, // 14: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
+	28, // 15: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
+	12, // 16: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
+	28, // 17: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
+	12, // 18: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
+	12, // 19: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
+	12, // 20: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
+	12, // 21: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
+	5,  // 22: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
+	13, // 23: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
+	15, // 24: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
+	17, // 25: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
+	19, // 26: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
+	21, // 27: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
+	23, // 28: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
+	11, // 29: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
+	14, // 30: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
+	16, // 31: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
+	18, // 32: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
+	20, // 33: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
+	22, // 34: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
+	24, // 35: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_skein_v1_workers_proto_init() }
@@ -1821,13 +1899,14 @@ func file_skein_v1_workers_proto_init() {
 		return
 	}
 	file_skein_v1_job_proto_init()
-	file_skein_v1_workers_proto_msgTypes[4].OneofWrappers = []any{
+	file_skein_v1_workers_proto_msgTypes[5].OneofWrappers = []any{
 		(*WorkerMessage_Hello)(nil),
 		(*WorkerMessage_Heartbeat)(nil),
 		(*WorkerMessage_Progress)(nil),
 		(*WorkerMessage_StoreRead)(nil),
+		(*WorkerMessage_Lines)(nil),
 	}
-	file_skein_v1_workers_proto_msgTypes[10].OneofWrappers = []any{
+	file_skein_v1_workers_proto_msgTypes[11].OneofWrappers = []any{
 		(*LeaderMessage_Welcome)(nil),
 		(*LeaderMessage_Orders)(nil),
 	}
@@ -1837,7 +1916,7 @@ func file_skein_v1_workers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_workers_proto_rawDesc), len(file_skein_v1_workers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
