@@ -656,10 +656,12 @@ func (x *Event) GetText() string {
 }
 
 // Line is one console event of a job as a worker saw it: what `skein logs` prints.
+// Worker, sequence and moment together name a line: a worker that was started again
+// counts from 1 again.
 type Line struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // rises by one with each line of that worker process about that job
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // rises with each line of that worker process about that job
 	AtUnixMs      int64                  `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"` // of the event, such as "published"
 	Json          []byte                 `protobuf:"bytes,5,opt,name=json,proto3" json:"json,omitempty"` // its fields

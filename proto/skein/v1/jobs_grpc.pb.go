@@ -48,8 +48,8 @@ type JobsClient interface {
 	// Watch sends a job's events from an index on, its progress and, if wished, the
 	// lines of its workers, until the job is over or the client has gone. A watcher
 	// that goes on at another coordinator gives the index of the last event that it
-	// saw; of lines it may get some again, and drops those whose worker and sequence
-	// it has seen.
+	// saw; of lines it may get some again, and drops those whose worker, sequence and
+	// moment it has seen.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
 	// Lineage tells what made a job's weights.
 	Lineage(ctx context.Context, in *LineageRequest, opts ...grpc.CallOption) (*LineageResponse, error)
@@ -150,8 +150,8 @@ type JobsServer interface {
 	// Watch sends a job's events from an index on, its progress and, if wished, the
 	// lines of its workers, until the job is over or the client has gone. A watcher
 	// that goes on at another coordinator gives the index of the last event that it
-	// saw; of lines it may get some again, and drops those whose worker and sequence
-	// it has seen.
+	// saw; of lines it may get some again, and drops those whose worker, sequence and
+	// moment it has seen.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
 	// Lineage tells what made a job's weights.
 	Lineage(context.Context, *LineageRequest) (*LineageResponse, error)

@@ -1035,6 +1035,7 @@ type PreparedRequest struct {
 	Step0         *Checkpoint            `protobuf:"bytes,5,opt,name=step0,proto3" json:"step0,omitempty"`
 	NonceObject   string                 `protobuf:"bytes,6,opt,name=nonce_object,json=nonceObject,proto3" json:"nonce_object,omitempty"` // written through the store for other workers to read; empty for a store that all reach by its nature
 	Nonce         string                 `protobuf:"bytes,7,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	MemoryBytes   int64                  `protobuf:"varint,8,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // that the fullest worker needs at the job's minimum of workers; 0: unknown
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1116,6 +1117,13 @@ func (x *PreparedRequest) GetNonce() string {
 		return x.Nonce
 	}
 	return ""
+}
+
+func (x *PreparedRequest) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
 }
 
 type PreparedResponse struct {
@@ -1749,7 +1757,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x04what\"B\n" +
 	"\x06Sender\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
-	"\vincarnation\x18\x02 \x01(\tR\vincarnation\"\xe6\x01\n" +
+	"\vincarnation\x18\x02 \x01(\tR\vincarnation\"\x89\x02\n" +
 	"\x0fPreparedRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
 	"\x03job\x18\x02 \x01(\tR\x03job\x12\x16\n" +
@@ -1757,7 +1765,8 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\bresolved\x18\x04 \x01(\fR\bresolved\x12*\n" +
 	"\x05step0\x18\x05 \x01(\v2\x14.skein.v1.CheckpointR\x05step0\x12!\n" +
 	"\fnonce_object\x18\x06 \x01(\tR\vnonceObject\x12\x14\n" +
-	"\x05nonce\x18\a \x01(\tR\x05nonce\"\x12\n" +
+	"\x05nonce\x18\a \x01(\tR\x05nonce\x12!\n" +
+	"\fmemory_bytes\x18\b \x01(\x03R\vmemoryBytes\"\x12\n" +
 	"\x10PreparedResponse\"\x82\x01\n" +
 	"\x0ePublishRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
