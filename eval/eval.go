@@ -13,10 +13,10 @@ import (
 type Resident struct{}
 
 // NeedWeights does nothing: the weights are there.
-func (Resident) NeedWeights(int) {}
+func (Resident) NeedWeights(int) error { return nil }
 
 // GradReady does nothing: nobody waits for gradients.
-func (Resident) GradReady(int) {}
+func (Resident) GradReady(int) error { return nil }
 
 // Result is a loss over held-out tokens.
 type Result struct {

@@ -53,7 +53,9 @@ func (d *Decoder) Prefill(s device.Stream, ids []int32, hooks Hooks) ([]float32,
 		return nil, err
 	}
 	m.afterAttention = func(layer int, k, v device.Tensor) { d.fill(s, layer, 0, k, v) }
-	m.forward(s, v, hooks)
+	if err := m.forward(s, v, hooks); err != nil {
+		return nil, err
+	}
 	m.afterAttention = nil
 	d.n = len(ids)
 	return d.head(s, m.scratch.c1.RowRange(v.n-1, v.n))
@@ -75,13 +77,19 @@ func (d *Decoder) Decode(s device.Stream, id int32, hooks Hooks) ([]float32, err
 	m.inputs.hostPos[0] = int32(d.n)
 	m.dev.Upload(s, m.inputs.pos.Buf.Slice(0, 4), device.HostBytes(m.inputs.hostPos[:1]))
 	d.n++
-	hooks.NeedWeights(0)
+	if err := hooks.NeedWeights(0); err != nil {
+		return nil, err
+	}
 	m.dev.Embed(s, m.input(0, 1), m.weights.embed, v.ids)
 	for i := range m.cfg.Layers {
-		hooks.NeedWeights(i + 1)
+		if err := hooks.NeedWeights(i + 1); err != nil {
+			return nil, err
+		}
 		d.layer(s, v, i)
 	}
-	hooks.NeedWeights(m.layout.norm)
+	if err := hooks.NeedWeights(m.layout.norm); err != nil {
+		return nil, err
+	}
 	x := m.scratch.c1.RowRange(0, 1)
 	m.dev.RMSNorm(s, x, m.acts.rstd.RowRange(0, 1), m.input(m.cfg.Layers, 1), m.weights.norm, m.cfg.NormEps)
 	return d.head(s, x)

@@ -37,17 +37,18 @@ type Options struct {
 	Checkpointing Checkpointing
 	ForwardOnly   bool // no backward will be run: no gradient buffers
 	SlotsMax      int  // most distinct ids that a rank reads in one step; 0: tokens of a micro-batch
+	BucketAlign   int  // each bucket's flat weights are padded to a multiple of so many elements; 0: not at all
 }
 
 // Hooks are what a trainer hears from a running model, in fixed order, from the
-// goroutine that called it. Methods must not block on other ranks.
+// goroutine that called it. An error ends the run there, between two layers.
 type Hooks interface {
 	// NeedWeights is called before the first use of a bucket's weights in a forward
 	// or a backward; on return they are packed and current.
-	NeedWeights(bucket int)
+	NeedWeights(bucket int) error
 	// GradReady is called when a bucket's gradient has its last contribution of this
 	// micro-batch. The sparse part of the embedding comes after all of them.
-	GradReady(bucket int)
+	GradReady(bucket int) error
 }
 
 // Model is one set of weights on one device with the buffers to run them.

@@ -20,50 +20,67 @@ func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Ho
 	if err != nil {
 		return err
 	}
-	m.forward(s, v, hooks)
-	m.headBackward(s, v, g, scale, hooks)
+	if err := m.forward(s, v, hooks); err != nil {
+		return err
+	}
+	if err := m.headBackward(s, v, g, scale, hooks); err != nil {
+		return err
+	}
 	for i := m.cfg.Layers - 1; i >= 0; i-- {
 		a := m.layerActs(i).rows(v.n)
-		hooks.NeedWeights(i + 1)
+		if err := hooks.NeedWeights(i + 1); err != nil {
+			return err
+		}
 		if m.opt.Checkpointing == CheckpointFull {
 			m.layerForward(s, v, i, a, residual{in: m.input(i, v.n)})
 		}
 		m.layerBackward(s, v, i, a, m.input(i, v.n), m.layerGrads(g, i))
-		hooks.GradReady(i + 1)
+		if err := hooks.GradReady(i + 1); err != nil {
+			return err
+		}
 	}
 	m.embedBackward(s, v, g, b)
 	if !m.cfg.Tied {
-		hooks.GradReady(0)
+		return hooks.GradReady(0)
 	}
 	return nil
 }
 
 // forward runs the embedding and all layers.
-func (m *Model) forward(s device.Stream, v batchView, hooks Hooks) {
-	hooks.NeedWeights(0)
+func (m *Model) forward(s device.Stream, v batchView, hooks Hooks) error {
+	if err := hooks.NeedWeights(0); err != nil {
+		return err
+	}
 	m.dev.Embed(s, m.input(0, v.n), m.weights.embed, v.ids)
 	for i := range m.cfg.Layers {
-		hooks.NeedWeights(i + 1)
+		if err := hooks.NeedWeights(i + 1); err != nil {
+			return err
+		}
 		m.layerForward(s, v, i, m.layerActs(i).rows(v.n), residual{in: m.input(i, v.n), out: m.input(i+1, v.n)})
 	}
-	hooks.NeedWeights(m.layout.norm)
+	if err := hooks.NeedWeights(m.layout.norm); err != nil {
+		return err
+	}
 	m.dev.RMSNorm(s, m.scratch.c1.RowRange(0, v.n), m.acts.rstd.RowRange(0, v.n), m.input(m.cfg.Layers, v.n), m.weights.norm, m.cfg.NormEps)
+	return nil
 }
 
 // headBackward computes the loss from the final norm's output and leaves the
 // gradient at the last layer's output in scratch.dh.
-func (m *Model) headBackward(s device.Stream, v batchView, g Grads, scale float32, hooks Hooks) {
+func (m *Model) headBackward(s device.Stream, v batchView, g Grads, scale float32, hooks Hooks) error {
 	x := m.scratch.rows(v.n)
 	m.dev.HeadLoss(s, device.HeadLossArgs{
 		X: x.c1, W: m.weights.head, Targets: v.targets, Seq: m.opt.SeqLen, Scale: scale,
 		Loss: m.loss, DX: x.c2, DW: m.layout.view(g.Flat, headName(m.cfg), m.cfg.Vocab),
 	}, m.ws)
 	if m.cfg.Tied {
-		hooks.GradReady(m.layout.head)
+		if err := hooks.GradReady(m.layout.head); err != nil {
+			return err
+		}
 	}
 	m.dev.RMSNormGrad(s, x.dh, m.layout.view(g.Flat, nameFinalNorm, 1), x.c2, m.input(m.cfg.Layers, v.n),
 		m.acts.rstd.RowRange(0, v.n), m.weights.norm, device.Tensor{}, m.opt.SeqLen, m.ws)
-	hooks.GradReady(m.layout.norm)
+	return hooks.GradReady(m.layout.norm)
 }
 
 // embedBackward adds the gradient at the embedding's output to the sparse rows.
@@ -86,7 +103,9 @@ func (m *Model) Evaluate(s device.Stream, b Batch, nll device.Tensor, hooks Hook
 	if err != nil {
 		return err
 	}
-	m.forward(s, v, hooks)
+	if err := m.forward(s, v, hooks); err != nil {
+		return err
+	}
 	m.dev.HeadLoss(s, device.HeadLossArgs{
 		X: m.scratch.c1.RowRange(0, v.n), W: m.weights.head, Targets: v.targets, Seq: m.opt.SeqLen,
 		Loss: m.loss, NLL: nll,
@@ -101,7 +120,9 @@ func (m *Model) Logits(s device.Stream, b Batch, lo, hi int, out device.Tensor, 
 	if err != nil {
 		return err
 	}
-	m.forward(s, v, hooks)
+	if err := m.forward(s, v, hooks); err != nil {
+		return err
+	}
 	m.dev.Linear(s, out, m.scratch.c1.RowRange(lo, hi), m.weights.head, device.Epilogue{}, m.ws)
 	return nil
 }

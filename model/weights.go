@@ -101,8 +101,8 @@ type layerWeights struct {
 	qkvSrc, outSrc, gateUpSrc, downSrc     device.Tensor // where they are packed from
 }
 
-// Bucket is the flat working weights of bucket b, [1, elems] in the model's type,
-// which the trainer writes before it calls [Model.Repack].
+// Bucket is the flat working weights of bucket b, [1, elems] in the model's type
+// and padded as the options say, which the trainer writes before it calls [Model.Repack].
 func (m *Model) Bucket(b int) device.Tensor { return m.weights.flat[b] }
 
 // Buckets is the number of buckets.
@@ -112,6 +112,9 @@ func (m *Model) newWeights() error {
 	w := &m.weights
 	w.flat = make([]device.Tensor, len(m.layout.elems))
 	for b, n := range m.layout.elems {
+		if align := int64(m.opt.BucketAlign); align > 0 {
+			n = (n + align - 1) / align * align
+		}
 		t, err := m.mem.tensor(device.KindWeights, m.opt.DType, 1, int(n))
 		if err != nil {
 			return err

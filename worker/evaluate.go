@@ -130,7 +130,10 @@ const answersShown = 3
 // asks questions; the others are there to be quick.
 func (r *run) evaluate(ctx context.Context, full bool) error {
 	job := &r.Spec.Job
-	m, stream := r.tr.Model()
+	m, stream, err := r.tr.Model(ctx)
+	if err != nil {
+		return err
+	}
 	x := examiner{model: m, stream: stream, language: r.Language, rows: r.Config.Batch.Micro, seqLen: r.Config.Batch.SeqLen}
 	step := r.tr.StepsDone()
 	if r.Validation != nil {

@@ -63,17 +63,26 @@ func lastTokenID(data []byte) (int64, error) {
 // chat_template.jinja wins over tokenizer_config.json, as in transformers; of a list
 // of named templates the one called "default" is taken.
 func (f *Folder) ChatTemplate() (string, error) {
-	if data, ok := f.side["chat_template.jinja"]; ok {
+	template, err := ChatTemplate(f.side)
+	if err != nil {
+		err = fmt.Errorf("model %s: %w", f.dir, err)
+	}
+	return template, err
+}
+
+// ChatTemplate is the template among the side files of a model.
+func ChatTemplate(side map[string][]byte) (string, error) {
+	if data, ok := side["chat_template.jinja"]; ok {
 		return string(data), nil
 	}
 	for _, name := range []string{"chat_template.json", "tokenizer_config.json"} {
-		data, ok := f.side[name]
+		data, ok := side[name]
 		if !ok {
 			continue
 		}
 		template, err := templateIn(data)
 		if err != nil {
-			return "", fmt.Errorf("model %s: %s: %w", f.dir, name, err)
+			return "", fmt.Errorf("%s: %w", name, err)
 		}
 		if template != "" {
 			return template, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data"
@@ -25,8 +26,8 @@ type rank struct {
 func (t *Trainer) newRanks() error {
 	share := t.cfg.Batch.Global / t.cfg.WorldSize
 	slots := min(share*t.cfg.Batch.SeqLen, t.cfg.Model.Vocab)
-	for id := range t.cfg.WorldSize {
-		r := &rank{id: shard.Rank(id), mem: memory{dev: t.dev}}
+	for _, id := range t.cfg.Placement.Ranks(t.cfg.Worker) {
+		r := &rank{id: id, mem: memory{dev: t.dev}}
 		t.ranks = append(t.ranks, r)
 		r.grads.Slots = &model.Slots{}
 		for b := range t.table.Buckets() {
@@ -115,17 +116,20 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 	t.dev.Fill(t.stream, r.sparse(), 0)
 	t.model.ResetLoss(t.stream)
 	scale := lossScale(t.cfg.Batch)
-	for i := range len(t.batch.indices) / t.cfg.Batch.Micro {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
+	gather := res.Timing.Gather
+	t.now = r
+	for i, n := 0, len(t.batch.indices)/t.cfg.Batch.Micro; i < n; i++ {
+		t.closing = i == n-1
 		if err := t.model.Train(t.stream, t.batch.slice(i, t.cfg.Batch.Micro), r.grads, scale, t); err != nil {
 			return err
 		}
 	}
 	var err error
-	r.loss, err = t.model.Loss(t.stream)
-	res.Timing.Compute += clock.lap()
+	if r.loss, err = t.model.Loss(t.stream); err != nil {
+		return err
+	}
+	err = t.peers.rowsReady(r)
+	res.Timing.Compute += clock.lap() - (res.Timing.Gather - gather)
 	return err
 }
 
@@ -139,16 +143,28 @@ func lossScale(b Batching) float32 {
 
 // NeedWeights brings a bucket's packed weights up to its flat ones, once after each
 // step that changed them: the gather of a step is hidden in the next forward.
-func (t *Trainer) NeedWeights(bucket int) {
-	if !t.fresh[bucket] {
-		t.model.Repack(t.stream, bucket)
-		t.fresh[bucket] = true
+func (t *Trainer) NeedWeights(bucket int) error {
+	if t.fresh[bucket] {
+		return t.ctx.Err()
 	}
+	began := time.Now()
+	if err := t.peers.gathered(t.ctx, bucket); err != nil {
+		return err
+	}
+	t.timing.Gather += time.Since(began)
+	t.model.Repack(t.stream, bucket)
+	t.fresh[bucket] = true
+	return t.ctx.Err()
 }
 
-// GradReady does nothing yet: with all ranks on one worker a bucket can be reduced
-// only when the last rank has computed it.
-func (t *Trainer) GradReady(int) {}
+// GradReady sends a bucket on its way round the ring when its last micro-batch has
+// left it, while the layers before it are still computed.
+func (t *Trainer) GradReady(bucket int) error {
+	if !t.closing {
+		return t.ctx.Err()
+	}
+	return t.peers.ready(t.now, bucket)
+}
 
 // memory is what was allocated together and is freed together.
 type memory struct {

@@ -5,31 +5,29 @@ import (
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/device"
-	"github.com/skein-ml/skein/shard"
 )
 
 // cells are the scalars that a step brings to the host.
 type cells struct {
 	mem   memory
-	norms device.Tensor // [ranks·buckets, 1] F64: squared norm of a rank's piece of a bucket
+	norms device.Tensor // [hosted ranks·buckets, 1] F64: squared norm of a rank's piece of a bucket
 	host  []float64
 }
 
 func (t *Trainer) newCells() (err error) {
-	n := t.cfg.WorldSize * t.table.Buckets()
+	n := len(t.ranks) * t.table.Buckets()
 	t.cells = cells{mem: memory{dev: t.dev}, host: make([]float64, n)}
 	t.cells.norms, err = t.cells.mem.tensor(device.KindStaging, device.F64, n, 1)
 	return err
 }
 
-// vote measures every reduced piece and makes the votes of all ranks.
+// vote measures every reduced piece and makes the votes of the hosted ranks.
 func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 	buckets := t.table.Buckets()
-	for r := range t.ranks {
+	for i, r := range t.ranks {
 		for b := range buckets {
-			piece := t.table.Bucket(b).Piece(shard.Rank(r))
-			cell := r*buckets + b
-			t.dev.SqNorm(t.stream, t.cells.norms.RowRange(cell, cell+1), t.ring.sums[b].ColRange(int(piece.Lo), int(piece.Hi)))
+			cell := i*buckets + b
+			t.dev.SqNorm(t.stream, t.cells.norms.RowRange(cell, cell+1), t.sum(b, t.table.Bucket(b).Piece(r.id)))
 		}
 	}
 	t.dev.Download(t.stream, device.HostBytes(t.cells.host), t.cells.norms.Buf)
@@ -52,11 +50,11 @@ func finite(loss float64, norms []float64) bool {
 	return !math.IsNaN(sum) && !math.IsInf(sum, 0)
 }
 
-// decide is what rank 0's worker does with all votes.
-func (t *Trainer) decide(k int64, votes []allreduce.Vote) (allreduce.Decision, error) {
+// Decide is what rank 0's worker does with all votes.
+func (t *Trainer) Decide(votes []allreduce.Vote) (allreduce.Decision, error) {
 	rule := allreduce.Rule{
 		WorldSize: t.cfg.WorldSize, Buckets: t.table.Buckets(),
 		LossShift: allreduce.LossShift(t.cfg.Batch.Global, t.cfg.Batch.SeqLen), Clip: t.cfg.Optimizer.Clip,
 	}
-	return allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(k), t.taken)
+	return allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(t.step+1), t.taken)
 }

@@ -1,11 +1,12 @@
 // Package trainer takes optimizer steps: the step protocol of docs/ARCHITECTURE.md
-// with all logical ranks of a job on one worker. Each rank has its own gradients;
-// they are folded piece by piece in ring order, every rank votes, one decision
-// record says what the step does, and the holder of a piece applies it.
+// for the logical ranks that one worker hosts, all of a job's or some of them. Each
+// rank has its own gradients; they are folded piece by piece in ring order, every
+// rank votes, one decision record says what the step does, and the holder of a piece
+// applies it.
 //
-// Nothing here depends on how ranks are placed: the order of addition, the cut
-// into pieces, votes and decisions are those of the cluster, so the weights come
-// out with the same bits.
+// No bit depends on how ranks are placed: the order of addition, the cut into pieces,
+// votes and decisions are the same on one worker, where ranks meet in memory
+// (local.go), and on many, where they meet on the network (linked.go).
 package trainer
 
 import (
@@ -34,6 +35,11 @@ type Config struct {
 	Schedule  optim.Schedule
 	Order     shard.Order
 
+	// Placement says where ranks are hosted, and Worker which of its workers this is. The
+	// zero Placement hosts all ranks here.
+	Placement shard.Placement
+	Worker    int
+
 	// Checkpointing never changes a bit.
 	Checkpointing model.Checkpointing
 }
@@ -59,6 +65,9 @@ func (c Config) Validate() error {
 	if err := shard.CheckStage(c.Stage); err != nil {
 		return err
 	}
+	if n := c.Placement.WorldSize(); n > 0 && (n != c.WorldSize || c.Worker < 0 || c.Worker >= c.Placement.Workers()) {
+		return fmt.Errorf("a placement of %d ranks on %d workers does not place worker %d of a world of %d", n, c.Placement.Workers(), c.Worker, c.WorldSize)
+	}
 	if err := c.Schedule.Validate(); err != nil {
 		return err
 	}
@@ -75,7 +84,7 @@ type Samples interface {
 	Batch(ctx context.Context, indices []int64, dst *data.Batch) error
 }
 
-// Trainer holds one job's state on one device.
+// Trainer holds the state of a job's ranks on one device.
 type Trainer struct {
 	cfg     Config
 	dev     device.Device
@@ -83,15 +92,44 @@ type Trainer struct {
 	samples Samples
 	table   shard.Table
 	model   *model.Model
-	ranks   []*rank
+	ranks   []*rank // hosted here, ascending
 	state   state
-	ring    ring
+	sums    sums
+	peers   collective
 	cells   cells
 	batch   rankBatch
 
 	step  int64 // last step decided, applied and counted
 	taken int64 // steps that were not skipped: Adam's t
 	fresh []bool
+	held  <-chan struct{} // until it is closed, the state must not change; nil: it may
+
+	// Of the step under way, for the model's hooks.
+	ctx     context.Context
+	timing  *Timing
+	now     *rank // whose gradients are computed
+	closing bool  // its last micro-batch runs
+}
+
+// collective is how ranks meet: it adds their gradients, makes the decision, and
+// brings new weights to where they are needed.
+type collective interface {
+	// ready says that a hosted rank's gradient of a bucket is complete.
+	ready(r *rank, bucket int) error
+	// rowsReady says that its sparse rows are complete too.
+	rowsReady(r *rank) error
+	// reduce waits until the sums of all pieces held here are complete.
+	reduce(ctx context.Context) error
+	// decide makes or learns the decision from the votes of the hosted ranks.
+	decide(ctx context.Context, votes []allreduce.Vote) (allreduce.Decision, error)
+	// average makes the sums complete where a replicated optimizer needs all of them.
+	average(ctx context.Context, step int64) error
+	// changed says that new working weights of pieces held here are there, bucket by
+	// bucket after begin.
+	begin(step int64) error
+	changed(bucket int) error
+	// gathered waits until all of a bucket's working weights are here.
+	gathered(ctx context.Context, bucket int) error
 }
 
 // Result is what a step did, and how long its phases took.
@@ -101,15 +139,24 @@ type Result struct {
 	Timing   Timing
 }
 
-// Timing is the wall time of a step's phases.
+// Timing is the wall time of a step's phases. What the network does behind the
+// computation is in none of them.
 type Timing struct {
-	Data, Compute, Reduce, Apply time.Duration
+	Data    time.Duration // waiting for samples
+	Compute time.Duration
+	Gather  time.Duration // waiting for weights during the forward
+	Reduce  time.Duration // waiting for sums and the decision after the backward
+	Hold    time.Duration // waiting for a checkpoint to have read the state
+	Apply   time.Duration
 }
 
 // Total is the wall time of the step.
-func (t Timing) Total() time.Duration { return t.Data + t.Compute + t.Reduce + t.Apply }
+func (t Timing) Total() time.Duration {
+	return t.Data + t.Compute + t.Gather + t.Reduce + t.Hold + t.Apply
+}
 
-// New allocates a trainer. Its weights are undefined until [Trainer.Import] or [Trainer.Restore].
+// New allocates a trainer. One of several workers is connected to the others by
+// [Trainer.Join]. The weights are undefined until [Trainer.Import] or [Trainer.Restore].
 func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -117,6 +164,11 @@ func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error)
 	table, err := NewTable(cfg.Model, cfg.WorldSize)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Placement.WorldSize() == 0 {
+		if cfg.Placement, err = shard.EvenPlacement(cfg.WorldSize, 1); err != nil {
+			return nil, err
+		}
 	}
 	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table}
 	defer func() {
@@ -128,11 +180,12 @@ func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error)
 	if t.model, err = model.New(dev, cfg.Model, model.Options{
 		DType: cfg.Precision, SeqLen: cfg.Batch.SeqLen, Sequences: cfg.Batch.Micro,
 		Checkpointing: cfg.Checkpointing, SlotsMax: min(share*cfg.Batch.SeqLen, cfg.Model.Vocab),
+		BucketAlign: cfg.WorldSize * shard.Align,
 	}); err != nil {
 		return nil, err
 	}
 	t.fresh = make([]bool, table.Buckets())
-	for _, build := range []func() error{t.newState, t.newRanks, t.newRing, t.newCells} {
+	for _, build := range []func() error{t.newState, t.newRanks, t.newSums, t.newCells} {
 		if err := build(); err != nil {
 			return nil, err
 		}
@@ -159,7 +212,10 @@ func (t *Trainer) Close() {
 		r.mem.free()
 	}
 	t.state.mem.free()
-	t.ring.mem.free()
+	t.sums.mem.free()
+	if l, ok := t.peers.(*linked); ok {
+		l.mem.free()
+	}
 	t.cells.mem.free()
 	if t.model != nil {
 		t.model.Close()
@@ -172,40 +228,77 @@ func (t *Trainer) StepsDone() int64 { return t.step }
 // Table is the bucket table.
 func (t *Trainer) Table() shard.Table { return t.table }
 
+// Alone tells whether all ranks are hosted here.
+func (t *Trainer) Alone() bool { return len(t.ranks) == t.cfg.WorldSize }
+
 // Model is the trainer's model with current weights packed, for evaluation between steps.
-func (t *Trainer) Model() (*model.Model, device.Stream) {
+func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, error) {
+	t.ctx, t.timing = ctx, &Timing{}
 	for b := range t.fresh {
-		t.NeedWeights(b)
+		if err := t.NeedWeights(b); err != nil {
+			return nil, nil, err
+		}
 	}
-	return t.model, t.stream
+	return t.model, t.stream, nil
 }
+
+// Hold keeps the state as it is until done is closed: the next step waits before it is
+// applied. So a checkpoint is written while the step is computed.
+func (t *Trainer) Hold(done <-chan struct{}) { t.held = done }
 
 // Step takes the next step. After an error other than from ctx the trainer is only good for Close.
 func (t *Trainer) Step(ctx context.Context) (Result, error) {
-	k := t.step + 1
 	var res Result
+	t.ctx, t.timing = ctx, &res.Timing
+	if s, ok := t.samples.(interface{ Step(int64) }); ok {
+		s.Step(t.step + 1)
+	}
+	if err := t.take(ctx, t.step+1, &res); err != nil {
+		return res, fmt.Errorf("step %d: %w", t.step+1, err)
+	}
+	return res, nil
+}
+
+// take takes step k: compute, reduce, vote, decide, apply.
+func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	clock := stopwatch{last: time.Now()}
 	for _, r := range t.ranks {
-		if err := t.compute(ctx, k, r, &clock, &res); err != nil {
-			return res, fmt.Errorf("step %d, rank %d: %w", k, r.id, err)
+		if err := t.compute(ctx, k, r, &clock, res); err != nil {
+			return fmt.Errorf("rank %d: %w", r.id, err)
 		}
 	}
-	if err := t.reduce(k); err != nil {
-		return res, fmt.Errorf("step %d: %w", k, err)
+	if err := t.peers.reduce(ctx); err != nil {
+		return err
 	}
 	votes, err := t.vote(k)
 	if err != nil {
-		return res, fmt.Errorf("step %d: %w", k, err)
+		return err
+	}
+	if res.Decision, err = t.peers.decide(ctx, votes); err != nil {
+		return err
 	}
 	res.Timing.Reduce += clock.lap()
-	if res.Decision, err = t.decide(k, votes); err != nil {
-		return res, fmt.Errorf("step %d: %w", k, err)
+	if err := t.wait(ctx); err != nil {
+		return err
 	}
-	if err := t.apply(res.Decision); err != nil {
-		return res, fmt.Errorf("step %d: %w", k, err)
-	}
+	res.Timing.Hold += clock.lap()
+	err = t.apply(ctx, res.Decision)
 	res.Timing.Apply += clock.lap()
-	return res, nil
+	return err
+}
+
+// wait waits until nobody holds the state.
+func (t *Trainer) wait(ctx context.Context) error {
+	if t.held == nil {
+		return nil
+	}
+	select {
+	case <-t.held:
+		t.held = nil
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // stopwatch measures phases one after the other.

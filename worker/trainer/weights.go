@@ -15,8 +15,8 @@ const stretchElems = 1 << 20
 // number: the state of step 0.
 func (t *Trainer) Import(src config.Weights) error {
 	for b := range t.table.Buckets() {
-		for _, x := range t.table.Bucket(b).Tensors() {
-			if err := t.importTensor(src, b, x); err != nil {
+		for _, x := range t.table.SpansOf(b, t.state.held[b].Lo, t.state.held[b].Hi) {
+			if err := t.importSpan(src, b, x); err != nil {
 				return err
 			}
 		}
@@ -27,30 +27,36 @@ func (t *Trainer) Import(src config.Weights) error {
 	return t.refresh()
 }
 
-func (t *Trainer) importTensor(src config.Weights, bucket int, x shard.Span) error {
+func (t *Trainer) importSpan(src config.Weights, bucket int, x shard.Span) error {
 	host := make([]float32, min(stretchElems, x.Bucket.Len()))
 	for off := int64(0); off < x.Bucket.Len(); off += stretchElems {
 		part := host[:min(stretchElems, x.Bucket.Len()-off)]
-		if err := src.ReadRange(x.Tensor, off, part); err != nil {
+		if err := src.ReadRange(x.Tensor, x.Lo+off, part); err != nil {
 			return fmt.Errorf("reading %s: %w", x.Tensor, err)
 		}
 		lo := x.Bucket.Lo + off
-		t.dev.Upload(t.stream, t.state.master[bucket].ColRange(int(lo), int(lo)+len(part)).Buf, device.HostBytes(part))
+		t.dev.Upload(t.stream, t.at(t.state.master[bucket], bucket, shard.Range{Lo: lo, Hi: lo + int64(len(part))}).Buf, device.HostBytes(part))
 	}
 	return nil
 }
 
 // refresh makes the working weights anew from the masters.
 func (t *Trainer) refresh() error {
+	if err := t.peers.begin(t.step); err != nil {
+		return err
+	}
 	for b := range t.table.Buckets() {
-		work := t.model.Bucket(b)
-		t.dev.Cast(t.stream, work, t.state.master[b].ColRange(0, work.Cols))
+		held := t.state.held[b]
+		t.dev.Cast(t.stream, t.model.Bucket(b).ColRange(int(held.Lo), int(held.Hi)), t.state.master[b])
 		t.fresh[b] = false
+		if err := t.peers.changed(b); err != nil {
+			return err
+		}
 	}
 	return t.stream.Record().Wait()
 }
 
-// Weights are the master weights, readable by tensor, for export.
+// Weights are the master weights, readable by tensor, for export. All ranks must be here.
 func (t *Trainer) Weights() config.Weights { return masters{t} }
 
 type masters struct{ t *Trainer }
@@ -86,8 +92,12 @@ func (t *Trainer) download(flat device.Tensor, lo int64, dst []float32) error {
 	return t.stream.Record().Wait()
 }
 
-// WeightsHash is the identity of the master weights, see [shard.WeightsHash].
+// WeightsHash is the identity of the master weights, see [shard.WeightsHash]. All ranks
+// must be here; workers that share a job hash on while they save.
 func (t *Trainer) WeightsHash() (shard.Digest, error) {
+	if !t.Alone() {
+		return shard.Digest{}, errUnlinked
+	}
 	h := shard.NewWeightsHash(t.table)
 	host := make([]float32, stretchElems)
 	for b := range t.table.Buckets() {

@@ -1,0 +1,217 @@
+package agent
+
+import (
+	"github.com/skein-ml/skein/internal/invariant"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// State is what a worker knows and does, without a clock, a goroutine or I/O: events
+// go in, actions come out. The zero value is a worker that has just started.
+//
+// Its rules:
+//   - Orders are the whole of what to do. What runs and is not in them is stopped.
+//   - One task runs at a time. The next one starts when the one before has ended.
+//   - A task starts at most once, and never after a younger one of its job: who has
+//     stopped in a generation is sealed in it.
+//   - Who is ordered again to do what it gave up says again that it gave it up, once in
+//     each session, because only the leader's memory has it.
+//   - Losing the leader stops nothing. Being given up stops the task at once.
+type State struct {
+	open    bool   // a session stands
+	session uint64 // sessions that were opened so far
+
+	orders *skeinv1.Orders // in force; those of the last session until new ones come
+
+	running    Task   // zero: none
+	stopping   bool   // it was told to stop
+	checkpoint uint64 // highest request for a checkpoint that it was told of
+
+	begun map[string]Task // by job: the youngest task that was started
+	given map[string]*end // by job: how that task ended, unless it runs
+
+	probes map[string]string // nonce objects, by job, that this session's orders ask for
+
+	leaving bool   // it was asked to drain
+	told    uint64 // session in which the leader was told so
+	quit    bool   // it goes as soon as nothing runs
+	over    bool   // it has gone
+}
+
+// end is how a task ended.
+type end struct {
+	report Report
+	quiet  bool   // there is nothing to tell
+	told   uint64 // session in which it was last told; 0: never
+}
+
+// Running is the task that runs; the zero Task if none does.
+func (s *State) Running() Task { return s.running }
+
+// Open tells whether a session stands.
+func (s *State) Open() bool { return s.open }
+
+// Step takes an event in and says what to do.
+func (s *State) Step(e Event) []Action {
+	if s.over {
+		return nil
+	}
+	var actions []Action
+	switch e := e.(type) {
+	case Opened:
+		s.open, s.probes = true, nil
+		s.session++
+	case Lost:
+		s.open = false
+		if e.Fenced {
+			s.orders = nil
+		}
+	case Ordered:
+		s.orders = e.Orders
+		actions = s.probe()
+	case Ended:
+		actions = s.ended(e)
+	case Answered:
+		actions = s.answered(e)
+	case Drain:
+		s.leaving = true
+	case Orphaned:
+		s.orders = nil
+	case Quit:
+		s.quit = true
+	}
+	return append(actions, s.settle()...)
+}
+
+// settle does what brings what runs nearer to what is ordered.
+func (s *State) settle() []Action {
+	var actions []Action
+	if s.leaving && s.open && s.told != s.session {
+		s.told = s.session
+		actions = append(actions, TellDrain{})
+	}
+	want := s.want()
+	switch {
+	case s.running == want || s.stopping || want.before(s.running):
+	case s.running == (Task{}):
+		actions = append(actions, s.begin(want)...)
+	default:
+		s.stopping = true
+		actions = append(actions, Stop{s.running})
+	}
+	if s.running == (Task{}) && s.free() {
+		s.over = true
+		return append(actions, Exit{})
+	}
+	if a := s.orders.GetAssignment(); want.Generation > 0 && s.running == want && !s.stopping && a.GetCheckpointRequest() > s.checkpoint {
+		s.checkpoint = a.GetCheckpointRequest()
+		actions = append(actions, Checkpoint{s.running})
+	}
+	return actions
+}
+
+// want is the task that is to run; zero if none is.
+func (s *State) want() Task {
+	if s.quit || s.orders.GetReleased() {
+		return Task{}
+	}
+	if a := s.orders.GetAssignment(); a != nil {
+		return Task{Job: a.GetJob(), Generation: a.GetGeneration()}
+	}
+	if p := s.orders.GetPreparation(); p != nil {
+		return Task{Job: p.GetJob(), Preparation: p.GetNumber()}
+	}
+	return Task{}
+}
+
+// free tells whether a worker that does nothing may go. One that wants to leave and has
+// no session waits for nobody: nothing depends on it.
+func (s *State) free() bool {
+	return s.quit || s.orders.GetReleased() || s.leaving && !s.open
+}
+
+// begin starts a task, unless it was started before or a younger one was.
+func (s *State) begin(t Task) []Action {
+	last, known := s.begun[t.Job]
+	if known && last == t {
+		return s.repeat(t)
+	}
+	if known && t.before(last) {
+		return nil // orders of a leader that has been replaced and does not know it yet
+	}
+	if s.begun == nil {
+		s.begun, s.given = map[string]Task{}, map[string]*end{}
+	}
+	s.begun[t.Job], s.running, s.stopping, s.checkpoint = t, t, false, 0
+	delete(s.given, t.Job)
+	if t.Generation > 0 {
+		return []Action{Host{s.orders.GetAssignment()}}
+	}
+	return []Action{Prepare{s.orders.GetPreparation()}}
+}
+
+// repeat tells the leader of this session how a task ended that it still orders.
+func (s *State) repeat(t Task) []Action {
+	e := s.given[t.Job]
+	invariant.Check(e != nil, "%v was started, does not run and has not ended", t)
+	if e.quiet || !s.open || e.told == s.session {
+		return nil
+	}
+	e.told = s.session
+	return []Action{Tell{e.report}}
+}
+
+// ended notes how a task ended. What was not stopped by orders is told at once; settle
+// tells the rest, should it be ordered again.
+func (s *State) ended(e Ended) []Action {
+	invariant.Check(e.Task == s.running, "%v ended while %v runs", e.Task, s.running)
+	stopped := s.stopping
+	s.running, s.stopping = Task{}, false
+	n := &end{report: Report{Task: e.Task, How: e.How, Prepared: e.Prepared, Accused: e.Accused, Reason: e.Reason}}
+	s.given[e.Task.Job] = n
+	switch {
+	case e.How == Done && e.Task.Generation > 0:
+		n.quiet = true // whoever hosts rank 0 has completed the job, in the log
+		return nil
+	case e.How == Canceled && !stopped:
+		n.report.How, n.report.Reason = Broken, "it stopped without an order"
+	case e.How == Canceled:
+		n.report.How, n.report.Reason = Broken, "it was stopped here, and a generation is not entered twice"
+	case e.How == Fenced:
+		// The leader knows better. Only if the next one orders it again, it does not.
+		n.report.How, n.report.Reason = Broken, "a leader said that it is over"
+		n.told = s.session
+		return nil
+	}
+	if stopped {
+		return nil
+	}
+	n.told = s.session
+	return []Action{Tell{n.report}}
+}
+
+// answered hears what became of a report. A preparation whose result is refused may
+// still succeed elsewhere.
+func (s *State) answered(a Answered) []Action {
+	e := s.given[a.Report.Task.Job]
+	if a.Refused == "" || a.Fenced || a.Report.How != Done || e == nil || e.report.Task != a.Report.Task {
+		return nil
+	}
+	e.report = Report{Task: a.Report.Task, How: Broken, Reason: "the coordinator refused the result: " + a.Refused}
+	e.told = s.session
+	return []Action{Tell{e.report}}
+}
+
+// probe starts the reads that orders ask for and that were not in the orders before: a
+// probe stands in them until it is answered.
+func (s *State) probe() []Action {
+	var actions []Action
+	asked := map[string]string{}
+	for _, p := range s.orders.GetProbes() {
+		if s.probes[p.GetJob()] != p.GetNonceObject() {
+			actions = append(actions, ReadStore{p})
+		}
+		asked[p.GetJob()] = p.GetNonceObject()
+	}
+	s.probes = asked
+	return actions
+}

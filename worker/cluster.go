@@ -1,0 +1,75 @@
+package worker
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/data/stream"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// PrepareConfig is an order to prepare a job.
+type PrepareConfig struct {
+	Job     string         // id
+	Spec    []byte         // jobspec.Job as JSON, paths absolute
+	Streams *stream.Server // serves the prepared data set from then on; nil: nobody does
+}
+
+// Preparation is what the log needs to know of a prepared job.
+type Preparation struct {
+	Resolved    []byte // the resolved spec, canonical
+	Step0       *skeinv1.Checkpoint
+	NonceObject string // in the job's folder, for other workers to read
+	Nonce       string
+	DataHash    string
+}
+
+// HostConfig is an order to host ranks of a job for one generation, and the ways to
+// tell the coordinator about it.
+type HostConfig struct {
+	Order   *skeinv1.Assignment
+	Worker  string // own name
+	Ring    *allreduce.Listener
+	Streams *stream.Server
+
+	// TLS and VerifyPeer are used to dial ring and streams; without TLS they are plain.
+	TLS        *tls.Config
+	VerifyPeer func(tls.ConnectionState) error
+
+	// Checkpoint asks for a checkpoint at the next step boundary.
+	Checkpoint <-chan struct{}
+	// Publish and Complete return when it is in the log. They fail with [ErrFenced] when
+	// the generation is over.
+	Publish  func(context.Context, *skeinv1.Checkpoint) error
+	Complete func(context.Context, []byte) error
+	// Report is called after each step by the worker that hosts rank 0, and by the
+	// others for their phases. It must not block.
+	Report func(*skeinv1.Progress, Phases)
+}
+
+// Phases is where the time of a step went on one worker.
+type Phases struct {
+	Data, Compute, Reduce, Gather, Apply time.Duration
+	RingBytes                            int64 // sent to the next worker
+}
+
+// ErrFenced is returned when a newer generation has taken over.
+var ErrFenced = errors.New("a newer generation has taken over")
+
+// BrokenError says that a generation can't go on, though the job can: on other
+// workers, or when there is room again.
+type BrokenError struct {
+	Accused string // worker at the other end; empty if none
+	Reason  string
+}
+
+func (e *BrokenError) Error() string {
+	if e.Accused == "" {
+		return e.Reason
+	}
+	return fmt.Sprintf("%s: %s", e.Accused, e.Reason)
+}

@@ -1,0 +1,133 @@
+package trainer
+
+import (
+	"context"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/shard"
+)
+
+// sums are R(k) of what this worker holds.
+type sums struct {
+	mem  memory
+	flat []device.Tensor // per bucket [1, held] F32
+}
+
+func (t *Trainer) newSums() error {
+	t.sums.mem.dev = t.dev
+	for b := range t.table.Buckets() {
+		x, err := t.sums.mem.tensor(device.KindGradients, device.F32, 1, int(t.state.held[b].Len()))
+		if err != nil {
+			return err
+		}
+		t.sums.flat = append(t.sums.flat, x)
+	}
+	if !t.Alone() {
+		t.peers = unlinked{}
+		return nil
+	}
+	return t.newLocal()
+}
+
+// sum is a stretch of a bucket's reduced gradient.
+func (t *Trainer) sum(bucket int, r shard.Range) device.Tensor {
+	return t.at(t.sums.flat[bucket], bucket, r)
+}
+
+// local is the collective of ranks that are all hosted here: hops are operations of
+// the device, and whoever computes new weights has them.
+type local struct {
+	t     *Trainer
+	ring  *allreduce.Local
+	begun bool
+	round device.Tensor // [1, longest piece] BF16: staging of a bf16 wire
+}
+
+func (t *Trainer) newLocal() error {
+	l := &local{t: t}
+	if t.cfg.Wire == allreduce.WireBF16 {
+		piece := int(t.table.BucketMax()) / t.cfg.WorldSize
+		var err error
+		if l.round, err = t.sums.mem.tensor(device.KindStaging, device.BF16, 1, piece); err != nil {
+			return err
+		}
+	}
+	l.ring = allreduce.NewLocal(t.table, t.cfg.Wire, l)
+	t.peers = l
+	return nil
+}
+
+func (l *local) view(v allreduce.View) device.Tensor {
+	if v.Sum {
+		return l.t.sum(v.Bucket, v.Range)
+	}
+	return l.t.ranks[v.Rank].grads.Flat[v.Bucket].ColRange(int(v.Range.Lo), int(v.Range.Hi))
+}
+
+// Copy implements [allreduce.Memory].
+func (l *local) Copy(dst, src allreduce.View) {
+	l.t.dev.Copy(l.t.stream, l.view(dst).Buf, l.view(src).Buf)
+}
+
+// Add implements [allreduce.Memory].
+func (l *local) Add(dst, received, own allreduce.View) {
+	l.t.dev.Add(l.t.stream, l.view(dst), l.view(received), l.view(own))
+}
+
+// Round implements [allreduce.Memory].
+func (l *local) Round(dst, src allreduce.View) {
+	from := l.view(src)
+	stage := l.round.ColRange(0, from.Cols)
+	l.t.dev.Cast(l.t.stream, stage, from)
+	l.t.dev.Cast(l.t.stream, l.view(dst), stage)
+}
+
+func (l *local) ready(r *rank, bucket int) error {
+	if !l.begun {
+		l.ring.Begin(l.t.step + 1)
+		l.begun = true
+	}
+	return l.ring.Ready(r.id, bucket)
+}
+
+func (l *local) rowsReady(*rank) error { return nil }
+
+// reduce has nothing to wait for: it adds the embedding's sparse rows.
+func (l *local) reduce(context.Context) error {
+	l.begun = false
+	t := l.t
+	ids := make([][]int32, len(t.ranks))
+	for i, r := range t.ranks {
+		ids[i] = r.grads.Slots.IDs
+	}
+	t.addSparse(ids, func(part allreduce.Rows) (device.Tensor, device.Tensor) {
+		r := t.ranks[part.Rank]
+		return r.ids.ColRange(part.Lo, part.Hi), r.grads.Sparse.RowRange(part.Lo, part.Hi)
+	})
+	return nil
+}
+
+func (l *local) decide(_ context.Context, votes []allreduce.Vote) (allreduce.Decision, error) {
+	return l.t.Decide(votes)
+}
+
+func (l *local) average(context.Context, int64) error { return nil }
+func (l *local) begin(int64) error                    { return nil }
+func (l *local) changed(int) error                    { return nil }
+func (l *local) gathered(context.Context, int) error  { return nil }
+
+// addSparse adds all ranks' embedding rows, ids by rank, to the hosted pieces that they
+// fall in, after the dense fold and in the order of the ranks.
+func (t *Trainer) addSparse(ids [][]int32, rows func(allreduce.Rows) (ids, rows device.Tensor)) {
+	const embedding = 0 // its bucket, and the tensor is the first in it
+	width := int64(t.cfg.Model.Hidden)
+	for _, r := range t.ranks {
+		piece := t.table.Bucket(embedding).Piece(r.id)
+		dst := t.sum(embedding, piece)
+		for _, part := range allreduce.SparseOrder(piece, 0, width, ids) {
+			ids, rows := rows(part)
+			t.dev.AddRows(t.stream, dst, piece.Lo, ids, rows)
+		}
+	}
+}
