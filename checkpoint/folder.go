@@ -6,24 +6,21 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"regexp"
 	"slices"
+	"syscall"
 
 	"github.com/skein-ml/skein/internal/vfs"
 )
 
 // Other tools name their folders step-00001000 too, and people put notes beside a
 // checkpoint. So a folder is ours by what lies in it, and nothing is removed but by
-// names that Save gives.
-
-// ownName matches what Save writes besides manifest.json.
-var ownName = regexp.MustCompile(`^(rank-\d\d-(master|m|v)(\.tmp|-[0-9a-f]{16}\.obj)|manifest\.json\.tmp)$`)
+// names of our own, see ownName.
 
 // folderKind is what a folder named like a step's is.
 type folderKind int
 
 const (
-	foreign    folderKind = iota // nothing that Save wrote
+	foreign    folderKind = iota // nothing of ours
 	unfinished                   // empty, or objects without a manifest
 	published                    // with a manifest, which may be damaged or of another version
 )
@@ -58,27 +55,33 @@ func kindOf(fsys vfs.FS, folder string) (folderKind, error) {
 	return published, err
 }
 
-// removeOwn removes from a step's folder what Save wrote and keep does not name, and
-// the folder if nothing is left in it. It goes on after an error and returns the first.
-func removeOwn(fsys vfs.FS, folder string, keep map[string]bool) error {
+// removeOwn removes from a step's folder the files that this package wrote and that
+// gone says yes to, nil for all, and the folder if nothing is left in it. It goes on
+// after an error and returns the first. Others may write into the folder or remove
+// files from it meanwhile.
+func removeOwn(fsys vfs.FS, folder string, gone func(name string) bool) error {
 	names, err := fsys.ReadDir(folder)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	stay := false
 	for _, name := range names {
-		if keep[name] || !ownName.MatchString(name) {
+		if !ownName.MatchString(name) || gone != nil && !gone(name) {
 			stay = true
 			continue
 		}
-		if e := fsys.Remove(filepath.Join(folder, name)); err == nil {
+		if e := fsys.Remove(filepath.Join(folder, name)); err == nil && !errors.Is(e, fs.ErrNotExist) {
 			err = e
 		}
 	}
 	if err != nil || stay {
 		return err
 	}
-	return fsys.Remove(folder)
+	err = fsys.Remove(folder)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, fs.ErrExist) {
+		return nil // somebody removed it, or wrote into it
+	}
+	return err
 }
 
 // errForeignFolder says why a step is not saved into a folder.

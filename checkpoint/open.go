@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,6 +36,7 @@ type Checkpoint struct {
 
 	fsys    vfs.FS
 	folder  string
+	file    string                   // of the manifest in folder
 	objects []*objectReader          // by index, nil until used
 	last    [kindCount]*objectReader // of each kind, the object that has a block in memory
 	tensors map[string]int
@@ -85,22 +87,59 @@ func parseStep(name string) (int64, bool) {
 // Open opens the checkpoint of a step and checks its manifest. The objects are
 // checked as they are read, or all at once by Verify.
 func Open(fsys vfs.FS, dir string, step int64) (*Checkpoint, error) {
-	c := &Checkpoint{fsys: fsys, folder: filepath.Join(dir, stepName(step)), tensors: map[string]int{}}
-	path := filepath.Join(c.folder, manifestName)
-	file, err := vfs.ReadFile(fsys, path, manifestBytesMax)
+	c := &Checkpoint{fsys: fsys, folder: filepath.Join(dir, stepName(step)), file: manifestName}
+	file, err := vfs.ReadFile(fsys, c.path(), manifestBytesMax)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("checkpoint of step %d in %s: %w", step, dir, ErrNone)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("checkpoint: %w", err)
 	}
+	return c.decode(file, step)
+}
+
+// OpenNamed opens exactly the manifest that WriteManifest gave this name, whether it
+// is committed or not. A file whose bytes are not those that the name says is damaged.
+func OpenNamed(fsys vfs.FS, dir, name string) (*Checkpoint, error) {
+	c, _, err := openNamed(fsys, dir, name)
+	return c, err
+}
+
+// openNamed also returns the manifest's bytes.
+func openNamed(fsys vfs.FS, dir, name string) (*Checkpoint, []byte, error) {
+	step, _, sum, err := parseManifestPath(name)
+	if err != nil {
+		return nil, nil, fmt.Errorf("checkpoint: %w", err)
+	}
+	c := &Checkpoint{fsys: fsys, folder: filepath.Join(dir, stepName(step)), file: baseName(name)}
+	file, err := vfs.ReadFile(fsys, c.path(), manifestBytesMax)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fmt.Errorf("%w: %s is missing; checkpoint.store must be one folder that all machines see", ErrDamaged, c.path())
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("checkpoint: %w", err)
+	}
+	if sha256.Sum256(file) != sum {
+		return nil, nil, fmt.Errorf("%w: %s does not have the SHA-256 of its name", ErrDamaged, c.path())
+	}
+	c, err = c.decode(file, step)
+	return c, file, err
+}
+
+// path is where the manifest lies.
+func (c *Checkpoint) path() string { return filepath.Join(c.folder, c.file) }
+
+// decode takes up a manifest's bytes.
+func (c *Checkpoint) decode(file []byte, step int64) (*Checkpoint, error) {
+	var err error
 	if c.Manifest, err = DecodeManifest(file); err != nil {
 		return nil, c.unreadable(err)
 	}
 	if c.Manifest.Step != step {
-		return nil, fmt.Errorf("%w: %s says step %d", ErrDamaged, path, c.Manifest.Step)
+		return nil, fmt.Errorf("%w: %s says step %d", ErrDamaged, c.path(), c.Manifest.Step)
 	}
 	c.objects = make([]*objectReader, len(c.Manifest.Objects))
+	c.tensors = make(map[string]int, len(c.Manifest.Tensors))
 	for i, t := range c.Manifest.Tensors {
 		c.tensors[t.Name] = i
 	}
@@ -109,7 +148,7 @@ func Open(fsys vfs.FS, dir string, step int64) (*Checkpoint, error) {
 
 // unreadable says what is wrong with a manifest that does not decode.
 func (c *Checkpoint) unreadable(err error) error {
-	path := filepath.Join(c.folder, manifestName)
+	path := c.path()
 	if errors.Is(err, ErrVersion) {
 		return fmt.Errorf("checkpoint: %s %w", path, err)
 	}
@@ -204,8 +243,8 @@ func (c *Checkpoint) object(i int) (*objectReader, error) {
 		return nil, c.damaged(i, err)
 	}
 	o, err := openObject(f)
-	if err == nil && (o.sum != want.SHA256 || o.head != header{want.Kind, c.Manifest.Step, want.Elems, want.Rank}) {
-		err = errors.New("is not the object that the manifest names")
+	if err == nil {
+		err = o.is(c.Manifest.Step, want)
 	}
 	if err != nil {
 		return nil, errors.Join(c.damaged(i, err), f.Close())

@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 
@@ -30,6 +31,31 @@ func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
 		}
 		removed = append(removed, folder+" (unfinished)")
 	}
+	old, _ := older(fsys, dir, steps, keep)
+	return unpublishAll(fsys, dir, old, removed)
+}
+
+// PruneOlder is Prune for a folder that several workers write into, perhaps at this
+// moment, and perhaps some that were given up for dead: at or above the oldest step
+// that is kept it touches nothing. Below, it also removes what unfinished saves left
+// behind. It may run beside SavePart, WriteManifest and Commit of later steps.
+func PruneOlder(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
+	steps, leftovers, err := Published(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	old, oldest := older(fsys, dir, steps, keep)
+	for _, step := range leftovers {
+		if step < oldest {
+			old = append(old, step)
+		}
+	}
+	return unpublishAll(fsys, dir, old, nil)
+}
+
+// older are those of the published steps that may go, newest first, and the oldest of
+// those that are kept.
+func older(fsys vfs.FS, dir string, steps []int64, keep int) (old []int64, oldest int64) {
 	good, kept := false, 0
 	for _, step := range slices.Backward(steps) {
 		c, err := Open(fsys, dir, step)
@@ -38,9 +64,18 @@ func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
 		}
 		if kept < max(keep, 1) || !good {
 			kept++
+			oldest = step
 			good = good || err == nil && errors.Join(c.verify(false), c.Close()) == nil
 			continue
 		}
+		old = append(old, step)
+	}
+	return old, oldest
+}
+
+// unpublishAll adds to removed what it removes.
+func unpublishAll(fsys vfs.FS, dir string, steps []int64, removed []string) ([]string, error) {
+	for _, step := range steps {
 		folder := filepath.Join(dir, stepName(step))
 		if err := unpublish(fsys, folder); err != nil {
 			return removed, fmt.Errorf("prune checkpoints: %w", err)
@@ -52,10 +87,11 @@ func Prune(fsys vfs.FS, dir string, keep int) (removed []string, err error) {
 
 // unpublish removes the manifest, makes that durable, and then removes the objects.
 func unpublish(fsys vfs.FS, folder string) error {
-	if err := fsys.Remove(filepath.Join(folder, manifestName)); err != nil {
-		return err
+	err := fsys.Remove(filepath.Join(folder, manifestName))
+	if err == nil {
+		err = fsys.SyncDir(folder)
 	}
-	if err := fsys.SyncDir(folder); err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // another prune may have been quicker
 		return err
 	}
 	return removeOwn(fsys, folder, nil)

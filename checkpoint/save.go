@@ -3,15 +3,21 @@
 // any world size and any ZeRO stage can load what another one saved. It also writes
 // the job's lineage.
 //
-//	DIR/step-00000012/rank-00-master-5b1c….obj   one per rank and kind, never changed
-//	DIR/step-00000012/manifest.json              written last: it makes the checkpoint
+//	DIR/step-00000012/rank-00-master-g3-5b1c….obj   one per rank and kind, never changed
+//	DIR/step-00000012/manifest-g3-e09a….json        of the workers of generation 3
+//	DIR/step-00000012/manifest.json                 comes last: it makes the checkpoint
 //
 // What is promised: a checkpoint exists when its manifest does, and then it is
 // whole. Objects are written and synced under a temporary name, renamed to one that
 // holds their content's hash, and the manifest appears by one rename. A kill or a
 // full disk at any moment leaves the checkpoints published before as they were, and
-// at most files that no manifest names, which Prune removes. Nothing is gathered:
-// memory is one block of 256 KiB, whatever the model's size.
+// at most files that no manifest names, which pruning removes. Nothing is gathered:
+// memory is three blocks of 256 KiB, whatever the model's size.
+//
+// One process calls Save. Several workers each call SavePart for their ranks; one of
+// them collects the parts and calls WriteManifest; the job's log publishes the name
+// that this gives; then Commit. Save is generation 0. Names keep generations apart:
+// whatever a worker does that was given up for dead, it does to files of its own.
 package checkpoint
 
 import (
@@ -20,17 +26,10 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"syscall"
 
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
-)
-
-const (
-	manifestName = "manifest.json"
-	objectSuffix = ".obj"
-	tempSuffix   = ".tmp"
 )
 
 // Errors to branch on.
@@ -50,199 +49,80 @@ type Source interface {
 	ReadState(kind Kind, bucket int, lo int64, le []byte) error
 }
 
-// saver is one Save under way.
-type saver struct {
-	fsys     vfs.FS
-	folder   string
-	table    shard.Table
-	src      Source
-	buf      []byte
-	hash     *shard.WeightsHash
-	manifest Manifest
-	tensor   map[string]int // index in manifest.Tensors
-}
-
-// Save writes and publishes the checkpoint of state.Step in dir. state.Chain is the
-// chain before this checkpoint; the manifest returned has it extended. When Save
-// fails, what was published before is untouched, and of this step nothing stays, or
-// all of it if the failure was the very last sync.
+// Save writes and publishes the checkpoint of state.Step in dir: what SavePart,
+// WriteManifest and Commit do, for one worker that has all ranks and dir to itself. It
+// is generation 0. state.Chain is the chain before this checkpoint; the manifest
+// returned has it extended. When Save fails, what was published before is untouched,
+// and of this step nothing stays, or all of it if the failure was the very last sync.
 //
 // A step that is published already is written and published again if it comes out
 // with the same weights, which also repairs a damaged one, and refused with
 // ErrDiverged if not. Two Saves into one folder must not run at the same time.
 func Save(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, state State, src Source) (Manifest, error) {
-	s := &saver{fsys: fsys, folder: filepath.Join(dir, stepName(state.Step)), table: table, src: src,
-		buf: make([]byte, blockBytes), hash: shard.NewWeightsHash(table), tensor: map[string]int{}}
-	s.manifest = Manifest{Format: manifestFormat, Version: manifestVersion, State: state,
-		WorldSize: table.WorldSize(), Fingerprint: table.Fingerprint()}
-	before, err := s.published()
-	if err == nil {
-		err = s.save(ctx, dir, before)
-		s.clean()
-	}
+	m, err := saveAll(ctx, fsys, dir, table, state, src)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("save checkpoint of step %d in %s: %w%s", state.Step, dir, err, advice(err))
+		return Manifest{}, saveError(state.Step, dir, err)
 	}
-	return s.manifest, nil
+	return m, nil
 }
 
-func advice(err error) string {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return "; checkpoints published before are unharmed; free space there, or set checkpoint.store to another folder"
+func saveAll(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, state State, src Source) (Manifest, error) {
+	folder := filepath.Join(dir, stepName(state.Step))
+	before, err := committed(fsys, folder)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if before != nil {
+		if err := (Want{state.Job, state.Model, table.Fingerprint(), state.Spec, state.Data}).check(*before); err != nil {
+			return Manifest{}, err // before anything is written
+		}
+	}
+	defer clean(fsys, folder)
+	ranks := make([]shard.Rank, table.WorldSize())
+	for i := range ranks {
+		ranks[i] = shard.Rank(i)
+	}
+	part, err := savePart(ctx, fsys, dir, table, state.Step, 0, ranks, src, nil)
+	if err != nil {
+		return Manifest{}, err
+	}
+	m, err := join(table, state, 0, []Part{part})
+	if err != nil {
+		return Manifest{}, err
+	}
+	if err := m.follows(before); err != nil {
+		return Manifest{}, err
+	}
+	file, err := m.encode()
+	if err != nil {
+		return Manifest{}, err
+	}
+	return m, replaceFile(fsys, filepath.Join(folder, manifestName), file)
+}
+
+func saveError(step int64, dir string, err error) error {
+	return fmt.Errorf("save checkpoint of step %d in %s: %w%s", step, dir, err, advice(dir, err))
+}
+
+// advice says what to do about an error of the file system.
+func advice(dir string, err error) string {
+	const unharmed = "; checkpoints published before are unharmed; "
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return unharmed + "free space there, or set checkpoint.store to another folder"
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return unharmed + "let the user that runs Skein write into " + dir + ", or set checkpoint.store to another folder"
 	}
 	return ""
 }
 
 func stepName(step int64) string { return fmt.Sprintf("step-%08d", step) }
 
-// published is the manifest of this step that is there already, or nil. A damaged one
-// counts as none: it is about to be replaced. One that is of another version, or not
-// ours at all, is an error.
-func (s *saver) published() (*Manifest, error) {
-	file, err := vfs.ReadFile(s.fsys, filepath.Join(s.folder, manifestName), manifestBytesMax)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil && !errors.Is(err, vfs.ErrTooLarge) {
-		return nil, err
-	}
-	m, err := DecodeManifest(file)
-	if errors.Is(err, ErrVersion) {
-		return nil, fmt.Errorf("%s %w", filepath.Join(s.folder, manifestName), err)
-	}
-	if err != nil {
-		kind, err := kindOf(s.fsys, s.folder)
-		if err == nil && kind == foreign {
-			err = errForeignFolder(s.folder)
-		}
-		return nil, err
-	}
-	return &m, Want{s.manifest.Job, s.manifest.Model, s.manifest.Fingerprint, s.manifest.Spec, s.manifest.Data}.check(m)
-}
-
-func (s *saver) save(ctx context.Context, dir string, before *Manifest) error {
-	if err := s.fsys.MkdirAll(s.folder); err != nil {
-		return err
-	}
-	for i := range s.table.Buckets() {
-		for _, t := range s.table.Bucket(i).Tensors() {
-			s.tensor[t.Tensor] = len(s.manifest.Tensors)
-			s.manifest.Tensors = append(s.manifest.Tensors, TensorEntry{Name: t.Tensor, Elems: t.Bucket.Len()})
-		}
-	}
-	for kind := range kindCount {
-		for r := range s.table.WorldSize() {
-			if err := s.object(ctx, kind, shard.Rank(r)); err != nil {
-				return err
-			}
-		}
-	}
-	weights, err := s.hash.Sum()
-	if err != nil {
-		return err
-	}
-	m := &s.manifest
-	if before != nil && (before.Weights != weights || before.WorldSize == m.WorldSize && !slices.Equal(before.Objects, m.Objects)) {
-		return fmt.Errorf("%w: now %s, published %s; the hardware that ran this step, now or then, is not to be trusted", ErrDiverged, weights, before.Weights)
-	}
-	m.Weights = weights
-	m.Chain = Extend(m.Chain, m.Spec, m.Data, m.Step, weights)
-	return s.publish(dir)
-}
-
-// publish makes the objects' names durable, then the manifest, then the folder.
-func (s *saver) publish(dir string) error {
-	if err := s.manifest.validate(); err != nil {
-		return fmt.Errorf("the manifest to be written: %w", err)
-	}
-	file, err := s.manifest.encode()
-	if err != nil {
-		return err
-	}
-	for _, folder := range []string{s.folder, dir} {
-		if err := s.fsys.SyncDir(folder); err != nil {
-			return err
-		}
-	}
-	_ = s.fsys.SyncDir(filepath.Dir(dir)) // matters if dir is new; its parent may not be ours to open
-	return replaceFile(s.fsys, filepath.Join(s.folder, manifestName), file)
-}
-
-// object writes the segment of one rank, padding left out.
-func (s *saver) object(ctx context.Context, kind Kind, rank shard.Rank) error {
-	h := header{kind: kind, step: s.manifest.Step, rank: rank}
-	for i, piece := range s.table.Segment(rank) {
-		for _, span := range s.table.SpansOf(i, piece.Lo, piece.Hi) {
-			h.elems += span.Bucket.Len()
-		}
-	}
-	temp := filepath.Join(s.folder, fmt.Sprintf("rank-%02d-%v%s", rank, kind, tempSuffix))
-	f, err := s.fsys.Create(temp)
-	if err != nil {
-		return err
-	}
-	sum, err := s.segment(ctx, f, h)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	// A name holds the hash of its content, so a file of that name that is there
-	// already has these bytes, or should have.
-	name := fmt.Sprintf("rank-%02d-%v-%x%s", rank, kind, sum[:8], objectSuffix)
-	s.manifest.Objects = append(s.manifest.Objects, Object{name, kind, rank, h.elems, objectBytes(h.elems), sum})
-	return s.fsys.Rename(temp, filepath.Join(s.folder, name))
-}
-
-// segment streams an object's data and notes where each tensor lies.
-func (s *saver) segment(ctx context.Context, f vfs.File, h header) (shard.Digest, error) {
-	w, err := newObjectWriter(f, h)
-	if err != nil {
-		return shard.Digest{}, err
-	}
-	offset := int64(headerBytes)
-	for i, piece := range s.table.Segment(h.rank) {
-		for _, span := range s.table.SpansOf(i, piece.Lo, piece.Hi) {
-			ranges := s.manifest.Tensors[s.tensor[span.Tensor]].ranges(h.kind)
-			*ranges = append(*ranges, Range{len(s.manifest.Objects), offset, span.Bucket.Len() * 4})
-			offset += span.Bucket.Len() * 4
-			if err := s.copy(ctx, w, h.kind, i, span.Bucket); err != nil {
-				return shard.Digest{}, err
-			}
-		}
-	}
-	return w.finish()
-}
-
-// copy moves elements from the source to an object, a block at a time.
-func (s *saver) copy(ctx context.Context, w *objectWriter, kind Kind, bucket int, r shard.Range) error {
-	for lo := r.Lo; lo < r.Hi; {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		le := s.buf[:min(blockBytes, (r.Hi-lo)*4)]
-		if err := s.src.ReadState(kind, bucket, lo, le); err != nil {
-			return err
-		}
-		if kind == Master {
-			if err := s.hash.Write(bucket, lo, le); err != nil {
-				return err
-			}
-		}
-		if err := w.data(le); err != nil {
-			return err
-		}
-		lo += int64(len(le)) / 4
-	}
-	return nil
-}
-
-// clean removes from the step's folder the objects that its manifest does not name,
-// and the folder if that leaves it empty. Best effort: what stays is named by none,
-// and Prune removes it.
-func (s *saver) clean() {
-	file, err := vfs.ReadFile(s.fsys, filepath.Join(s.folder, manifestName), manifestBytesMax)
+// clean removes from a step's folder the objects of generation 0 that its manifest
+// does not name, and the folder if that leaves it empty. Best effort: what stays is
+// named by none, and Prune removes it.
+func clean(fsys vfs.FS, folder string) {
+	file, err := vfs.ReadFile(fsys, filepath.Join(folder, manifestName), manifestBytesMax)
 	named := map[string]bool{}
 	if !errors.Is(err, fs.ErrNotExist) {
 		m, err := DecodeManifest(file)
@@ -253,5 +133,5 @@ func (s *saver) clean() {
 			named[o.File] = true
 		}
 	}
-	_ = removeOwn(s.fsys, s.folder, named)
+	_ = removeOwn(fsys, folder, func(name string) bool { return ofGeneration(name, 0) && !named[name] })
 }

@@ -21,7 +21,8 @@ import (
 
 // WeightsHash computes the weights hash from stretches of buckets. Each bucket
 // must be fed from its start to its end; different buckets may be fed in any
-// order, and from different goroutines.
+// order, and from different goroutines. Where a bucket lies on several workers, each
+// feeds what it has and hands State on to the next.
 type WeightsHash struct {
 	buckets []bucketHash
 }
@@ -76,13 +77,16 @@ func (b *bucketHash) write(lo int64, le []byte) error {
 
 // begin opens the digest of tensor b.span.
 func (b *bucketHash) begin() {
-	t := b.bucket.spans[b.span]
 	b.open = sha256.New()
-	b.open.Write([]byte("skein tensor 1\n"))
-	head := binary.LittleEndian.AppendUint32(nil, uint32(len(t.Tensor)))
+	b.open.Write(tensorHead(b.bucket.spans[b.span]))
+}
+
+// tensorHead is what a tensor's digest begins with.
+func tensorHead(t Span) []byte {
+	head := []byte("skein tensor 1\n")
+	head = binary.LittleEndian.AppendUint32(head, uint32(len(t.Tensor)))
 	head = append(head, t.Tensor...)
-	head = binary.LittleEndian.AppendUint64(head, uint64(t.Bucket.Len()))
-	b.open.Write(head)
+	return binary.LittleEndian.AppendUint64(head, uint64(t.Bucket.Len()))
 }
 
 // Sum is the weights hash. Every real element must have been fed.

@@ -1,0 +1,212 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/shard"
+)
+
+// spoolBuffers is one block that is read, one that is written, and one between them.
+const spoolBuffers = 3
+
+// spool writes objects from a goroutine of its own, which hashes and writes one block
+// while the next one is read. All that changes the file system during SavePart
+// happens there, in the order in which it was asked for.
+type spool struct {
+	fsys       vfs.FS
+	folder     string
+	step       int64
+	generation uint64
+
+	ctx   context.Context // ends with the caller's, and when writing fails
+	group *errgroup.Group
+	work  chan spoolWork
+	free  chan []byte
+
+	// Of the goroutine until wait has returned.
+	open    map[*spooled]bool
+	objects []Object
+	created []string // paths that were not there before
+}
+
+// spooled is an object under way.
+type spooled struct {
+	kind  Kind
+	rank  shard.Rank
+	elems int64
+
+	// Of the goroutine.
+	temp string
+	file vfs.File
+	w    *objectWriter
+}
+
+// spoolWork is a block of an object, or its end.
+type spoolWork struct {
+	object *spooled
+	le     []byte
+	end    bool
+}
+
+func newSpool(ctx context.Context, fsys vfs.FS, folder string, step int64, generation uint64) *spool {
+	s := &spool{fsys: fsys, folder: folder, step: step, generation: generation,
+		work: make(chan spoolWork, spoolBuffers), // room for every buffer, so that the reader waits for buffers only
+		free: make(chan []byte, spoolBuffers), open: map[*spooled]bool{}}
+	for range spoolBuffers {
+		s.free <- make([]byte, blockBytes)
+	}
+	s.group, s.ctx = errgroup.WithContext(ctx)
+	s.group.Go(s.run)
+	return s
+}
+
+// buffer waits for a free block.
+func (s *spool) buffer() ([]byte, error) {
+	if err := s.ctx.Err(); err != nil {
+		return nil, err
+	}
+	select {
+	case b := <-s.free:
+		return b[:blockBytes], nil
+	case <-s.ctx.Done():
+		return nil, s.ctx.Err()
+	}
+}
+
+// put hands over a block that buffer gave, or with end says that there are no more.
+func (s *spool) put(w spoolWork) error {
+	select {
+	case s.work <- w:
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+// wait ends the goroutine and returns what it wrote. Unless readErr is nil and all
+// went well, nothing that it wrote stays.
+func (s *spool) wait(readErr error) ([]Object, error) {
+	if readErr != nil {
+		s.group.Go(func() error { return readErr }) // so that nothing more is written
+	}
+	close(s.work)
+	if err := s.group.Wait(); err != nil {
+		s.discard()
+		return nil, err
+	}
+	return s.objects, nil
+}
+
+func (s *spool) run() error {
+	for w := range s.work {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
+		if w.object.file == nil {
+			if err := s.begin(w.object); err != nil {
+				return err
+			}
+		}
+		if w.end {
+			if err := s.end(w.object); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := w.object.w.data(w.le); err != nil {
+			return err
+		}
+		s.free <- w.le // never waits: it has room for every buffer
+	}
+	return nil
+}
+
+func (s *spool) begin(o *spooled) (err error) {
+	o.temp = filepath.Join(s.folder, tempName(objectStem(o.kind, o.rank, s.generation)))
+	if o.file, err = s.fsys.Create(o.temp); err != nil {
+		return err
+	}
+	s.open[o] = true
+	o.w, err = newObjectWriter(o.file, header{kind: o.kind, step: s.step, rank: o.rank, elems: o.elems})
+	return err
+}
+
+// end makes an object durable and gives it its name.
+func (s *spool) end(o *spooled) error {
+	sum, err := o.w.finish()
+	if err == nil {
+		err = o.file.Sync()
+	}
+	if err != nil {
+		return err // discard closes the file
+	}
+	delete(s.open, o)
+	if err := o.file.Close(); err != nil {
+		return errors.Join(err, s.fsys.Remove(o.temp))
+	}
+	object := Object{objectName(o.kind, o.rank, s.generation, sum), o.kind, o.rank, o.elems, objectBytes(o.elems), sum}
+	if err := s.place(o.temp, object); err != nil {
+		_ = s.fsys.Remove(o.temp) // best effort: the first error is the one to report
+		return err
+	}
+	s.objects = append(s.objects, object)
+	return nil
+}
+
+// place renames a finished object, unless a whole one of that name is there: a name
+// holds the hash of its content, so that one has these bytes. One that was damaged is
+// replaced, for the same reason.
+func (s *spool) place(temp string, object Object) error {
+	path := filepath.Join(s.folder, object.File)
+	there, err := vfs.Exists(s.fsys, path)
+	if err != nil {
+		return err
+	}
+	if there && isWhole(s.fsys, path, s.step, object) {
+		return s.fsys.Remove(temp)
+	}
+	if err := s.fsys.Rename(temp, path); err != nil {
+		return err
+	}
+	if !there {
+		s.created = append(s.created, path)
+	}
+	return nil
+}
+
+// isWhole reads a file and tells whether it is the object: size, header, hash and
+// every block's checksum.
+func isWhole(fsys vfs.FS, path string, step int64, want Object) bool {
+	f, err := fsys.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	o, err := openObject(f)
+	return err == nil && o.is(step, want) == nil && o.verify(false) == nil
+}
+
+// discard removes what this spool wrote, as well as it can. What stays is named by no
+// manifest.
+func (s *spool) discard() {
+	for o := range s.open {
+		_ = o.file.Close()
+		_ = s.fsys.Remove(o.temp)
+	}
+	for _, path := range s.created {
+		_ = s.fsys.Remove(path)
+	}
+}
+
+// is compares an open object with what a manifest says of it.
+func (o *objectReader) is(step int64, want Object) error {
+	if o.sum != want.SHA256 || o.head != (header{want.Kind, step, want.Elems, want.Rank}) {
+		return errors.New("is not the object that the manifest names")
+	}
+	return nil
+}
