@@ -79,7 +79,7 @@ func (d *Submit) apply(s *State, index uint64, e Entry) (string, error) {
 	if d.Request == "" || d.Name == "" || d.WorkersMin < 1 || d.WorkersMax < d.WorkersMin || d.WorkersMax > d.WorldSize {
 		return "", fmt.Errorf("%w: %q asks for %d to %d workers of %d ranks", ErrConflict, d.Name, d.WorkersMin, d.WorkersMax, d.WorldSize)
 	}
-	if err := s.makeRoom(); err != nil {
+	if err := s.makeRoom(len(d.Spec)); err != nil {
 		return "", err
 	}
 	j := Job{
@@ -107,27 +107,37 @@ func (s *State) newID(name, request string) string {
 	}
 }
 
-// makeRoom keeps the number of jobs within its limits.
-func (s *State) makeRoom() error {
+// makeRoom keeps the number of jobs and their bytes within the limits, for one more of
+// so many bytes. It counts a resolved spec for each job, which has about its spec's size.
+func (s *State) makeRoom(specBytes int) error {
 	var finished []*Job
-	active := 0
+	active, activeBytes, bytes := 0, 2*specBytes, 2*specBytes
 	for _, j := range s.InOrder() {
+		bytes += j.bytes()
 		if j.Phase.Final() {
 			finished = append(finished, j)
 		} else {
 			active++
+			activeBytes += j.bytes()
 		}
 	}
 	if active >= jobsActiveMax {
 		return fmt.Errorf("%w: %d jobs are not over yet; cancel some or wait", ErrFull, active)
 	}
-	for len(finished) >= jobsFinishedMax {
+	if activeBytes > jobsBytesMax {
+		return fmt.Errorf("%w: %d jobs that are not over have specs of %d MB together; cancel some or wait", ErrFull, active, activeBytes>>20)
+	}
+	for len(finished) >= jobsFinishedMax || bytes > jobsBytesMax && len(finished) > 0 {
+		bytes -= finished[0].bytes()
 		delete(s.requests, finished[0].Request)
 		delete(s.Jobs, finished[0].ID)
 		finished = finished[1:]
 	}
 	return nil
 }
+
+// bytes is about what a job takes in a snapshot.
+func (j *Job) bytes() int { return len(j.Spec) + max(len(j.Spec), len(j.Resolved)) + len(j.Result) }
 
 func (d *Prepare) apply(s *State, index uint64, e Entry) (string, error) {
 	j, err := s.job(d.Job)
@@ -185,7 +195,7 @@ func (d *Resolve) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.become(Queued, index, e, "resolved"); err != nil {
 		return d.Job, err
 	}
-	j.Resolved, j.SpecHash, j.DataHash, j.Class, j.Steps, j.Nonce = d.Resolved, d.SpecHash, d.DataHash, d.Class, d.Steps, d.Nonce
+	j.Resolved, j.SpecHash, j.DataHash, j.Class, j.Steps, j.Nonce, j.Memory = d.Resolved, d.SpecHash, d.DataHash, d.Class, d.Steps, d.Nonce, d.Memory
 	j.Published, j.PublishedIndex = []Checkpoint{d.Step0}, index
 	s.put(j)
 	return d.Job, nil

@@ -47,6 +47,7 @@ type Resolve struct {
 	Steps    int64      `json:"steps"`
 	Nonce    Nonce      `json:"nonce"`
 	Step0    Checkpoint `json:"step0"`
+	Memory   int64      `json:"memory,omitempty"` // bytes on the fullest worker; 0: unknown
 }
 
 // Place all ranks anew: generation Generation begins from checkpoint From.

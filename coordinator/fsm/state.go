@@ -20,8 +20,9 @@ const (
 	jobsActiveMax   = 1000 // submitted and not over
 	jobsFinishedMax = 500  // the oldest make way
 	workersMax      = 10_000
-	eventsMax       = 64 // per job, the newest
-	publishedMax    = 64 // per job, the newest
+	eventsMax       = 64        // per job, the newest
+	publishedMax    = 64        // per job, the newest
+	jobsBytesMax    = 256 << 20 // of specs and results together; the oldest finished make way
 )
 
 // State is what the log has decided so far. The values that the maps point to are
@@ -56,6 +57,9 @@ type Job struct {
 	WorkersMax int    `json:"workersMax"`
 	Class      string `json:"class"` // numeric class: auto or a kernel's name, exact once resolved
 	Store      string `json:"store"` // of its checkpoints
+	// Memory is bytes that the fullest worker needs with WorkersMin workers; 0: not known
+	// (yet).
+	Memory int64 `json:"memory,omitempty"`
 
 	// Preparation is who prepares. Its number rises with each try and is its fence.
 	Preparation Preparation `json:"preparation"`
@@ -232,3 +236,6 @@ func (w *Worker) Has(class string) bool {
 		return c == class || kernel == class
 	})
 }
+
+// Fits tells whether a worker has the memory that a job needs, as far as both are known.
+func (w *Worker) Fits(j *Job) bool { return j.Memory == 0 || w.Memory == 0 || w.Memory >= j.Memory }

@@ -325,7 +325,7 @@ func TestFinishedJobsMakeWayAndActiveOnesAreLimited(t *testing.T) {
 	for i := range jobsActiveMax {
 		s.put(Job{ID: fmt.Sprint(i), Request: fmt.Sprint(i), Phase: Queued})
 	}
-	if err := s.makeRoom(); !errors.Is(err, ErrFull) {
+	if err := s.makeRoom(0); !errors.Is(err, ErrFull) {
 		t.Fatalf("job %d was taken: %v", jobsActiveMax+1, err)
 	}
 }

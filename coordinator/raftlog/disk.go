@@ -46,7 +46,8 @@ type disk struct {
 	logs      raft.LogStore
 	stable    raft.StableStore
 	snapshots *raft.FileSnapshotStore
-	used      bool // the folder was not empty
+	used      bool   // the folder was not empty
+	path      string // of the log
 }
 
 // openDisk opens or makes the folder, and reads all of it once: raft itself panics
@@ -55,7 +56,7 @@ func openDisk(c Config, logger hclog.Logger) (*disk, error) {
 	if err := vfs.OS.MkdirAll(c.Dir); err != nil {
 		return nil, fmt.Errorf("coordinator folder: %w", err)
 	}
-	d := &disk{}
+	d := &disk{path: filepath.Join(c.Dir, logFile)}
 	err := d.open(c, logger)
 	if err != nil {
 		_ = d.Close() // the first error counts
@@ -68,7 +69,7 @@ func (d *disk) open(c Config, logger hclog.Logger) (err error) {
 	if err := logMissing(c.Dir); err != nil {
 		return err
 	}
-	if d.bolt, err = openBolt(filepath.Join(c.Dir, logFile)); err != nil {
+	if d.bolt, err = openBolt(d.path); err != nil {
 		return err
 	}
 	// The lock is ours from here on.
@@ -200,7 +201,7 @@ func (d *disk) verify(logs raft.LogStore) error {
 		var l raft.Log
 		err := logs.GetLog(index, &l)
 		if errors.Is(err, raft.ErrLogNotFound) && index <= covered {
-			continue // a restored backup leaves a hole below itself
+			continue // a snapshot of the leader leaves a hole below itself
 		}
 		if errors.Is(err, raft.ErrLogNotFound) {
 			return fmt.Errorf("%w: entry %d is missing from the log of %d to %d", ErrCorrupt, index, first, last)
@@ -227,6 +228,17 @@ func (d *disk) verifySnapshot() (uint64, error) {
 		return 0, fmt.Errorf("%w: snapshot %s: %w", ErrCorrupt, metas[0].ID, err)
 	}
 	return meta.Index, nil
+}
+
+// sizes tells how much the log and the newest snapshot take; 0 for what cannot be seen.
+func (d *disk) sizes() (log, snapshot int64) {
+	if info, err := vfs.OS.Stat(d.path); err == nil {
+		log = info.Size()
+	}
+	if metas, err := d.snapshots.List(); err == nil && len(metas) > 0 {
+		snapshot = metas[0].Size
+	}
+	return log, snapshot
 }
 
 // Close closes the log.

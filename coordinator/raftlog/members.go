@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/skein-ml/skein/coordinator/fsm"
 )
 
 // changeTimeout bounds how long a change of the members waits to be taken up.
@@ -100,22 +97,4 @@ func (n *Node) transfer(ctx context.Context, try func() raft.Future) (err error)
 		}
 	}
 	return fmt.Errorf("transfer leadership: %w", err)
-}
-
-// Restore replaces the state of the whole group by a backup. What was decided since
-// the backup is forgotten.
-func (n *Node) Restore(backup io.ReadSeeker) error {
-	s, err := fsm.Restore(backup) // refused before anything changes
-	if err != nil {
-		return err
-	}
-	size, err := backup.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	if _, err := backup.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	meta := &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, Index: s.Index, Size: size}
-	return translate(n.raft.Restore(meta, backup, changeTimeout))
 }

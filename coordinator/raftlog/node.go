@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"time"
@@ -297,16 +296,28 @@ func (n *Node) Leader() Server {
 
 // Stats is the node's view of itself.
 type Stats struct {
-	State     string // leader, follower, candidate, shutdown
-	Term      uint64
-	LastIndex uint64
-	Applied   uint64
+	State         string // leader, follower, candidate, shutdown
+	Term          uint64
+	LastIndex     uint64
+	Commit        uint64
+	Applied       uint64
+	LastContact   time.Time // with the leader; zero on the leader, and if there was none
+	LogBytes      int64     // of the file; it does not shrink
+	SnapshotBytes int64     // of the newest; 0: none
 }
 
 // Stats tells how the node is.
 func (n *Node) Stats() Stats {
 	names := map[raft.RaftState]string{raft.Leader: "leader", raft.Follower: "follower", raft.Candidate: "candidate", raft.Shutdown: "shutdown"}
-	return Stats{State: names[n.raft.State()], Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), Applied: n.raft.AppliedIndex()}
+	s := Stats{
+		State: names[n.raft.State()], Term: n.raft.CurrentTerm(), LastIndex: n.raft.LastIndex(), Commit: n.raft.CommitIndex(),
+		Applied: n.raft.AppliedIndex(), LastContact: n.raft.LastContact(),
+	}
+	if s.State == "leader" {
+		s.LastContact = time.Time{}
+	}
+	s.LogBytes, s.SnapshotBytes = n.disk.sizes()
+	return s
 }
 
 // Snapshot writes a snapshot now. Raft does so by itself from time to time.
@@ -316,15 +327,6 @@ func (n *Node) Snapshot() error {
 		return nil
 	}
 	return err
-}
-
-// Backup writes the state as it is now, as a snapshot that Restore reads.
-func (n *Node) Backup(ctx context.Context, w io.Writer) error {
-	s, err := n.Read(ctx)
-	if err != nil {
-		return err
-	}
-	return s.Snapshot(w)
 }
 
 // wait waits for a future, but not longer than ctx.

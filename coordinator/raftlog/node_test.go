@@ -1,7 +1,6 @@
 package raftlog
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -282,37 +281,6 @@ func TestALateMemberIsBroughtUpBySnapshot(t *testing.T) {
 	}
 	if metas, err := late.disk.snapshots.List(); err != nil || len(metas) == 0 {
 		t.Fatalf("c2 was brought up without a snapshot: %v, %v", metas, err)
-	}
-}
-
-func TestABackupRestoresTheStateIntoANewCluster(t *testing.T) {
-	g := newGroup(t, 1)
-	kept := g.submit("kept")
-	var backup bytes.Buffer
-	if err := g.leader().Backup(t.Context(), &backup); err != nil {
-		t.Fatal(err)
-	}
-	fresh := newGroup(t, 1)
-	lost := fresh.submit("lost")
-	if err := fresh.leader().Restore(bytes.NewReader([]byte("no backup"))); !errors.Is(err, fsm.ErrCorrupt) {
-		t.Fatalf("restored from garbage: %v", err)
-	}
-	if err := fresh.leader().Restore(bytes.NewReader(backup.Bytes())); err != nil {
-		t.Fatal(err)
-	}
-	s, err := fresh.leader().Read(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.Jobs[kept] == nil || s.Jobs[lost] != nil {
-		t.Fatalf("restored jobs: %v", s.Jobs)
-	}
-	fresh.submit("goes on")
-	fresh.close("c1")
-	again := fresh.open(fresh.servers[0], listen(t, fresh.servers[0].Address), fresh.servers)
-	fresh.leader()
-	if n := len(again.State().Jobs); n != 2 {
-		t.Fatalf("%d jobs after a restart, want 2", n)
 	}
 }
 
