@@ -60,6 +60,10 @@ const (
 	Canceled                // it was told to stop
 )
 
+func (h How) String() string {
+	return [...]string{"unknown", "done", "broken", "failed", "fenced", "canceled"}[h]
+}
+
 // Answered says what the leader made of a report: nil, or why it was not taken.
 type Answered struct {
 	Report  Report
