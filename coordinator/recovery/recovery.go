@@ -131,7 +131,7 @@ func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string
 func next(s *fsm.State, j *fsm.Job, seen Seen, busy map[string]string, why string) (fsm.Entry, []string) {
 	var left, spare []*fsm.Worker
 	for _, w := range s.ByName() {
-		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) {
+		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) || !w.Fits(j) {
 			continue
 		}
 		// A worker that was started again is as good as a free one.

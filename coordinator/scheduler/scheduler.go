@@ -1,19 +1,19 @@
 // Package scheduler decides which workers prepare and which run jobs: all that a job
 // needs at once or none of it, in order of submission.
 //
-// A job that waits for workers that others have holds up those behind it, or small
-// jobs would keep it waiting for ever. A job that asks for more than the cluster has
-// holds up nobody: it says what is missing, and is looked at again whenever a worker
-// comes.
+// A job that waits for workers that others have is promised every worker that could
+// work for it, or small jobs behind it would keep it waiting for ever. A job that asks
+// for more than the cluster has holds up nobody: it says what is missing, and is looked
+// at again whenever a worker comes.
 package scheduler
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/internal/console"
 )
 
 // Config is the scheduler's policy. Zero means the default.
@@ -58,7 +58,7 @@ type Seen struct {
 // Decide gives work to workers that have none. waiting says, for each job that is
 // preparing or queued, what it waits for; a job that gets what it needs has no line.
 func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, waiting map[string]string) {
-	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), waiting: map[string]string{}}
+	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), promised: map[string]string{}, waiting: map[string]string{}}
 	for _, j := range s.InOrder() {
 		switch j.Phase {
 		case fsm.Preparing:
@@ -72,14 +72,14 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Ent
 
 // decision is one call of Decide.
 type decision struct {
-	now     time.Time
-	s       *fsm.State
-	seen    Seen
-	c       Config
-	busy    map[string]string // worker → job, with what has been decided so far
-	blocked string            // the first job that waits for workers of others
-	entries []fsm.Entry
-	waiting map[string]string
+	now      time.Time
+	s        *fsm.State
+	seen     Seen
+	c        Config
+	busy     map[string]string // worker → job, with what has been decided so far
+	promised map[string]string // worker → the first job that waits for it
+	entries  []fsm.Entry
+	waiting  map[string]string
 }
 
 func (d *decision) wait(j *fsm.Job, format string, args ...any) {
@@ -92,7 +92,7 @@ func (d *decision) prepare(j *fsm.Job) {
 	var why string
 	broken := d.seen.Broken[j.ID]
 	switch {
-	case p.Number == 0:
+	case p.Number == 0, p.Worker == "": // nobody yet, or it was restored from a backup
 	case broken.Number == p.Number:
 		why = fmt.Sprintf("%s gave up: %s; ", p.Worker, broken.Reason)
 	case !d.s.Is(p.Worker, p.Incarnation):
@@ -107,13 +107,9 @@ func (d *decision) prepare(j *fsm.Job) {
 		})
 		return
 	}
-	if d.blocked != "" {
-		d.wait(j, "%swaits behind %s", why, d.blocked)
-		return
-	}
 	w := d.preparer(j, broken.Number == p.Number && p.Number > 0)
 	if w == nil {
-		d.short(j, 1)
+		d.short(j, 1, why)
 		return
 	}
 	d.busy[w.Name] = j.ID
@@ -156,11 +152,32 @@ func (d *decision) preparer(j *fsm.Job, gaveUp bool) *fsm.Worker {
 func (d *decision) free(j *fsm.Job) []*fsm.Worker {
 	var free []*fsm.Worker
 	for _, w := range d.fit(j) {
-		if other := d.busy[w.Name]; other == "" || other == j.ID {
+		if d.taken(j, w) == "" {
 			free = append(free, w)
 		}
 	}
 	return free
+}
+
+// taken says why a worker that could work for the job may not: another job has it, or
+// comes first. The text follows the worker's name, or names.
+func (d *decision) taken(j *fsm.Job, w *fsm.Worker) string {
+	if other := d.busy[w.Name]; other != "" && other != j.ID {
+		return "at work for " + other
+	}
+	if other := d.promised[w.Name]; other != "" && other != j.ID {
+		return "promised to " + other + ", which was submitted before it"
+	}
+	return ""
+}
+
+// promise keeps the workers that a job could use from those behind it.
+func (d *decision) promise(j *fsm.Job) {
+	for _, w := range d.fit(j) {
+		if d.promised[w.Name] == "" {
+			d.promised[w.Name] = j.ID
+		}
+	}
 }
 
 // fit lists the workers that could work for the job if they had nothing else to do.
@@ -174,19 +191,22 @@ func (d *decision) fit(j *fsm.Job) []*fsm.Worker {
 	return fit
 }
 
-// unfit says why a worker cannot work for the job; empty if it can.
+// unfit says why a worker cannot work for the job; empty if it can. The text follows
+// the worker's name, or names.
 func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
 	switch {
 	case !d.seen.Alive[w.Name]:
-		return w.Name + " is not in touch"
+		return "not in touch"
 	case w.Draining:
-		return w.Name + " is leaving"
+		return "draining"
 	case !w.Has(j.Class):
-		return fmt.Sprintf("%s computes as %s, not as %s", w.Name, strings.Join(w.Classes, " or "), j.Class)
+		return "of class " + strings.Join(w.Classes, " or ")
+	case !w.Fits(j):
+		return "limited to " + console.Bytes(w.Memory)
 	}
 	if j.Phase == fsm.Queued && j.Nonce.Object != "" {
 		if read, ok := d.seen.Reads[j.ID][w.Name]; ok && read.Err != "" {
-			return fmt.Sprintf("%s cannot read %s: %s", w.Name, j.Store, read.Err)
+			return fmt.Sprintf("unable to read %s: %s", j.Store, read.Err)
 		}
 	}
 	return ""
@@ -194,10 +214,6 @@ func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
 
 // run places a queued job if there is enough for it.
 func (d *decision) run(j *fsm.Job) {
-	if d.blocked != "" {
-		d.wait(j, "waits behind %s", d.blocked)
-		return
-	}
 	var free []*fsm.Worker
 	var asked []string
 	for _, w := range d.free(j) {
@@ -209,17 +225,17 @@ func (d *decision) run(j *fsm.Job) {
 	}
 	if len(asked) > 0 {
 		d.wait(j, "asks %s to read %s", strings.Join(asked, ", "), j.Store)
-		d.blocked = j.ID
+		d.promise(j)
 		return
 	}
 	use := j.Use(len(free))
 	if use == 0 {
-		d.short(j, j.WorkersMin)
+		d.short(j, j.WorkersMin, "")
 		return
 	}
 	if settled := d.seen.LastJoin.Add(d.c.Settle); len(free) < j.WorkersMax && d.now.Before(settled) {
 		d.wait(j, "waits a moment for more workers: %d of up to %d are here", len(free), j.WorkersMax)
-		d.blocked = j.ID
+		d.promise(j)
 		return
 	}
 	placement, err := j.Cut(fsm.Spread(free)[:use])
@@ -235,47 +251,4 @@ func (d *decision) run(j *fsm.Job) {
 		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
-}
-
-// short says what is missing for a job that needs so many workers.
-func (d *decision) short(j *fsm.Job, need int) {
-	fit := d.fit(j)
-	if len(fit) < need {
-		text := fmt.Sprintf("needs %s, and the cluster has %d", workers(need), len(fit))
-		var why []string
-		for _, w := range d.s.ByName() {
-			if reason := d.unfit(j, w); reason != "" {
-				why = append(why, reason)
-			}
-		}
-		if len(why) > 0 {
-			text += ": " + strings.Join(limited(why), "; ")
-		}
-		d.wait(j, "%s", text)
-		return
-	}
-	var with []string
-	for _, w := range fit {
-		if other := d.busy[w.Name]; other != "" && other != j.ID && !slices.Contains(with, other) {
-			with = append(with, other)
-		}
-	}
-	d.wait(j, "needs %s, %d free; the others work for %s", workers(need), len(d.free(j)), strings.Join(limited(with), ", "))
-	d.blocked = j.ID
-}
-
-func workers(n int) string {
-	if n == 1 {
-		return "1 worker"
-	}
-	return fmt.Sprintf("%d workers", n)
-}
-
-// limited keeps a list readable.
-func limited(list []string) []string {
-	const shown = 4
-	if len(list) <= shown {
-		return list
-	}
-	return append(slices.Clone(list[:shown]), fmt.Sprintf("and %d more", len(list)-shown))
 }

@@ -131,29 +131,26 @@ func (s *Story) run(t *testing.T, c Command, do func(t *testing.T, s *Story, c C
 		s.now = c.At()
 	}
 	switch c.Word {
-	case "worker": // worker w1 w2 node=n1 class=generic_r1 incarnation=2
+	case "worker": // worker w1 w2 node=n1 class=generic_r1 memory=1000000 incarnation=2
 		for _, w := range c.Args {
 			s.Apply(t, &fsm.Register{Worker: fsm.Worker{
 				Name: w, Incarnation: w + "-" + or(c.Keys["incarnation"], "1"), Node: or(c.Keys["node"], "node-"+w),
-				Classes: strings.Split(or(c.Keys["class"], "generic r1"), ","),
+				Classes: strings.Split(or(c.Keys["class"], "generic r1"), ","), Memory: number(t, or(c.Keys["memory"], "0")),
 			}})
 		}
 	case "submit": // submit a world=4 workers=1-4 class=auto
 		s.submit(t, c)
-	case "resolved": // resolved a class=generic_r1 nonce=x
+	case "resolved": // resolved a class=generic_r1 memory=1000000 nonce=x
 		j := s.State.Jobs[s.ID(c.Args[0])]
 		d := &fsm.Resolve{Job: j.ID, Number: j.Preparation.Number, Resolved: []byte("{}"), Steps: 100, Class: or(c.Keys["class"], "generic r1"), Step0: fsm.Checkpoint{Manifest: "0"}}
+		d.Memory = number(t, or(c.Keys["memory"], "0"))
 		if c.Keys["nonce"] != "" {
 			d.Nonce = fsm.Nonce{Object: c.Keys["nonce"], Value: "42"}
 		}
 		s.Apply(t, d)
 	case "publish": // publish a step=8
 		j := s.State.Jobs[s.ID(c.Args[0])]
-		step, err := strconv.ParseInt(c.Keys["step"], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Apply(t, &fsm.Publish{Job: j.ID, Checkpoint: fsm.Checkpoint{Generation: j.Generation, Step: step, Manifest: "m", Weights: "w"}})
+		s.Apply(t, &fsm.Publish{Job: j.ID, Checkpoint: fsm.Checkpoint{Generation: j.Generation, Step: number(t, c.Keys["step"]), Manifest: "m", Weights: "w"}})
 	case "drain":
 		for _, w := range c.Args {
 			s.Apply(t, &fsm.Drain{Worker: w, Incarnation: s.State.Workers[w].Incarnation})
@@ -172,17 +169,10 @@ func (s *Story) run(t *testing.T, c Command, do func(t *testing.T, s *Story, c C
 
 func (s *Story) submit(t *testing.T, c Command) {
 	lo, hi, _ := strings.Cut(or(c.Keys["workers"], "1-4"), "-")
-	number := func(text string) int {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
 	name := c.Args[0]
 	s.Jobs[name] = s.Apply(t, &fsm.Submit{
-		Request: name, Name: "job", Spec: []byte("{}"), WorldSize: number(or(c.Keys["world"], "4")),
-		WorkersMin: number(lo), WorkersMax: number(hi), Class: or(c.Keys["class"], "auto"), Store: "/store",
+		Request: name, Name: "job", Spec: []byte("{}"), WorldSize: int(number(t, or(c.Keys["world"], "4"))),
+		WorkersMin: int(number(t, lo)), WorkersMax: int(number(t, hi)), Class: or(c.Keys["class"], "auto"), Store: "/store",
 	})
 }
 
@@ -210,6 +200,15 @@ func (s *Story) Carry(t *testing.T, entries []fsm.Entry) string {
 		fmt.Fprintf(&b, "%s %s: %s\n", e.Decision.Kind(), about, e.Reason)
 	}
 	return b.String()
+}
+
+func number(t *testing.T, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func or(value, otherwise string) string {
