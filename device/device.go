@@ -336,4 +336,16 @@ type Updates interface {
 type HostAddressable interface {
 	// Host is the memory behind b. The caller orders its use by events.
 	Host(b Buf) []byte
+
+	// The additions of the ring, on little-endian bytes, aligned or not, from any goroutine;
+	// their bits are the same on every device.
+
+	// AddF32: dst = a + b, F32; dst may be a or b.
+	AddF32(dst, a, b []byte)
+	// RoundBF16: dst BF16 = src F32, of twice the length, rounded to nearest even.
+	RoundBF16(dst, src []byte)
+	// AddBF16: dst BF16 = received BF16 + own F32, rounded to nearest even; dst may be received.
+	AddBF16(dst, received, own []byte)
+	// AddBF16Last: dst F32 = received BF16 + own F32, not rounded; dst may be own.
+	AddBF16Last(dst, received, own []byte)
 }

@@ -79,7 +79,7 @@ func Admit(ctx context.Context, env Env, job *jobspec.Job) (admitted *Admitted, 
 		return nil, err
 	}
 	env.emit(a.Prepared())
-	return a, a.fit()
+	return a, a.fit(env)
 }
 
 // prepare makes or finds the data sets, and opens them.
@@ -148,7 +148,7 @@ func (a *Admitted) resolve(env Env, job *jobspec.Job) error {
 		return err
 	}
 	var micro int
-	micro, a.Memory = microBatch(c, job, a.Table, a.Budget)
+	micro, a.Memory = microBatch(c, job, a.Table, env.workers(job), a.Budget)
 	a.Spec, err = job.Resolve(jobspec.Facts{
 		ModelHash: modelHash.String(), DataHash: a.Data.TrainManifest.ContentHash, Sequences: a.Train.Len(),
 		NumericClass: env.Device.Info().Class, MicroBatch: micro,

@@ -12,22 +12,6 @@ import (
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
-// PrepareConfig is an order to prepare a job.
-type PrepareConfig struct {
-	Job     string         // id
-	Spec    []byte         // jobspec.Job as JSON, paths absolute
-	Streams *stream.Server // serves the prepared data set from then on; nil: nobody does
-}
-
-// Preparation is what the log needs to know of a prepared job.
-type Preparation struct {
-	Resolved    []byte // the resolved spec, canonical
-	Step0       *skeinv1.Checkpoint
-	NonceObject string // in the job's folder, for other workers to read
-	Nonce       string
-	DataHash    string
-}
-
 // HostConfig is an order to host ranks of a job for one generation, and the ways to
 // tell the coordinator about it.
 type HostConfig struct {
@@ -53,8 +37,8 @@ type HostConfig struct {
 
 // Phases is where the time of a step went on one worker.
 type Phases struct {
-	Data, Compute, Reduce, Gather, Apply time.Duration
-	RingBytes                            int64 // sent to the next worker
+	Data, Compute, Gather, Reduce, Hold, Apply time.Duration // see [trainer.Timing]
+	RingBytes                                  int64         // sent to the next worker in this generation
 }
 
 // ErrFenced is returned when a newer generation has taken over.

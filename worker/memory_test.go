@@ -55,7 +55,7 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tr.Close()
-			_, plan := microBatch(cfg, job, tr.Table(), 0)
+			_, plan := microBatch(cfg, job, tr.Table(), 1, 0)
 			got := dev.Info()
 			state := got.Allocated[device.KindWeights] + got.Allocated[device.KindGradients] + got.Allocated[device.KindOptimizer]
 			low, high := plan.ModelState()*98/100, plan.ModelState()*102/100

@@ -24,14 +24,14 @@ func (e *DoesNotFitError) Unwrap() error { return e.Err }
 // weightForms is how often a weight is held: flat, and packed for x·Wᵀ and for dy·W.
 const weightForms = 3
 
-// memoryInput is what a job's memory depends on, with all its ranks on one worker.
-func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, micro int) shard.MemoryInput {
+// memoryInput is what a job's memory depends on, with its ranks on as few as so many workers.
+func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, workers, micro int) shard.MemoryInput {
 	share := job.Train.GlobalBatch / job.Cluster.WorldSize
 	in := shard.MemoryInput{
 		Table: table,
 		Shape: shard.Shape{Family: shard.FamilyLlama, Layers: c.Layers, Hidden: c.Hidden, MLP: c.MLP,
 			Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim, Vocab: c.Vocab},
-		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: 1, WorkersMax: 1,
+		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: workers, WorkersMax: workers,
 		MicroBatch: micro, MicroBatches: share / micro, SequenceTokens: job.Data.SequenceLength,
 		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: weightForms,
 		SparseRows: min(share*job.Data.SequenceLength, c.Vocab), WireBF16: job.Cluster.Wire == jobspec.WireBF16,
@@ -50,28 +50,36 @@ func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, micro int) 
 
 // microBatch decides how many sequences one forward takes: what the job says, or
 // the most that fit the budget. Which it is never changes a bit.
-func microBatch(c modelConfig, job *jobspec.Job, table shard.Table, budget int64) (int, shard.Memory) {
+func microBatch(c modelConfig, job *jobspec.Job, table shard.Table, workers int, budget int64) (int, shard.Memory) {
 	share := job.Train.GlobalBatch / job.Cluster.WorldSize
 	fixed := int(job.Train.MicroBatch)
 	for n := share; n >= 1; n-- {
 		if share%n != 0 || fixed > 0 && n != fixed {
 			continue
 		}
-		m := shard.MemoryOn(memoryInput(c, job, table, n), 1)
+		m := shard.MemoryOn(memoryInput(c, job, table, workers, n), workers)
 		if fixed > 0 || n == 1 || budget == 0 || m.Total() <= budget {
 			return n, m
 		}
 	}
-	return 1, shard.MemoryOn(memoryInput(c, job, table, 1), 1)
+	return 1, shard.MemoryOn(memoryInput(c, job, table, workers, 1), workers)
+}
+
+// workers is the least number of workers that a job runs on.
+func (e Env) workers(job *jobspec.Job) int {
+	if e.Cluster {
+		return job.Cluster.Workers.Min
+	}
+	return 1
 }
 
 // fit refuses a job that needs more memory than it may use.
-func (a *Admitted) fit() error {
+func (a *Admitted) fit(env Env) error {
 	if a.Budget == 0 {
 		return nil
 	}
 	job := &a.Spec.Job
-	in := memoryInput(a.Config.Model, job, a.Table, int(job.Train.MicroBatch))
+	in := memoryInput(a.Config.Model, job, a.Table, env.workers(job), int(job.Train.MicroBatch))
 	if err := shard.CheckMemory(in, a.Budget); err != nil {
 		return &DoesNotFitError{err}
 	}

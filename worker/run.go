@@ -27,7 +27,14 @@ type Env struct {
 	CacheDir   string              // prepared data sets
 	Program    string              // version of this program, for the lineage
 	MemoryFree int64               // bytes that the machine has to give, 0: unknown
-	Emit       func(console.Event) // from one goroutine; nil: nobody listens
+	Emit       func(console.Event) // nil: nobody listens
+
+	// Cluster says that other workers share a job's ranks. Its memory is then that of the
+	// fullest of as few workers as it may have.
+	Cluster bool
+	// OpenDevice opens a device for a job of a cluster, which closes it; "" is the best there
+	// is, else a numeric class. Device is nil then.
+	OpenDevice func(class string) (device.Device, error)
 }
 
 func (e Env) emit(ev console.Event) {

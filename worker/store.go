@@ -37,8 +37,19 @@ type store struct {
 	held    io.Closer          // the lock
 }
 
-// openStore describes the job in its store, and keeps other runs out of it until close.
+// openStore is newStore for a run that has the store to itself, and keeps other runs out
+// of it until close.
 func openStore(env Env, a *Admitted, tr *trainer.Trainer, dir string) (*store, error) {
+	s, err := newStore(env, a, tr.Table().Fingerprint(), dir)
+	if err != nil {
+		return nil, err
+	}
+	s.tr = tr
+	return s, s.hold()
+}
+
+// newStore describes the job.
+func newStore(env Env, a *Admitted, fingerprint shard.Digest, dir string) (*store, error) {
 	job := &a.Spec.Job
 	spec, err := digest(a.Spec.ArithmeticHash())
 	if err != nil {
@@ -50,17 +61,17 @@ func openStore(env Env, a *Admitted, tr *trainer.Trainer, dir string) (*store, e
 	}
 	name := filepath.Base(job.Model.Base)
 	s := &store{
-		env: env, dir: dir, adm: a, tr: tr,
+		env: env, dir: dir, adm: a,
 		state: checkpoint.State{
 			Job: job.Name, Model: name, Spec: spec, Data: content, NumericClass: job.Train.NumericClass,
 			Seeds: map[string]uint64{"order": job.Train.Seed},
 		},
 		lineage: checkpoint.Lineage{
-			Job: job.Name, Program: env.Program, Model: name, Fingerprint: tr.Table().Fingerprint(), DataHash: content,
+			Job: job.Name, Program: env.Program, Model: name, Fingerprint: fingerprint, DataHash: content,
 			SpecHash: spec, Spec: a.Spec.Canonical(), NumericClass: job.Train.NumericClass, WorldSize: job.Cluster.WorldSize,
 		},
 	}
-	return s, s.hold()
+	return s, nil
 }
 
 // hold takes the store for this run. Two at a time would remove each other's unfinished
@@ -109,22 +120,27 @@ func (s *store) resume() (step int64, ok bool, err error) {
 		return 0, false, fmt.Errorf("checkpoint.store: %w", err)
 	}
 	defer ck.Close()
+	return ck.Manifest.Step, true, s.restore(ck)
+}
+
+// restore makes the trainer's state and the store's that of a checkpoint.
+func (s *store) restore(ck *checkpoint.Checkpoint) error {
 	was, err := s.readLineage()
 	if err != nil {
-		return 0, false, err
+		return err
 	}
 	m := ck.Manifest
 	want := checkpoint.Want{Job: s.state.Job, Model: s.state.Model, Fingerprint: s.lineage.Fingerprint, Spec: s.state.Spec, Data: s.state.Data}
 	if err := ck.Check(want); err != nil {
-		return 0, false, err
+		return err
 	}
 	if err := s.tr.Restore(ck, m.Step, m.Taken); err != nil {
-		return 0, false, err
+		return err
 	}
 	s.state.History, s.state.Chain = m.History, m.Chain
 	s.lineage.Results = resultsUntil(was.Results, m.Step)
 	s.lineage.ResumedAt = append(was.ResumedAt, m.Step)
-	return m.Step, true, nil
+	return nil
 }
 
 // readLineage reads what the job has written beside its checkpoints, and refuses that of

@@ -92,3 +92,15 @@ func checkFold(op string, dst, a, b, ratio int) {
 func get32(b []byte) float32    { return math.Float32frombits(binary.LittleEndian.Uint32(b)) }
 func put32(b []byte, v float32) { binary.LittleEndian.PutUint32(b, math.Float32bits(v)) }
 func get16(b []byte) float32    { return unbf16(binary.LittleEndian.Uint16(b)) }
+
+// AddF32 implements [device.HostAddressable].
+func (*Device) AddF32(dst, a, b []byte) { AddF32(dst, a, b) }
+
+// RoundBF16 implements [device.HostAddressable].
+func (*Device) RoundBF16(dst, src []byte) { RoundBF16(dst, src) }
+
+// AddBF16 implements [device.HostAddressable].
+func (*Device) AddBF16(dst, received, own []byte) { AddBF16(dst, received, own) }
+
+// AddBF16Last implements [device.HostAddressable].
+func (*Device) AddBF16Last(dst, received, own []byte) { AddBF16Last(dst, received, own) }

@@ -34,10 +34,11 @@ func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 	if err := t.stream.Record().Wait(); err != nil {
 		return nil, err
 	}
+	defer func() { t.asks = 0 }()
 	votes := make([]allreduce.Vote, len(t.ranks))
 	for i, r := range t.ranks {
 		norms := t.cells.host[i*buckets : (i+1)*buckets]
-		votes[i] = allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms)}
+		votes[i] = allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks}
 	}
 	return votes, nil
 }

@@ -59,6 +59,16 @@ func (t *Trainer) LinkMemory() (allreduce.LinkMemory, error) {
 	return l, nil
 }
 
+// Arithmetic is how the link adds: with the device's own additions where the host can
+// reach its memory.
+func (t *Trainer) Arithmetic() allreduce.Arithmetic {
+	d, ok := t.dev.(device.HostAddressable)
+	if !ok {
+		return allreduce.RefArithmetic
+	}
+	return allreduce.Arithmetic{AddF32: d.AddF32, RoundBF16: d.RoundBF16, AddBF16: d.AddBF16, AddBF16Last: d.AddBF16Last}
+}
+
 // Join connects the trainer to the other workers.
 func (t *Trainer) Join(link *allreduce.Link) { t.peers.(*linked).link = link }
 

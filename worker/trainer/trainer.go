@@ -103,6 +103,7 @@ type Trainer struct {
 	taken int64 // steps that were not skipped: Adam's t
 	fresh []bool
 	held  <-chan struct{} // until it is closed, the state must not change; nil: it may
+	asks  allreduce.Requests
 
 	// Of the step under way, for the model's hooks.
 	ctx     context.Context
@@ -241,6 +242,10 @@ func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, error
 	}
 	return t.model, t.stream, nil
 }
+
+// Request puts a request into this worker's next votes. The decision record of that step
+// brings it to all workers.
+func (t *Trainer) Request(r allreduce.Requests) { t.asks |= r }
 
 // Hold keeps the state as it is until done is closed: the next step waits before it is
 // applied. So a checkpoint is written while the step is computed.

@@ -1,0 +1,465 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/checkpoint"
+	"github.com/skein-ml/skein/data"
+	"github.com/skein-ml/skein/data/stream"
+	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/model/hf"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/shard"
+	"github.com/skein-ml/skein/worker/trainer"
+)
+
+// connectMax is how long the workers of a generation may take to find each other. They
+// get their orders within a heartbeat of each other.
+const connectMax = 30 * time.Second
+
+// hosting is a worker's part in one generation of a job.
+type hosting struct {
+	run
+	HostConfig
+	key       allreduce.Key
+	self      int // own place among the members
+	link      *allreduce.Link
+	samples   *stream.Client
+	served    *data.Dataset // that this generation made the stream server serve
+	heldOut   *data.Dataset
+	saving    *saving      // the newest checkpoint on its way, published or not
+	tokensAll atomic.Int64 // of all ranks in this generation, until the last checkpoint
+	closers   []func() error
+}
+
+// Host hosts ranks of a job until it is done, broken, failed, or ctx ends. When it
+// returns, nothing of it runs any more. A [BrokenError] and [ErrFenced] leave the job to
+// a later generation; after any other error but the context's it cannot succeed.
+func Host(ctx context.Context, env Env, c HostConfig) error {
+	h := &hosting{run: run{Env: env, clock: time.Now()}, HostConfig: c}
+	// Whatever ends this worker's part ends its link and its checkpoint too.
+	ctx, stop := context.WithCancel(ctx)
+	err := h.host(ctx)
+	cause := h.cause(ctx, err)
+	stop()
+	h.close()
+	return cause
+}
+
+func (h *hosting) host(ctx context.Context) error {
+	if err := h.admit(ctx); err != nil {
+		return err
+	}
+	if err := h.connect(ctx); err != nil {
+		return err
+	}
+	if err := h.resume(); err != nil {
+		return err
+	}
+	return h.toTheEnd(ctx)
+}
+
+// close waits for what is under way and gives everything back, the last opened first.
+func (h *hosting) close() {
+	if h.link != nil {
+		h.link.Close()
+	}
+	if h.saving != nil {
+		<-h.saving.done
+	}
+	for _, c := range slices.Backward(h.closers) {
+		_ = c() // nothing that was written depends on it
+	}
+}
+
+// cause sorts an error by what it means for the job.
+func (h *hosting) cause(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, ErrFenced) {
+		return ErrFenced
+	}
+	if h.saving != nil { // a checkpoint that failed has closed the link
+		select {
+		case <-h.saving.done:
+			if h.saving.err != nil {
+				err = h.saving.err
+			}
+		default:
+		}
+	}
+	var path *fs.PathError
+	link, onLink := errors.AsType[*allreduce.LinkError](err)
+	switch {
+	case onLink && link.Accused >= 0:
+		return &BrokenError{Accused: h.Order.Members[link.Accused].Worker, Reason: err.Error()}
+	case onLink:
+		return &BrokenError{Reason: err.Error()}
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return &BrokenError{Reason: fmt.Sprintf("the checkpoint store is full: %v; the job goes on by itself when there is room", err)}
+	case errors.Is(err, checkpoint.ErrDiverged), errors.Is(err, checkpoint.ErrForeign):
+		return err
+	case errors.As(err, &path), errors.Is(err, errUnreachable), errors.Is(err, checkpoint.ErrDamaged):
+		return &BrokenError{Reason: err.Error()}
+	}
+	return err
+}
+
+// errUnreachable marks what another worker, or this one later, may well be able to do.
+var errUnreachable = errors.New("unreachable")
+
+// admit opens what the job's folder says of the job, and the trainer.
+func (h *hosting) admit(ctx context.Context) error {
+	spec, err := jobspec.ParseResolved(h.Order.GetResolved())
+	if err != nil {
+		return err
+	}
+	job := &spec.Job
+	h.export, h.dir = job.Path(job.Output.Export), JobFolder(job.Path(job.Checkpoint.Store), h.Order.GetJob())
+	done, err := h.open(job.Train.NumericClass)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	h.closers = append(h.closers, done)
+	if class := h.Device.Info().Class; class != job.Train.NumericClass {
+		return fmt.Errorf("%w: the job's bits are those of %q, and %s computes as %q", errUnreachable, job.Train.NumericClass, h.Worker, class)
+	}
+	a := &Admitted{Spec: spec, Steps: int64(job.Train.Steps)}
+	h.Admitted = a
+	if a.Base, err = describedBase(h.FS, filepath.Join(h.dir, descriptionName)); err != nil {
+		return err
+	}
+	c := a.Base.Config()
+	if a.Table, err = trainer.NewTable(c, job.Cluster.WorldSize); err != nil {
+		return err
+	}
+	a.Config = trainerConfig(c, spec)
+	if err := h.place(); err != nil {
+		return err
+	}
+	if err := h.openData(ctx); err != nil {
+		return err
+	}
+	if h.tr, err = trainer.New(h.Device, a.Config, h.samples); err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	h.closers = append(h.closers, func() error { h.tr.Close(); return nil })
+	if h.store, err = newStore(h.Env, a, a.Table.Fingerprint(), h.dir); err != nil {
+		return err
+	}
+	h.store.tr = h.tr
+	if !h.leads() {
+		return nil
+	}
+	return h.openLanguage()
+}
+
+// describedBase is the base model without its weights: what a job's folder says of it.
+func describedBase(fsys vfs.FS, dir string) (*Base, error) {
+	c, side, err := readDescription(fsys, dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: the description of the job's model: %w", dir, err)
+	}
+	b := &Base{Model: described{config: c}, Side: side, path: dir}
+	b.Template, err = hf.ChatTemplate(side)
+	return b, err
+}
+
+// described is a model of which only the configuration is at hand.
+type described struct{ config modelConfig }
+
+func (d described) Config() modelConfig  { return d.config }
+func (d described) Shape(string) []int64 { return nil }
+func (d described) Notices() []string    { return nil }
+func (d described) Close() error         { return nil }
+
+func (d described) ReadRange(name string, _ int64, _ []float32) error {
+	return fmt.Errorf("%s: the weights of the base model are not at hand", name)
+}
+
+// place finds the worker's ranks. Blocks of ranks go round the ring in the order of the
+// members, so each link of the ring is one connection.
+func (h *hosting) place() error {
+	members := h.Order.GetMembers()
+	p, err := shard.EvenPlacement(h.Config.WorldSize, len(members))
+	if err != nil {
+		return err
+	}
+	h.self = -1
+	for i, m := range members {
+		want := p.Ranks(i)
+		if !slices.EqualFunc(m.GetRanks(), want, func(a int32, b shard.Rank) bool { return a == int32(b) }) {
+			return fmt.Errorf("%s is to host ranks %v, worker %d of %d hosts %v; are coordinator and workers of the same version?", m.GetWorker(), m.GetRanks(), i+1, len(members), want)
+		}
+		if m.GetWorker() == h.Worker {
+			h.self = i
+		}
+	}
+	if h.self < 0 {
+		return fmt.Errorf("%s is not among the workers of generation %d", h.Worker, h.Order.GetGeneration())
+	}
+	h.Config.Placement, h.Config.Worker = p, h.self
+	h.key = allreduce.Key{Job: h.Order.GetJob(), Generation: h.Order.GetGeneration(), SpecHash: h.Order.GetSpecHash(), Class: h.Spec.Job.Train.NumericClass}
+	return nil
+}
+
+// leads tells whether rank 0 is here: its worker decides, measures, publishes and exports.
+func (h *hosting) leads() bool { return h.self == 0 }
+
+// openData begins to read the training data from the workers that serve it, and serves it.
+func (h *hosting) openData(ctx context.Context) error {
+	var err error
+	if h.served, err = serve(h.FS, h.Streams, h.dir, h.Spec.DataHash); err != nil {
+		return err
+	}
+	if h.served != nil {
+		h.closers = append(h.closers, func() error { h.Streams.Remove(h.Spec.DataHash); return h.served.Close() })
+	}
+	servers := slices.Clone(h.Order.GetDataServers())
+	for _, m := range h.Order.GetMembers() {
+		if a := m.GetStreamAddress(); a != "" && !slices.Contains(servers, a) {
+			servers = append(servers, a)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectMax)
+	defer cancel()
+	h.samples, err = stream.Open(ctx, stream.Config{
+		Security:    stream.Security{TLS: h.TLS, PlainText: h.TLS == nil},
+		ContentHash: h.Spec.DataHash, Servers: servers, Vocab: int32(h.Config.Model.Vocab),
+	})
+	if err != nil {
+		return fmt.Errorf("%w: training data: %w", errUnreachable, err)
+	}
+	h.closers = append(h.closers, h.samples.Close)
+	return nil
+}
+
+// openLanguage opens what evaluation needs.
+func (h *hosting) openLanguage() error {
+	var err error
+	if h.Language, err = h.Base.Language(); err != nil {
+		return err
+	}
+	h.dataSpec = DataSpec(&h.Spec.Job, h.CacheDir)
+	file, err := vfs.ReadFile(h.FS, filepath.Join(h.dir, settledName), sideBytesMax)
+	if err != nil {
+		return err
+	}
+	var s settled
+	if err := json.Unmarshal(file, &s); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(h.dir, settledName), err)
+	}
+	if s.Validation == "" {
+		return nil
+	}
+	if h.Validation, err = data.Open(h.FS, datasetFolder(h.dir, s.Validation)); err != nil {
+		return err
+	}
+	h.closers = append(h.closers, h.Validation.Close)
+	return nil
+}
+
+// connect joins the ring.
+func (h *hosting) connect(ctx context.Context) error {
+	members := h.Order.GetMembers()
+	if len(members) == 1 {
+		return nil
+	}
+	mem, err := h.tr.LinkMemory()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectMax)
+	defer cancel()
+	names := make([]string, len(members))
+	for i, m := range members {
+		names[i] = m.GetWorker()
+	}
+	h.link, err = allreduce.Connect(ctx, h.Ring, allreduce.LinkConfig{
+		Key: h.key, Table: h.Table, Placement: h.Config.Placement, Worker: h.self, Names: names,
+		Next: members[(h.self+1)%len(members)].GetRingAddress(), Wire: h.Config.Wire, Arithmetic: h.tr.Arithmetic(),
+		Memory: mem, Decide: h.tr.Decide, TLS: h.TLS, VerifyPeer: h.VerifyPeer,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: the other workers of generation %d: %w", errUnreachable, h.Order.GetGeneration(), err)
+	}
+	h.tr.Join(h.link)
+	return nil
+}
+
+// resume makes the trainer's state that of the checkpoint that the log names.
+func (h *hosting) resume() error {
+	ck, err := checkpoint.OpenNamed(h.FS, h.dir, h.Order.GetResume().GetManifest())
+	if err != nil {
+		return err
+	}
+	defer ck.Close()
+	if got, want := ck.Manifest.Weights.String(), h.Order.GetResume().GetWeights(); got != want {
+		return fmt.Errorf("%w: step %d has weights %s, the log says %s", checkpoint.ErrDamaged, ck.Manifest.Step, got, want)
+	}
+	if err := h.store.restore(ck); err != nil {
+		return err
+	}
+	if h.leads() { // a publisher that was killed may not have got as far
+		if err := checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest()); err != nil {
+			return err
+		}
+	}
+	if ck.Manifest.Step > h.Steps {
+		return fmt.Errorf("the job has %d steps, and step %d is published", h.Steps, ck.Manifest.Step)
+	}
+	return h.samples.Follow(stream.Plan{
+		Order: h.Config.Order, Places: stream.RankPlaces(h.Config.Placement.Ranks(h.self), h.Config.Batch.Global, h.Config.WorldSize),
+	}, ck.Manifest.Step+1)
+}
+
+// toTheEnd takes the steps that are left and hands over the result.
+func (h *hosting) toTheEnd(ctx context.Context) error {
+	from := h.tr.StepsDone()
+	if h.leads() {
+		h.emit(console.Started{
+			Steps: h.Steps, From: from, WorldSize: h.Config.WorldSize, Workers: len(h.Order.GetMembers()),
+			Threads: h.Device.Info().Threads, SpecHash: h.Spec.Hash(),
+		})
+		if from == 0 || h.evaluationDue(from) {
+			if err := h.measure(ctx, from == 0); err != nil {
+				return err
+			}
+		}
+	}
+	for h.tr.StepsDone() < h.Steps {
+		if err := h.step(ctx); err != nil {
+			return err
+		}
+	}
+	if err := h.saved(ctx); err != nil {
+		return err
+	}
+	if !h.leads() {
+		return nil
+	}
+	return h.finish(ctx)
+}
+
+// measure evaluates unless an earlier generation has done so at this step.
+func (h *hosting) measure(ctx context.Context, full bool) error {
+	name := lossName
+	if full && h.Validation == nil {
+		name = ""
+	}
+	if _, measured := h.store.at(h.tr.StepsDone(), name); measured {
+		return nil
+	}
+	return h.evaluate(ctx, full)
+}
+
+// step takes one step and does what is due after it.
+func (h *hosting) step(ctx context.Context) error {
+	select {
+	case <-h.Checkpoint:
+		h.tr.Request(allreduce.RequestCheckpoint)
+	default:
+	}
+	res, err := h.tr.Step(ctx)
+	if err != nil {
+		return err
+	}
+	d := res.Decision
+	h.store.decided(d)
+	h.tokens += res.Tokens
+	// A worker knows its own ranks' padding; the others' is about the same.
+	tokens := res.Tokens * int64(h.Config.WorldSize) / int64(len(h.Config.Placement.Ranks(h.self)))
+	h.pace.add(res.Timing.Total(), tokens)
+	if h.saving != nil {
+		h.saving.blocked.Add(int64(res.Timing.Hold))
+	}
+	h.progress(res, tokens)
+	if h.leads() && h.evaluationDue(d.Step) {
+		if err := h.measure(ctx, false); err != nil {
+			return err
+		}
+	}
+	if due(d.Step, int64(h.Spec.Job.Checkpoint.Every)) || d.Step == h.Steps || d.Requests&allreduce.RequestCheckpoint != 0 {
+		return h.save(ctx)
+	}
+	return h.failedSave()
+}
+
+// progress tells everyone who wants to know about a step.
+func (h *hosting) progress(res trainer.Result, tokens int64) {
+	d, t := res.Decision, res.Timing
+	rate := h.Config.Schedule.Rate(d.Step)
+	phases := Phases{Data: t.Data, Compute: t.Compute, Reduce: t.Reduce, Gather: t.Gather, Apply: t.Apply, Hold: t.Hold}
+	if h.link != nil {
+		phases.RingBytes = sentBytes(h.link.Stats())
+	}
+	p := &skeinv1.Progress{
+		Generation: h.Order.GetGeneration(), Step: d.Step, Steps: h.Steps, Loss: d.Loss, LearningRate: rate, GradientNorm: d.GradNorm,
+		TokensPerSecond: h.pace.tokensPerSecond(), DataWaitShare: t.Data.Seconds() / t.Total().Seconds(), Targets: d.Tokens,
+		EtaSeconds: h.pace.eta(h.Steps - d.Step).Seconds(),
+	}
+	if v, ok := h.store.value(lossName, true); ok {
+		p.ValidationLoss, p.HasValidation = v, true
+		p.ValidationStep = h.store.lineage.Results[len(h.store.lineage.Results)-1].Step
+	}
+	h.Report(p, phases)
+	if !h.leads() {
+		return
+	}
+	ev := console.Step{
+		Step: d.Step, Steps: h.Steps, Loss: d.Loss, LearningRate: rate, GradientNorm: d.GradNorm,
+		Targets: d.Tokens, Tokens: tokens, TokensPerSecond: p.TokensPerSecond,
+		Seconds: t.Total().Seconds(), ETASeconds: p.EtaSeconds,
+	}
+	if d.Action == allreduce.Skip {
+		ev.Skipped = d.String()
+	}
+	h.emit(ev)
+}
+
+func sentBytes(s allreduce.LinkStats) int64 {
+	return s.Reduce.SentBytes + s.Gather.SentBytes + s.Rows.SentBytes + s.Votes.SentBytes + s.Messages.SentBytes
+}
+
+// finish evaluates, exports from the last checkpoint, and ends the job.
+func (h *hosting) finish(ctx context.Context) error {
+	if err := h.measure(ctx, true); err != nil {
+		return err
+	}
+	if err := h.store.writeLineage(); err != nil {
+		return err
+	}
+	there, err := vfs.Exists(h.FS, h.export)
+	if err != nil {
+		return err
+	}
+	if there { // it was not there when the job was prepared
+		h.note("%s is there already: an earlier generation has written it", h.export)
+	} else {
+		o := h.Spec.Job.Output
+		opt := hf.Options{DType: hf.BF16, ShardBytesMax: int64(o.MaxShard)}
+		if o.DType == jobspec.DTypeFP32 {
+			opt.DType = hf.F32
+		}
+		if _, err := ExportCheckpoint(h.FS, h.dir, h.Steps, h.export, opt); err != nil {
+			return adviseOnSpace(err)
+		}
+	}
+	h.tokens = h.tokensAll.Load()
+	done := h.summary()
+	h.emit(done)
+	return h.Complete(ctx, console.Marshal(done))
+}

@@ -1,0 +1,200 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/skein-ml/skein/checkpoint"
+	"github.com/skein-ml/skein/checkpoint/depot"
+	"github.com/skein-ml/skein/data"
+	"github.com/skein-ml/skein/data/stream"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/model/config"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/shard"
+)
+
+// PrepareConfig is an order to prepare a job.
+type PrepareConfig struct {
+	Job     string         // id
+	Spec    []byte         // jobspec.Job as JSON, paths absolute
+	Streams *stream.Server // serves the prepared data set from then on; nil: nobody does
+}
+
+// Preparation is what the log needs to know of a prepared job.
+type Preparation struct {
+	Resolved    []byte // the resolved spec, canonical
+	Step0       *skeinv1.Checkpoint
+	NonceObject string // in the job's folder, for other workers to read
+	Nonce       string
+	DataHash    string
+	Memory      int64 // bytes that the fullest worker needs at the job's minimum of workers
+}
+
+// JobFolder is where a job keeps its checkpoints, data set and lineage.
+func JobFolder(store, job string) string { return filepath.Join(store, job) }
+
+// Prepare imports the model, prepares the data, and publishes step 0 in the job's
+// folder, with everything that another worker needs to go on from there. It may be
+// tried again, by anyone, after it was interrupted.
+func Prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error) {
+	var job jobspec.Job
+	if err := json.Unmarshal(p.Spec, &job); err != nil {
+		return Preparation{}, fmt.Errorf("the job cannot be read: %w", err)
+	}
+	job.EnsureDefaults()
+	if err := job.Validate(); err != nil {
+		return Preparation{}, err
+	}
+	r := &run{Env: env, export: job.Path(job.Output.Export), dir: JobFolder(job.Path(job.Checkpoint.Store), p.Job)}
+	if err := r.checkFolders(); err != nil {
+		return Preparation{}, err
+	}
+	done, err := r.open(job.Train.NumericClass)
+	if err != nil {
+		return Preparation{}, err
+	}
+	defer done()
+	if r.Admitted, err = Admit(ctx, r.Env, &job); r.Admitted != nil {
+		defer r.Admitted.Close()
+	}
+	if err != nil {
+		return Preparation{}, err
+	}
+	return r.prepared(ctx, p)
+}
+
+// open opens the device of a job where none is given.
+func (r *run) open(class string) (done func() error, err error) {
+	if r.OpenDevice == nil {
+		return func() error { return nil }, nil
+	}
+	if class == jobspec.Auto {
+		class = ""
+	}
+	if r.Device, err = r.OpenDevice(class); err != nil {
+		return nil, err
+	}
+	return r.Device.Close, nil
+}
+
+// prepared writes what was prepared into the job's folder.
+func (r *run) prepared(ctx context.Context, p PrepareConfig) (Preparation, error) {
+	var err error
+	if r.store, err = newStore(r.Env, r.Admitted, r.Table.Fingerprint(), r.dir); err != nil {
+		return Preparation{}, err
+	}
+	if err := r.FS.MkdirAll(r.dir); err != nil {
+		return Preparation{}, fmt.Errorf("checkpoint.store: %w", err)
+	}
+	if err := r.store.describe(); err != nil {
+		return Preparation{}, err
+	}
+	if err := r.keepData(ctx); err != nil {
+		return Preparation{}, adviseOnSpace(err)
+	}
+	if p.Streams != nil {
+		if _, err := serve(r.FS, p.Streams, r.dir, r.Spec.DataHash); err != nil {
+			return Preparation{}, err
+		}
+	}
+	out := Preparation{Resolved: r.Spec.Canonical(), DataHash: r.Spec.DataHash, Memory: r.Memory.Total()}
+	if out.Step0, err = r.publishImport(ctx); err != nil {
+		return Preparation{}, err
+	}
+	out.NonceObject, out.Nonce, err = depot.PutNonce(r.FS, r.dir)
+	return out, err
+}
+
+// settledName is a file of a job's folder that says what was prepared beside what the
+// resolved spec says.
+const settledName = "prepared.json"
+
+// settled is that file.
+type settled struct {
+	Validation string `json:"validation,omitempty"` // content hash of the held-out data set; empty: there is none
+}
+
+// keepData copies the data sets into the job's folder.
+func (r *run) keepData(ctx context.Context) error {
+	var s settled
+	if _, err := depot.PutDataset(ctx, r.FS, r.dir, r.Data.Train); err != nil {
+		return err
+	}
+	if r.Data.Validation != "" {
+		s.Validation = r.Data.ValidationManifest.ContentHash
+		if _, err := depot.PutDataset(ctx, r.FS, r.dir, r.Data.Validation); err != nil {
+			return err
+		}
+	}
+	file, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return vfs.WriteFile(r.FS, filepath.Join(r.dir, settledName), file)
+}
+
+// publishImport writes the checkpoint of step 0: the imported weights, no moments.
+func (r *run) publishImport(ctx context.Context) (*skeinv1.Checkpoint, error) {
+	var ranks []shard.Rank
+	for i := range r.Config.WorldSize {
+		ranks = append(ranks, shard.Rank(i))
+	}
+	part, err := checkpoint.SavePart(ctx, r.FS, r.dir, r.Table, 0, 0, ranks, imported{r.Table, r.Base}, nil)
+	if err != nil {
+		return nil, err
+	}
+	m, name, bytes, err := checkpoint.WriteManifest(ctx, r.FS, r.dir, r.Table, r.store.state, 0, []checkpoint.Part{part})
+	if err != nil {
+		return nil, err
+	}
+	if err := checkpoint.Commit(r.FS, r.dir, name); err != nil {
+		return nil, err
+	}
+	ck := &skeinv1.Checkpoint{Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
+	r.emit(console.Published{Bytes: bytes, WeightsHash: ck.Weights, Path: r.dir})
+	return ck, nil
+}
+
+// imported is a model as the state of step 0: its weights, and moments of zero.
+type imported struct {
+	table shard.Table
+	base  config.Weights
+}
+
+// ReadState implements [checkpoint.Source].
+func (s imported) ReadState(kind checkpoint.Kind, bucket int, lo int64, le []byte) error {
+	clear(le)
+	if kind != checkpoint.Master {
+		return nil
+	}
+	values := make([]float32, len(le)/4)
+	for _, x := range s.table.SpansOf(bucket, lo, lo+int64(len(values))) {
+		if err := s.base.ReadRange(x.Tensor, x.Lo, values[x.Bucket.Lo-lo:x.Bucket.Hi-lo]); err != nil {
+			return fmt.Errorf("reading %s: %w", x.Tensor, err)
+		}
+	}
+	copy(le, device.HostBytes(values))
+	return nil
+}
+
+// serve makes a stream server serve a data set of the job's folder. It returns the set if
+// it was not served before; the caller then owns it.
+func serve(fsys vfs.FS, streams *stream.Server, dir, hash string) (*data.Dataset, error) {
+	if slices.Contains(streams.Hashes(), hash) {
+		return nil, nil
+	}
+	set, err := data.Open(fsys, datasetFolder(dir, hash))
+	if err != nil {
+		return nil, err
+	}
+	return set, streams.Add(set)
+}
+
+func datasetFolder(dir, hash string) string { return filepath.Join(dir, "data", hash) }
