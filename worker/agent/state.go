@@ -21,6 +21,7 @@ type State struct {
 	session uint64 // sessions that were opened so far
 
 	orders *skeinv1.Orders // in force; those of the last session until new ones come
+	fresh  bool            // they are of this session
 
 	running    Task   // zero: none
 	stopping   bool   // it was told to stop
@@ -58,7 +59,7 @@ func (s *State) Step(e Event) []Action {
 	var actions []Action
 	switch e := e.(type) {
 	case Opened:
-		s.open, s.probes = true, nil
+		s.open, s.fresh, s.probes = true, false, nil
 		s.session++
 	case Lost:
 		s.open = false
@@ -66,7 +67,7 @@ func (s *State) Step(e Event) []Action {
 			s.orders = nil
 		}
 	case Ordered:
-		s.orders = e.Orders
+		s.orders, s.fresh = e.Orders, true
 		actions = s.probe()
 	case Ended:
 		actions = s.ended(e)
@@ -153,7 +154,7 @@ func (s *State) begin(t Task) []Action {
 func (s *State) repeat(t Task) []Action {
 	e := s.given[t.Job]
 	invariant.Check(e != nil, "%v was started, does not run and has not ended", t)
-	if e.quiet || !s.open || e.told == s.session {
+	if e.quiet || !s.open || !s.fresh || e.told == s.session {
 		return nil
 	}
 	e.told = s.session
