@@ -258,15 +258,22 @@ func (c *Checkpoint) object(i int) (*objectReader, error) {
 func (c *Checkpoint) Verify() error { return c.verify(true) }
 
 func (c *Checkpoint) verify(deep bool) error {
+	var last *objectReader
 	for i := range c.objects {
 		o, err := c.object(i)
 		if err != nil {
 			return err
 		}
+		if last != nil {
+			last.handOver(o)
+		}
 		if err := o.verify(deep); err != nil {
 			return c.damaged(i, err)
 		}
-		o.cache, o.at = nil, -1
+		last = o
+	}
+	if last != nil {
+		last.cache, last.at = nil, -1
 	}
 	c.last = [kindCount]*objectReader{}
 	return nil

@@ -75,7 +75,7 @@ func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 		return Part{}, err
 	}
 	p := &partSaver{table: table, ranks: ranks, src: src, chain: chain, hash: shard.NewWeightsHash(table),
-		spool: newSpool(ctx, fsys, folder, step, generation)}
+		spool: newSpool(ctx, fsys, folder, step, generation, table.BucketMax()/int64(table.WorldSize())*4)}
 	objects, err := p.spool.wait(p.read(p.spool.ctx))
 	if err != nil {
 		return Part{}, err
@@ -199,14 +199,14 @@ func (p *partSaver) take(ctx context.Context, bucket int) error {
 	return nil
 }
 
-// piece reads elements of a bucket a block at a time and hands them to be written.
+// piece reads elements of a bucket, a buffer at a time, and hands them to be written.
 func (p *partSaver) piece(kind Kind, bucket int, r shard.Range, o *spooled) error {
 	for lo := r.Lo; lo < r.Hi; {
 		le, err := p.spool.buffer()
 		if err != nil {
 			return err
 		}
-		le = le[:min(blockBytes, (r.Hi-lo)*4)]
+		le = le[:min(int64(len(le)), (r.Hi-lo)*4)]
 		if err := p.src.ReadState(kind, bucket, lo, le); err != nil {
 			return err
 		}

@@ -53,32 +53,33 @@ type spoolWork struct {
 	end    bool
 }
 
-func newSpool(ctx context.Context, fsys vfs.FS, folder string, step int64, generation uint64) *spool {
+// newSpool starts a spool whose buffers have at most bytes and at most a block.
+func newSpool(ctx context.Context, fsys vfs.FS, folder string, step int64, generation uint64, bytes int64) *spool {
 	s := &spool{fsys: fsys, folder: folder, step: step, generation: generation,
 		work: make(chan spoolWork, spoolBuffers), // room for every buffer, so that the reader waits for buffers only
 		free: make(chan []byte, spoolBuffers), open: map[*spooled]bool{}}
 	for range spoolBuffers {
-		s.free <- make([]byte, blockBytes)
+		s.free <- make([]byte, min(bytes, blockBytes))
 	}
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	s.group.Go(s.run)
 	return s
 }
 
-// buffer waits for a free block.
+// buffer waits for a free buffer.
 func (s *spool) buffer() ([]byte, error) {
 	if err := s.ctx.Err(); err != nil {
 		return nil, err
 	}
 	select {
 	case b := <-s.free:
-		return b[:blockBytes], nil
+		return b[:cap(b)], nil
 	case <-s.ctx.Done():
 		return nil, s.ctx.Err()
 	}
 }
 
-// put hands over a block that buffer gave, or with end says that there are no more.
+// put hands over what buffer gave, or a part of it, or with end says that there are no more.
 func (s *spool) put(w spoolWork) error {
 	select {
 	case s.work <- w:

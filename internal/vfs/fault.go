@@ -64,6 +64,9 @@ type Rule struct {
 	Sticky bool
 	// Crash makes every later operation of any kind fail with ErrCrashed. A write that crashes is torn by Torn.
 	Crash bool
+	// Do, if set, makes the operation wait for it and then go ahead instead of failing: what others do to the file system at
+	// that moment.
+	Do func()
 
 	seen int
 }
@@ -121,10 +124,18 @@ func (f *Fault) Log() []string {
 
 // step counts one operation and says how it fails, if it does, and how many of n bytes to let through.
 func (f *Fault) step(op Op, name string, n int) (allow int, err error) {
+	allow, do, err := f.judge(op, name, n)
+	if do != nil {
+		do() // not under the lock: it may use f, and other operations need not wait for it
+	}
+	return allow, err
+}
+
+func (f *Fault) judge(op Op, name string, n int) (allow int, do func(), err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.crashed {
-		return 0, &fs.PathError{Op: op.String(), Path: name, Err: ErrCrashed}
+		return 0, nil, &fs.PathError{Op: op.String(), Path: name, Err: ErrCrashed}
 	}
 	if op&OpChange != 0 {
 		f.changes++
@@ -135,22 +146,25 @@ func (f *Fault) step(op Op, name string, n int) (allow int, err error) {
 		if !r.strikes(op, name) {
 			continue
 		}
+		if r.Do != nil {
+			return n, r.Do, nil
+		}
 		f.crashed = f.crashed || r.Crash
 		cause := r.Err
 		if cause == nil {
 			cause = ErrInjected
 		}
-		return min(r.Torn, n), &fs.PathError{Op: op.String(), Path: name, Err: cause}
+		return min(r.Torn, n), nil, &fs.PathError{Op: op.String(), Path: name, Err: cause}
 	}
 	if op == OpWrite && f.hasSpace {
 		if int64(n) > f.space {
 			allow = int(f.space)
 			f.space = 0
-			return allow, &fs.PathError{Op: "write", Path: name, Err: syscall.ENOSPC}
+			return allow, nil, &fs.PathError{Op: "write", Path: name, Err: syscall.ENOSPC}
 		}
 		f.space -= int64(n)
 	}
-	return n, nil
+	return n, nil, nil
 }
 
 // strikes counts a matching operation and says whether it is the one to fail.

@@ -307,3 +307,26 @@ func TestNothingWorksAfterACrash(t *testing.T) {
 		}
 	}
 }
+
+func TestARuleWithDoLetsOthersActAndGoesAhead(t *testing.T) {
+	mem := NewMem()
+	var seen []string
+	fault := NewFault(mem, Rule{Ops: OpRename, Nth: 2, Do: func() {
+		names, err := mem.ReadDir(".")
+		if err != nil {
+			t.Error(err)
+		}
+		seen = names
+	}})
+	for _, name := range []string{"a", "b"} {
+		if err := errors.Join(WriteFile(fault, name+".tmp", []byte(name)), fault.Rename(name+".tmp", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(seen, " "); got != "a b.tmp" {
+		t.Errorf("at the second rename there was %q", got)
+	}
+	if there, err := Exists(mem, "b"); !there || err != nil {
+		t.Errorf("the rename did not go ahead: %v", err)
+	}
+}
