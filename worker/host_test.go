@@ -1,0 +1,355 @@
+package worker_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/checkpoint"
+	"github.com/skein-ml/skein/data/stream"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/jobspec"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/shard"
+	"github.com/skein-ml/skein/worker"
+	"github.com/skein-ml/skein/worker/workertest"
+)
+
+// place is a worker process as far as hosting needs one.
+type place struct {
+	name    string
+	ring    *allreduce.Listener
+	streams *stream.Server
+	address string // of the streams
+	ask     chan struct{}
+}
+
+// cluster plays the coordinator for one job: it keeps what is published and deals out
+// generations.
+type cluster struct {
+	t      *testing.T
+	fs     vfs.FS
+	job    *jobspec.Job
+	places []*place
+	prep   worker.Preparation
+
+	mu         sync.Mutex
+	generation uint64
+	published  []*skeinv1.Checkpoint
+	results    [][]byte
+	events     []console.Event
+	onPublish  func(*skeinv1.Checkpoint) error
+	onStep     func(worker string, p *skeinv1.Progress)
+}
+
+func newCluster(t *testing.T, j workertest.Job, workers int, settings ...string) *cluster {
+	t.Helper()
+	job, err := jobspec.ReadFile(j.File(), settings...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	job.Model.Base, job.Checkpoint.Store, job.Output.Export = j.Path("model"), j.Path("store"), j.Path("trained")
+	job.Data.Train[0], job.Data.Validation.Paths[0] = j.Path("train.jsonl"), j.Path("heldout.jsonl")
+	c := &cluster{t: t, fs: vfs.OS, job: job}
+	for i := range workers {
+		p := &place{name: fmt.Sprintf("w%d", i+1), ask: make(chan struct{}, 1)}
+		l := listen(t)
+		p.ring = allreduce.Listen(l, allreduce.ListenerConfig{})
+		t.Cleanup(func() { p.ring.Close() })
+		if p.streams, err = stream.NewServer(stream.ServerConfig{Security: stream.Security{PlainText: true}}); err != nil {
+			t.Fatal(err)
+		}
+		l = listen(t)
+		p.address = l.Addr().String()
+		served := make(chan error, 1)
+		go func() { served <- p.streams.Serve(l) }()
+		t.Cleanup(func() { p.streams.Close(); <-served })
+		c.places = append(c.places, p)
+	}
+	return c
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func (c *cluster) env() worker.Env {
+	return worker.Env{FS: c.fs, CacheDir: filepath.Join(c.t.TempDir(), "cache"), Cluster: true,
+		OpenDevice: func(class string) (device.Device, error) {
+			path, _, _ := strings.Cut(class, " ")
+			return cpu.New(cpu.Options{Path: path, Threads: 1})
+		},
+		Emit: func(e console.Event) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.events = append(c.events, e)
+		},
+	}
+}
+
+// prepare has the first place prepare the job.
+func (c *cluster) prepare(ctx context.Context) error {
+	spec, err := json.Marshal(c.job)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.prep, err = worker.Prepare(ctx, c.env(), worker.PrepareConfig{Job: "job-1", Spec: spec, Streams: c.places[0].streams})
+	if err == nil {
+		c.published = []*skeinv1.Checkpoint{c.prep.Step0}
+	}
+	return err
+}
+
+func (c *cluster) newest() *skeinv1.Checkpoint { return c.published[len(c.published)-1] }
+
+// order is the next generation's order to each of some places.
+func (c *cluster) orders(use []*place) []*skeinv1.Assignment {
+	c.t.Helper()
+	spec, err := jobspec.ParseResolved(c.prep.Resolved)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	placement, err := shard.EvenPlacement(spec.Job.Cluster.WorldSize, len(use))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.generation++
+	var members []*skeinv1.Member
+	for i, p := range use {
+		m := &skeinv1.Member{Worker: p.name, RingAddress: p.ring.Addr(), StreamAddress: p.address}
+		for _, r := range placement.Ranks(i) {
+			m.Ranks = append(m.Ranks, int32(r))
+		}
+		members = append(members, m)
+	}
+	var list []*skeinv1.Assignment
+	for i := range use {
+		list = append(list, &skeinv1.Assignment{Job: "job-1", Generation: c.generation, Resolved: c.prep.Resolved, SpecHash: spec.Hash(),
+			Ranks: members[i].Ranks, Members: members, Resume: c.newest(), DataServers: []string{c.places[0].address}})
+	}
+	return list
+}
+
+// run has some places host one generation and returns how each ended. hurt, if given, is
+// the context of each place.
+func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error {
+	c.t.Helper()
+	errs := make([]error, len(use))
+	var all sync.WaitGroup
+	for i, order := range c.orders(use) {
+		all.Go(func() {
+			p := use[i]
+			errs[i] = worker.Host(ctxOf(p), c.env(), worker.HostConfig{
+				Order: order, Worker: p.name, Ring: p.ring, Streams: p.streams, Checkpoint: p.ask,
+				Publish: func(_ context.Context, ck *skeinv1.Checkpoint) error {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					if c.onPublish != nil {
+						if err := c.onPublish(ck); err != nil {
+							return err
+						}
+					}
+					c.published = append(c.published, ck)
+					return nil
+				},
+				Complete: func(_ context.Context, result []byte) error {
+					c.mu.Lock()
+					defer c.mu.Unlock()
+					c.results = append(c.results, result)
+					return nil
+				},
+				Report: func(pr *skeinv1.Progress, _ worker.Phases) {
+					if c.onStep != nil {
+						c.onStep(p.name, pr)
+					}
+				},
+			})
+		})
+	}
+	all.Wait()
+	return errs
+}
+
+func (c *cluster) always(*place) context.Context { return c.t.Context() }
+
+func (c *cluster) mustPrepare() {
+	c.t.Helper()
+	if err := c.prepare(c.t.Context()); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cluster) mustRun(use []*place) {
+	c.t.Helper()
+	if err := errors.Join(c.run(use, c.always)...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// trainedHash is the weights hash that the job comes to on one machine.
+func trainedHash(t *testing.T, j workertest.Job, settings ...string) string {
+	t.Helper()
+	s := &site{Job: j.Copy(t), fs: vfs.OS}
+	return s.mustRun(t, settings...).Hash
+}
+
+func TestAClusterOfAnySizeTrainsToTheHashOfOneMachine(t *testing.T) {
+	j := workertest.New(t)
+	const world = "cluster.worldSize=4"
+	want := trainedHash(t, j, world)
+	for workers := 1; workers <= 4; workers++ {
+		zero := fmt.Sprintf("cluster.zero=%d", workers%2)
+		t.Run(fmt.Sprintf("%d workers, %s", workers, zero), func(t *testing.T) {
+			c := newCluster(t, j.Copy(t), workers, world, zero)
+			c.mustPrepare()
+			c.mustRun(c.places)
+			if got := c.newest(); got.Weights != want || got.Step != 30 {
+				t.Errorf("step %d has weights %s, want step 30 with %s", got.Step, got.Weights, want)
+			}
+			if len(c.results) != 1 {
+				t.Fatalf("%d results", len(c.results))
+			}
+			done := console.Unmarshal("done", c.results[0]).(console.Done)
+			if done.WeightsHash != want || done.Steps != 30 || done.LossAfter == nil || *done.LossAfter >= *done.LossBefore {
+				t.Errorf("result %s", c.results[0])
+			}
+			if _, err := worker.OpenBase(c.job.Output.Export); err != nil {
+				t.Errorf("the export: %v", err)
+			}
+		})
+	}
+}
+
+func TestALostWorkerSendsTheOthersBackToThePublishedCheckpoint(t *testing.T) {
+	j := workertest.New(t)
+	const world = "cluster.worldSize=4"
+	want := trainedHash(t, j, world)
+	c := newCluster(t, j, 3, world)
+	c.mustPrepare()
+	lost, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c.onStep = func(name string, p *skeinv1.Progress) {
+		if name == "w2" && p.Step == 13 {
+			cancel()
+		}
+	}
+	errs := c.run(c.places, func(p *place) context.Context {
+		if p.name == "w2" {
+			return lost
+		}
+		return t.Context()
+	})
+	for i, err := range errs {
+		broken, ok := errors.AsType[*worker.BrokenError](err)
+		if i == 1 && !errors.Is(err, context.Canceled) || i != 1 && !ok {
+			t.Errorf("%s ended with %v", c.places[i].name, err)
+		}
+		if ok && !strings.Contains(broken.Reason, "step ") {
+			t.Errorf("%s names no step: %q", c.places[i].name, broken.Reason)
+		}
+	}
+	if step := c.newest().Step; step != 10 {
+		t.Fatalf("step %d is published, want 10", step)
+	}
+	c.mustRun([]*place{c.places[2], c.places[0]})
+	if got := c.newest(); got.Weights != want || got.Step != 30 {
+		t.Errorf("step %d has weights %s, want step 30 with %s", got.Step, got.Weights, want)
+	}
+	l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
+	if err != nil || len(l.Steps) != 30 || !slices.Contains(l.ResumedAt, 10) {
+		t.Errorf("lineage: %d steps, resumed at %v, %v", len(l.Steps), l.ResumedAt, err)
+	}
+}
+
+func TestAPublicationThatIsFencedEndsTheGeneration(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 2)
+	c.mustPrepare()
+	c.onPublish = func(*skeinv1.Checkpoint) error { return fmt.Errorf("generation 2 began: %w", worker.ErrFenced) }
+	errs := c.run(c.places, c.always)
+	if !errors.Is(errs[0], worker.ErrFenced) {
+		t.Errorf("rank 0's worker ended with %v", errs[0])
+	}
+	if _, ok := errors.AsType[*worker.BrokenError](errs[1]); !ok {
+		t.Errorf("the other worker ended with %v", errs[1])
+	}
+	if len(c.published) != 1 {
+		t.Errorf("%d checkpoints are published", len(c.published))
+	}
+}
+
+func TestACheckpointIsSavedWhenAnyWorkerAsks(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 2)
+	c.mustPrepare()
+	c.onStep = func(name string, p *skeinv1.Progress) {
+		if name == "w2" && p.Step == 6 {
+			c.places[1].ask <- struct{}{}
+		}
+	}
+	c.mustRun(c.places)
+	var steps []int64
+	for _, ck := range c.published {
+		steps = append(steps, ck.Step)
+	}
+	if want := []int64{0, 5, 7, 10, 15, 20, 25, 30}; !slices.Equal(steps, want) {
+		t.Errorf("published %v, want %v", steps, want)
+	}
+}
+
+func TestAStoppedWorkerReturnsSoonAndLeavesNothingBehind(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 2)
+	c.mustPrepare()
+	ctx, cancel := context.WithCancel(t.Context())
+	c.onStep = func(_ string, p *skeinv1.Progress) {
+		if p.Step == 5 { // while its checkpoint is on its way
+			cancel()
+		}
+	}
+	began := time.Now()
+	for i, err := range c.run(c.places, func(*place) context.Context { return ctx }) {
+		if err == nil {
+			t.Errorf("%s ended well", c.places[i].name)
+		}
+	}
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("stopping took %v", took)
+	}
+	c.onStep = nil
+	c.mustRun(c.places)
+	if c.newest().Step != 30 {
+		t.Errorf("step %d is published at the end", c.newest().Step)
+	}
+}
+
+func TestAPreparationMayBeTriedAgain(t *testing.T) {
+	j := workertest.New(t)
+	c := newCluster(t, j, 1)
+	c.mustPrepare()
+	first := c.prep
+	c.mustPrepare()
+	if c.prep.Step0.Manifest != first.Step0.Manifest || string(c.prep.Resolved) != string(first.Resolved) || c.prep.Memory <= 0 {
+		t.Errorf("the second try says %v, the first %v", c.prep.Step0, first.Step0)
+	}
+	j.Write(t, "trained/config.json", "{}")
+	if err := c.prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "output.export") {
+		t.Errorf("an export folder that is there already: %v", err)
+	}
+}
