@@ -20,7 +20,7 @@ const specBytesMax = 1 << 20
 // parseSpec reads a submitted job, strictly.
 func parseSpec(raw []byte) (*jobspec.Job, error) {
 	if len(raw) > specBytesMax {
-		return nil, status.Errorf(codes.InvalidArgument, "the job is %d bytes; that is no job", len(raw))
+		return nil, status.Errorf(codes.InvalidArgument, "the job is %d bytes, where %d is the most; that is no job", len(raw), specBytesMax)
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.DisallowUnknownFields()
@@ -84,6 +84,9 @@ func checkRequest(id string) error {
 // again, from the facts that the worker found, and must come out as the worker had it:
 // what fixes the bits is the coordinator's word.
 func resolution(j *fsm.Job, w *fsm.Worker, r *skeinv1.PreparedRequest) (*fsm.Resolve, error) {
+	if len(r.GetResolved()) > specBytesMax {
+		return nil, status.Errorf(codes.InvalidArgument, "a resolved job of %d bytes; %d is the most", len(r.GetResolved()), specBytesMax)
+	}
 	theirs, err := jobspec.ParseResolved(r.GetResolved())
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
@@ -107,14 +110,29 @@ func resolution(j *fsm.Job, w *fsm.Worker, r *skeinv1.PreparedRequest) (*fsm.Res
 		return nil, status.Errorf(codes.InvalidArgument, "worker %s resolved the numeric class to %q, which it does not offer", w.Name, t.NumericClass)
 	}
 	step0 := r.GetStep0()
-	if step0.GetStep() != 0 || step0.GetManifest() == "" || step0.GetWeights() == "" {
-		return nil, status.Error(codes.InvalidArgument, "step 0 must be published with its manifest and the hash of its weights")
+	if err := checkCheckpoint(step0); err != nil {
+		return nil, err
+	}
+	if step0.GetStep() != 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "step %d is published where step 0 must be", step0.GetStep())
+	}
+	if tooLong(r.GetNonceObject(), r.GetNonce()) || r.GetMemoryBytes() < 0 {
+		return nil, status.Errorf(codes.InvalidArgument, "a nonce of %d bytes, and %d bytes of memory", len(r.GetNonce()), r.GetMemoryBytes())
 	}
 	return &fsm.Resolve{
 		Job: j.ID, Number: r.GetNumber(), Resolved: r.GetResolved(), SpecHash: ours.Hash(), DataHash: ours.DataHash,
 		Class: t.NumericClass, Steps: int64(ours.Job.Train.Steps), Nonce: fsm.Nonce{Object: r.GetNonceObject(), Value: r.GetNonce()},
-		Step0: fsm.Checkpoint{Manifest: step0.GetManifest(), Weights: step0.GetWeights(), Bytes: step0.GetBytes()},
+		Step0:  fsm.Checkpoint{Manifest: step0.GetManifest(), Weights: step0.GetWeights(), Bytes: step0.GetBytes()},
+		Memory: r.GetMemoryBytes(),
 	}, nil
+}
+
+// checkCheckpoint refuses what cannot be a published checkpoint.
+func checkCheckpoint(c *skeinv1.Checkpoint) error {
+	if c.GetManifest() == "" || c.GetWeights() == "" || tooLong(c.GetManifest(), c.GetWeights()) || c.GetBytes() < 0 {
+		return status.Errorf(codes.InvalidArgument, "a checkpoint is published with its manifest and the hash of its weights, not as %.100q with %.100q", c.GetManifest(), c.GetWeights())
+	}
+	return nil
 }
 
 // resolvedLine is the event of a job that is resolved.

@@ -2,10 +2,10 @@ package coordinator
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +15,7 @@ import (
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/proto/leader"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
@@ -27,7 +28,7 @@ const patience = 60 * time.Second
 type rig struct {
 	*testing.T
 	dir     string
-	tls     *tls.Config
+	ca      *pki.CA // nil: plain text
 	members []raftlog.Server
 	running map[string]*Coordinator
 	conn    *leader.Conn
@@ -35,13 +36,10 @@ type rig struct {
 	ops     skeinv1.ClusterClient
 }
 
-func newRig(t *testing.T, size int, secure *tls.Config) *rig {
-	r := &rig{T: t, dir: t.TempDir(), tls: secure, running: map[string]*Coordinator{}}
-	var addresses []string
+func newRig(t *testing.T, size int, ca *pki.CA) *rig {
+	r := &rig{T: t, dir: t.TempDir(), ca: ca, running: map[string]*Coordinator{}}
 	for i := range size {
-		a := freeAddress(t)
-		addresses = append(addresses, a)
-		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: a})
+		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: freeAddress(t)})
 	}
 	t.Cleanup(func() {
 		for _, c := range r.running {
@@ -53,11 +51,7 @@ func newRig(t *testing.T, size int, secure *tls.Config) *rig {
 	for _, m := range r.members {
 		r.start(m)
 	}
-	conn, err := leader.New(leader.Config{Addresses: addresses, TLS: secure, Build: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
+	conn := r.dial(pki.Admin, "olga")
 	r.conn, r.jobs, r.ops = conn, skeinv1.NewJobsClient(conn), skeinv1.NewClusterClient(conn)
 	return r
 }
@@ -72,9 +66,46 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// files are what a process shows; nil in plain text.
+func (r *rig) files(role pki.Role, name string) *pki.Files {
+	r.Helper()
+	if r.ca == nil {
+		return nil
+	}
+	dir := filepath.Join(r.dir, "pki", string(role)+"-"+name)
+	if _, err := os.Stat(dir); err != nil {
+		if err := r.ca.IssueTo(dir, role, name, []string{"127.0.0.1"}, time.Hour); err != nil {
+			r.Fatal(err)
+		}
+	}
+	f, err := pki.Load(dir)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return f
+}
+
+// dial connects to all coordinators as somebody.
+func (r *rig) dial(role pki.Role, name string) *leader.Conn {
+	r.Helper()
+	c := leader.Config{Build: "test"}
+	if f := r.files(role, name); f != nil {
+		c.TLS = f.Expect(pki.Coordinator)
+	}
+	for _, m := range r.members {
+		c.Addresses = append(c.Addresses, m.Address)
+	}
+	conn, err := leader.New(c)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 func (r *rig) config(m raftlog.Server) Config {
 	return Config{
-		Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members, TLS: r.tls,
+		Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members, TLS: r.files(pki.Coordinator, m.ID),
 		ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 100 * time.Millisecond,
 		Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
 		Recovery:   recovery.Config{Grace: 300 * time.Millisecond},

@@ -15,7 +15,6 @@ package coordinator
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -30,6 +30,7 @@ import (
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
+	"github.com/skein-ml/skein/internal/pki"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
@@ -51,11 +52,14 @@ type Config struct {
 	Members []raftlog.Server
 	Alone   bool
 
-	// TLS is used on both ends of every connection; each end must show a certificate
-	// that the other's CA signed. Without it the address must be a loopback one, or
-	// Insecure be set.
-	TLS      *tls.Config
+	// TLS is used on both ends of every connection; each end must show a certificate of
+	// the cluster, and may do what its role allows. Without it the address must be a
+	// loopback one, or Insecure be set; then everybody may do everything.
+	TLS      *pki.Files
 	Insecure bool
+
+	// Registry gets the coordinator's metrics; nil: none are kept.
+	Registry *prometheus.Registry
 
 	Tick            time.Duration // between two looks, if nothing happens; 100 ms
 	Heartbeat       time.Duration // that workers are asked for; 500 ms
@@ -102,8 +106,8 @@ func (c *Config) Validate() error {
 	if c.Alone && len(c.Members) > 0 {
 		errs = append(errs, errors.New("members: a coordinator that begins alone has no others; give one or the other"))
 	}
-	if c.TLS != nil && (len(c.TLS.Certificates) == 0 || c.TLS.RootCAs == nil || c.TLS.ClientCAs == nil) {
-		errs = append(errs, errors.New("tls: a certificate and the cluster's own CA, for both directions, are needed; without it any CA that this machine trusts would do"))
+	if c.TLS != nil {
+		errs = append(errs, checkFiles(c.TLS, c.Cluster, c.ID))
 	}
 	if c.Membership.Lease < 3*c.Heartbeat {
 		errs = append(errs, fmt.Errorf("lease: %s is less than three heartbeats of %s, so a late one would cost a worker", c.Membership.Lease, c.Heartbeat))
@@ -118,13 +122,15 @@ type Coordinator struct {
 	port    *port
 	node    *raftlog.Node
 	server  *grpc.Server
+	metrics *metrics
 
 	ctx  context.Context // ends when the coordinator is to stop
 	end  context.CancelFunc
 	done sync.WaitGroup // the loop and the server
 
-	mu    sync.Mutex
-	reign *reign // while it leads
+	mu     sync.Mutex
+	reign  *reign          // while it leads
+	builds map[string]bool // other builds that were remarked on
 }
 
 // Start opens the folder and the port, and takes part. It does not wait for a leader.
@@ -151,7 +157,11 @@ func Start(c Config) (*Coordinator, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	co := &Coordinator{config: c, address: c.Advertise, port: p, node: node}
+	co := &Coordinator{config: c, address: c.Advertise, port: p, node: node, builds: map[string]bool{}}
+	co.metrics = newMetrics(co)
+	if err := co.metrics.register(c.Registry); err != nil {
+		return nil, errors.Join(err, node.Close(), p.Close())
+	}
 	co.ctx, co.end = context.WithCancel(context.Background())
 	co.server = grpc.NewServer(
 		grpc.Creds(arrived{}),
@@ -220,6 +230,7 @@ func (c *Coordinator) Stop() error {
 	c.end()
 	c.server.Stop()
 	c.done.Wait()
+	c.metrics.unregister(c.config.Registry)
 	return errors.Join(c.node.Close(), c.port.Close())
 }
 

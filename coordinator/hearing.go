@@ -27,7 +27,8 @@ type reign struct {
 // in the log.
 type hearing struct {
 	mu       sync.Mutex
-	wakeup   chan struct{} // closed at the next change that a decision or a watcher could want
+	wakeup   chan struct{} // closed at the next change that a decision could want
+	watchers chan struct{} // closed at the next change that only watchers want
 	since    time.Time
 	lastJoin time.Time
 	contacts map[string]*contact
@@ -36,6 +37,7 @@ type hearing struct {
 	broken   map[string]broken                // by job
 	reads    map[string]map[string]*storeRead // by job and worker
 	progress map[string]*skeinv1.Progress     // by job; read only
+	lines    map[string]*lines                // by job
 	waiting  map[string]string                // by job, as last decided
 	draining map[string]time.Time             // by worker, since when it is known
 }
@@ -72,23 +74,36 @@ const readAgain = 30 * time.Second
 
 func newHearing(now time.Time) *hearing {
 	return &hearing{
-		wakeup: make(chan struct{}), since: now, lastJoin: now,
+		wakeup: make(chan struct{}), watchers: make(chan struct{}), since: now, lastJoin: now, lines: map[string]*lines{},
 		contacts: map[string]*contact{}, lost: map[string]string{}, accused: map[string]accusation{}, broken: map[string]broken{},
 		reads: map[string]map[string]*storeRead{}, progress: map[string]*skeinv1.Progress{}, waiting: map[string]string{}, draining: map[string]time.Time{},
 	}
 }
 
-// changed is closed at the next change.
+// changed is closed at the next change that a decision could want.
 func (h *hearing) changed() <-chan struct{} {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.wakeup
 }
 
+// told is closed at the next line or progress.
+func (h *hearing) told() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.watchers
+}
+
 // wake is called with h.mu held.
 func (h *hearing) wake() {
 	close(h.wakeup)
 	h.wakeup = make(chan struct{})
+}
+
+// wakeWatchers is called with h.mu held.
+func (h *hearing) wakeWatchers() {
+	close(h.watchers)
+	h.watchers = make(chan struct{})
 }
 
 // connect begins a session of a worker process. It refuses a second process under one
@@ -149,7 +164,7 @@ func (h *hearing) tell(job string, p *skeinv1.Progress) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.progress[job] = p
-	h.wake()
+	h.wakeWatchers()
 }
 
 func (h *hearing) progressOf(job string) *skeinv1.Progress {
@@ -209,18 +224,26 @@ func (h *hearing) probe(now time.Time, worker, job string) bool {
 	return r.answered.IsZero()
 }
 
-// servers lists the stream addresses of connected workers that have a data set: those on
-// the same node first, then by name.
-func (h *hearing) servers(s *fsm.State, dataHash, node string) []string {
+// servers lists the stream addresses of connected workers that have a data set, the
+// nearest to a worker first: itself, those on its node, the others. Each begins with the
+// next one after it by name, so that not all read from the same one.
+func (h *hearing) servers(s *fsm.State, dataHash string, of *fsm.Worker) []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var near, far []string
+	var after, before []*fsm.Worker
 	for _, w := range s.ByName() {
 		c := h.contacts[w.Name]
-		if c == nil || !c.connected || c.incarnation != w.Incarnation || !slices.Contains(c.dataSets, dataHash) {
-			continue
+		switch {
+		case c == nil || !c.connected || c.incarnation != w.Incarnation || !slices.Contains(c.dataSets, dataHash):
+		case w.Name < of.Name:
+			before = append(before, w)
+		default:
+			after = append(after, w)
 		}
-		if w.Node == node {
+	}
+	var near, far []string
+	for _, w := range append(after, before...) {
+		if w.Node == of.Node {
 			near = append(near, w.Stream)
 		} else {
 			far = append(far, w.Stream)
@@ -238,6 +261,7 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	maps.DeleteFunc(h.reads, func(job string, _ map[string]*storeRead) bool { return over(job) })
 	maps.DeleteFunc(h.waiting, func(job, _ string) bool { return over(job) })
 	maps.DeleteFunc(h.progress, func(job string, _ *skeinv1.Progress) bool { return s.Jobs[job] == nil })
+	h.forgetLines(s)
 	maps.DeleteFunc(h.draining, func(w string, _ time.Time) bool { return s.Workers[w] == nil || !s.Workers[w].Draining })
 	maps.DeleteFunc(h.accused, func(w string, a accusation) bool { return !s.Is(w, a.incarnation) })
 	maps.DeleteFunc(h.lost, func(w, _ string) bool { return s.Workers[w] != nil })

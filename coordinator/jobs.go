@@ -6,7 +6,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
@@ -93,76 +92,6 @@ func (s jobs) Cancel(ctx context.Context, r *skeinv1.CancelRequest) (*skeinv1.Ca
 		return nil, err
 	}
 	return &skeinv1.CancelResponse{}, nil
-}
-
-// Watch implements skeinv1.JobsServer.
-func (s jobs) Watch(r *skeinv1.WatchRequest, stream skeinv1.Jobs_WatchServer) error {
-	if _, _, err := s.look(stream.Context(), r.GetJob()); err != nil {
-		return err
-	}
-	reign := s.leading()
-	if reign == nil {
-		return s.notLeader()
-	}
-	w := watcher{jobs: s, stream: stream, after: r.GetAfter()}
-	for {
-		changed, heard := s.node.Changed(), reign.changed()
-		state := s.node.State()
-		j := state.Jobs[r.GetJob()]
-		if j == nil {
-			return status.Errorf(codes.NotFound, "job %q has made way for newer ones", r.GetJob())
-		}
-		if err := w.show(state, j, reign.hearing); err != nil || j.Phase.Final() {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-heard:
-		case <-reign.ctx.Done():
-			return s.notLeader()
-		case <-stream.Context().Done():
-			return stream.Context().Err()
-		}
-	}
-}
-
-// watcher is one client that watches a job.
-type watcher struct {
-	jobs
-	stream   skeinv1.Jobs_WatchServer
-	after    uint64            // index of the last event that was sent
-	job      *skeinv1.Job      // as last sent
-	progress *skeinv1.Progress // as last sent
-}
-
-// show sends what the client has not seen yet: events first, then the job if it
-// differs, then progress.
-func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing) error {
-	for _, e := range j.Events {
-		if e.Index <= w.after {
-			continue
-		}
-		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Event{Event: eventOf(e)}}); err != nil {
-			return err
-		}
-		w.after = e.Index
-	}
-	job := jobOf(s, j, h)
-	progress := job.Progress
-	job.Progress = nil
-	if !proto.Equal(job, w.job) {
-		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: job}}); err != nil {
-			return err
-		}
-		w.job = job
-	}
-	if progress != nil && !proto.Equal(progress, w.progress) {
-		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Progress{Progress: progress}}); err != nil {
-			return err
-		}
-		w.progress = progress
-	}
-	return nil
 }
 
 // Lineage implements skeinv1.JobsServer.

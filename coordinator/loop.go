@@ -21,7 +21,12 @@ func (c *Coordinator) loop() {
 	defer tick.Stop()
 	defer c.abdicate()
 	last := time.Now()
+	leader := ""
 	for {
+		if l := c.node.Leader().ID; l != "" && l != leader {
+			leader = l
+			c.metrics.leaderChanges.Inc()
+		}
 		changed := c.node.Changed()
 		var heard <-chan struct{} // nil while somebody else leads
 		if r := c.leading(); r != nil {
@@ -127,6 +132,9 @@ func (c *Coordinator) explain(r *reign, waiting map[string]string) {
 			c.config.Logger.Info("waits", "job", job, "reason", why)
 		}
 	}
+	if !maps.Equal(r.waiting, waiting) {
+		r.wakeWatchers() // they show it
+	}
 	r.waiting = waiting
 }
 
@@ -156,6 +164,9 @@ func (c *Coordinator) decide(r *reign, e fsm.Entry) bool {
 
 // propose stamps an entry and puts it into the log.
 func (c *Coordinator) propose(ctx context.Context, e fsm.Entry) (fsm.Result, error) {
-	e.At = time.Now().UnixMilli()
-	return c.node.Propose(ctx, e)
+	began := time.Now()
+	e.At = began.UnixMilli()
+	result, err := c.node.Propose(ctx, e)
+	c.metrics.proposed(began, e.Decision.Kind(), result, err)
+	return result, err
 }

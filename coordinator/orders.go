@@ -40,7 +40,7 @@ func assignment(s *fsm.State, h *hearing, j *fsm.Job, own *fsm.Place, w *fsm.Wor
 	newest, _ := j.Newest()
 	a := &skeinv1.Assignment{
 		Job: j.ID, Generation: j.Generation, Resolved: j.Resolved, SpecHash: j.SpecHash, Ranks: ranks(own.Ranks),
-		Members: members(s, j), Resume: checkpointOf(j.Resume), DataServers: h.servers(s, j.DataHash, w.Node),
+		Members: members(s, j), Resume: checkpointOf(j.Resume), DataServers: h.servers(s, j.DataHash, w),
 	}
 	for i, p := range j.Placement {
 		if p.Worker == w.Name {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/skein-ml/skein/coordinator/raftlog"
+	"github.com/skein-ml/skein/internal/pki"
 )
 
 // arrivalTimeout bounds the TLS handshake and the wait for the first bytes.
@@ -23,7 +25,9 @@ const arrivalTimeout = 10 * time.Second
 // their first bytes tell whether another coordinator's log speaks or gRPC does.
 type port struct {
 	listener net.Listener
-	tls      *tls.Config // nil: plain
+	tls      *tls.Config // of those who call; nil: plain
+	dialTLS  *tls.Config // of other coordinators, when this one calls
+	logger   *slog.Logger
 	raft     *branch
 	grpc     *branch
 
@@ -41,12 +45,13 @@ func openPort(c Config) (*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w; is another coordinator running here?", err)
 	}
-	p := &port{listener: l}
+	p := &port{listener: l, logger: c.Logger}
 	if c.TLS != nil {
-		p.tls = c.TLS.Clone()
-		p.tls.MinVersion = tls.VersionTLS13
-		p.tls.ClientAuth = tls.RequireAndVerifyClientCert
+		p.tls, p.dialTLS = c.TLS.Config(), c.TLS.Expect(pki.Coordinator)
 		p.tls.NextProtos = []string{"h2"}
+	}
+	if c.TLS == nil && !isLoopback(c.Listen) {
+		c.Logger.Warn("INSECURE: plain text, and everybody who reaches this address may do everything", "listen", c.Listen)
 	}
 	p.ctx, p.end = context.WithCancel(context.Background())
 	p.raft, p.grpc = newBranch(p), newBranch(p)
@@ -79,6 +84,12 @@ func (p *port) listen() {
 func (p *port) arrive(conn net.Conn) {
 	stop := context.AfterFunc(p.ctx, func() { _ = conn.Close() })
 	a, magic, err := p.secure(conn)
+	if err == nil && magic == raftlog.Magic && a.tls != nil {
+		err = pki.RequireRole(pki.Coordinator)(*a.tls)
+	}
+	if err != nil && p.ctx.Err() == nil && !errors.Is(err, io.EOF) {
+		p.logger.Warn("connection refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
+	}
 	if !stop() || err != nil {
 		_ = conn.Close()
 		return
@@ -118,12 +129,10 @@ func (p *port) secure(conn net.Conn) (*arrival, string, error) {
 // dial connects to the port of another coordinator, for its log.
 func (p *port) dial(ctx context.Context, address string) (net.Conn, error) {
 	dialer := &net.Dialer{}
-	if p.tls == nil {
+	if p.dialTLS == nil {
 		return dialer.DialContext(ctx, "tcp", address)
 	}
-	c := p.tls.Clone()
-	c.NextProtos = nil
-	return (&tls.Dialer{NetDialer: dialer, Config: c}).DialContext(ctx, "tcp", address)
+	return (&tls.Dialer{NetDialer: dialer, Config: p.dialTLS}).DialContext(ctx, "tcp", address)
 }
 
 // Close ends the port and every connection that nobody has taken yet.

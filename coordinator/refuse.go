@@ -17,7 +17,7 @@ import (
 
 // unary stands before every call.
 func (c *Coordinator) unary(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if err := c.checkProtocol(ctx, info.FullMethod); err != nil {
+	if err := c.admit(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
 	if err := grpc.SetHeader(ctx, metadata.Pairs(skeinv1.BuildKey, c.config.Build)); err != nil {
@@ -29,7 +29,7 @@ func (c *Coordinator) unary(ctx context.Context, request any, info *grpc.UnarySe
 
 // stream stands before every stream.
 func (c *Coordinator) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if err := c.checkProtocol(stream.Context(), info.FullMethod); err != nil {
+	if err := c.admit(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
 	if err := stream.SetHeader(metadata.Pairs(skeinv1.BuildKey, c.config.Build)); err != nil {
@@ -38,9 +38,17 @@ func (c *Coordinator) stream(srv any, stream grpc.ServerStream, info *grpc.Strea
 	return c.refusal(handler(srv, stream))
 }
 
+// admit lets a caller through to a method, or says why not.
+func (c *Coordinator) admit(ctx context.Context, method string) error {
+	if err := c.checkProtocol(ctx); err != nil {
+		return err
+	}
+	return c.checkRole(ctx, method)
+}
+
 // checkProtocol refuses another protocol. Another build of the same protocol is only
 // remarked on.
-func (c *Coordinator) checkProtocol(ctx context.Context, method string) error {
+func (c *Coordinator) checkProtocol(ctx context.Context) error {
 	md, _ := metadata.FromIncomingContext(ctx)
 	first := func(key string) string {
 		if v := md.Get(key); len(v) > 0 {
@@ -54,10 +62,27 @@ func (c *Coordinator) checkProtocol(ctx context.Context, method string) error {
 			fmt.Sprintf("the caller (build %q) speaks protocol %q, coordinator %s (build %q) speaks %q; install the same version on both",
 				build, protocol, c.config.ID, c.config.Build, skeinv1.Protocol))
 	}
-	if build != c.config.Build {
-		c.config.Logger.Debug("caller of another build", "build", build, "method", method)
-	}
+	c.greet(build)
 	return nil
+}
+
+// buildsMax bounds how many builds are remembered. Nobody runs so many at once.
+const buildsMax = 64
+
+// greet remarks, once, on callers of another build.
+func (c *Coordinator) greet(build string) {
+	if build == c.config.Build {
+		return
+	}
+	c.mu.Lock()
+	first := !c.builds[build] && len(c.builds) < buildsMax
+	if first {
+		c.builds[build] = true
+	}
+	c.mu.Unlock()
+	if first {
+		c.config.Logger.Warn("a caller is of another build; install the same version everywhere", "build", line(build), "here", c.config.Build)
+	}
 }
 
 // notLeader is the refusal of who does not lead.

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/proto/leader"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
@@ -36,14 +37,7 @@ type fakeWorker struct {
 
 func (r *rig) worker(name, incarnation string, change func(*fakeWorker)) *fakeWorker {
 	r.Helper()
-	var addresses []string
-	for _, m := range r.members {
-		addresses = append(addresses, m.Address)
-	}
-	conn, err := leader.New(leader.Config{Addresses: addresses, TLS: r.tls, Build: "test"})
-	if err != nil {
-		r.Fatal(err)
-	}
+	conn := r.dial(pki.Worker, name)
 	w := &fakeWorker{name: name, incarnation: incarnation, rig: r, conn: conn, api: skeinv1.NewWorkersClient(conn), release: make(chan struct{})}
 	if change != nil {
 		change(w)

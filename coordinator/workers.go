@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,9 @@ func (s workers) Session(stream skeinv1.Workers_SessionServer) error {
 	}
 	hello := first.GetHello()
 	if err := s.checkHello(hello); err != nil {
+		return err
+	}
+	if err := s.checkWorker(stream.Context(), hello.GetWorker()); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(stream.Context())
@@ -85,14 +89,21 @@ func (s workers) checkHello(h *skeinv1.Hello) error {
 	case h.GetCluster() != s.config.Cluster:
 		return skeinv1.Refuse(codes.FailedPrecondition, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_CLUSTER},
 			fmt.Sprintf("worker %s is of cluster %q, and coordinator %s of %q", h.GetWorker(), h.GetCluster(), s.config.ID, s.config.Cluster))
-	case !name(h.GetWorker()) || !name(h.GetIncarnation()) || len(h.GetNode()) > 4*nameBytesMax:
+	case !name(h.GetWorker()) || !name(h.GetIncarnation()) || tooLong(h.GetNode()):
 		return status.Errorf(codes.InvalidArgument, "worker %q, process %q: names of 1 to %d letters, digits, dashes, dots and underscores are needed", h.GetWorker(), h.GetIncarnation(), nameBytesMax)
-	case h.GetRingAddress() == "" || h.GetStreamAddress() == "" || len(h.GetRingAddress()) > 4*nameBytesMax || len(h.GetStreamAddress()) > 4*nameBytesMax:
+	case h.GetRingAddress() == "" || h.GetStreamAddress() == "" || tooLong(h.GetRingAddress(), h.GetStreamAddress()):
 		return status.Errorf(codes.InvalidArgument, "worker %s: the addresses of its ring and its stream server are needed", h.GetWorker())
-	case len(h.GetNumericClasses()) == 0 || len(h.GetNumericClasses()) > classesMax:
+	case len(h.GetNumericClasses()) == 0 || len(h.GetNumericClasses()) > classesMax || tooLong(h.GetNumericClasses()...):
 		return status.Errorf(codes.InvalidArgument, "worker %s: 1 to %d numeric classes are needed", h.GetWorker(), classesMax)
+	case tooLong(h.GetBuild()) || h.GetMemoryBytes() < 0 || h.GetThreads() < 0:
+		return status.Errorf(codes.InvalidArgument, "worker %s: build %.100q, %d bytes of memory, %d threads", h.GetWorker(), h.GetBuild(), h.GetMemoryBytes(), h.GetThreads())
 	}
 	return nil
+}
+
+// tooLong tells whether a text is longer than what the state keeps of its kind.
+func tooLong(texts ...string) bool {
+	return slices.ContainsFunc(texts, func(s string) bool { return len(s) > 4*nameBytesMax })
 }
 
 // name tells whether a text can be a name in logs and on screens.
@@ -138,7 +149,7 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 		}
 		switch what := m.GetWhat().(type) {
 		case *skeinv1.WorkerMessage_Heartbeat:
-			if len(what.Heartbeat.GetDataSets()) > dataSetsMax {
+			if len(what.Heartbeat.GetDataSets()) > dataSetsMax || tooLong(what.Heartbeat.GetDataSets()...) {
 				return status.Errorf(codes.InvalidArgument, "%d data sets in a heartbeat", len(what.Heartbeat.GetDataSets()))
 			}
 			r.heartbeat(time.Now(), h.GetWorker(), session, what.Heartbeat.GetDataSets())
@@ -151,10 +162,25 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 			if j := s.node.State().Jobs[what.StoreRead.GetJob()]; j != nil {
 				r.read(time.Now(), h.GetWorker(), j, what.StoreRead.GetNonce(), line(what.StoreRead.GetError()))
 			}
+		case *skeinv1.WorkerMessage_Lines:
+			if s.node.State().Jobs[what.Lines.GetJob()] != nil {
+				r.say(what.Lines.GetJob(), h.GetIncarnation(), s.sound(h.GetWorker(), what.Lines.GetLines()))
+			}
 		default:
 			return status.Error(codes.InvalidArgument, "hello comes once, at the beginning")
 		}
 	}
+}
+
+// sound are the lines that can be kept and shown: of this worker, and of a sane size.
+func (s workers) sound(worker string, said []*skeinv1.Line) []*skeinv1.Line {
+	return slices.DeleteFunc(said, func(l *skeinv1.Line) bool {
+		bad := l.GetWorker() != worker || !name(l.GetName()) || len(l.GetJson()) > lineJSONMax || !json.Valid(l.GetJson())
+		if bad {
+			s.config.Logger.Warn("a line is dropped", "worker", worker, "of", line(l.GetWorker()), "name", line(l.GetName()), "bytes", len(l.GetJson()))
+		}
+		return bad
+	})
 }
 
 // command sends a worker its orders whenever they change. It returns nil when the
@@ -193,9 +219,12 @@ func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServ
 	}
 }
 
-// sender finds the worker process that reports. A process that was given up or
-// replaced is fenced off.
+// sender finds the worker process that reports, which must be the worker that its
+// certificate names. A process that was given up or replaced is fenced off.
 func (s workers) sender(ctx context.Context, from *skeinv1.Sender) (*fsm.State, *fsm.Worker, error) {
+	if err := s.checkWorker(ctx, from.GetWorker()); err != nil {
+		return nil, nil, err
+	}
 	state, err := s.node.Read(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -256,6 +285,9 @@ func (s workers) Publish(ctx context.Context, r *skeinv1.PublishRequest) (*skein
 		return nil, err
 	}
 	c := r.GetCheckpoint()
+	if err := checkCheckpoint(c); err != nil {
+		return nil, err
+	}
 	d := &fsm.Publish{Job: j.ID, Checkpoint: fsm.Checkpoint{
 		Generation: c.GetGeneration(), Step: c.GetStep(), Manifest: c.GetManifest(), Weights: c.GetWeights(), Bytes: c.GetBytes(), At: time.Now().UnixMilli(),
 	}}
@@ -271,8 +303,8 @@ func (s workers) Complete(ctx context.Context, r *skeinv1.CompleteRequest) (*ske
 	if err != nil {
 		return nil, err
 	}
-	if len(r.GetResult()) > specBytesMax {
-		return nil, status.Errorf(codes.InvalidArgument, "a result of %d bytes", len(r.GetResult()))
+	if len(r.GetResult()) > specBytesMax || len(r.GetResult()) > 0 && !json.Valid(r.GetResult()) {
+		return nil, status.Errorf(codes.InvalidArgument, "the result of %d bytes is not JSON of at most %d", len(r.GetResult()), specBytesMax)
 	}
 	reason := fmt.Sprintf("%d steps", j.Steps)
 	if _, err := s.decided(ctx, reason, &fsm.Complete{Job: j.ID, Generation: r.GetGeneration(), Result: r.GetResult()}); err != nil {

@@ -1,0 +1,113 @@
+package coordinator
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// Limits on the lines that a leader keeps in its memory. They are for people: a line
+// that is lost costs nothing else.
+const (
+	linesMax      = 2000    // of a job, the newest
+	linesTotalMax = 200_000 // of all jobs; those of jobs that are over make way
+	lineJSONMax   = 16 << 10
+)
+
+// lines are what the workers of a job said to people, in the order in which this leader
+// heard it.
+type lines struct {
+	kept []*skeinv1.Line // the newest; read only
+	next uint64          // number of the line that comes after the last of kept, from 0
+	last map[string]heardLine
+}
+
+// heardLine is the last line of one worker. Workers say their lines in order, and say
+// them again from the oldest that they have when they begin a new session.
+type heardLine struct {
+	incarnation string
+	sequence    uint64
+}
+
+// say keeps the lines of a worker process that are new.
+func (h *hearing) say(job, incarnation string, said []*skeinv1.Line) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.lines[job]
+	if l == nil {
+		l = &lines{last: map[string]heardLine{}}
+		h.lines[job] = l
+	}
+	before := l.next
+	for _, line := range said {
+		last, ok := l.last[line.GetWorker()]
+		if ok && last.incarnation == incarnation && line.GetSequence() <= last.sequence {
+			continue
+		}
+		l.last[line.GetWorker()] = heardLine{incarnation, line.GetSequence()}
+		l.kept = append(l.kept, line)
+		l.next++
+	}
+	if over := len(l.kept) - linesMax; over > 0 {
+		l.kept = slices.Clone(l.kept[over:])
+	}
+	if l.next != before {
+		h.wakeWatchers()
+	}
+}
+
+// linesFrom are the kept lines of a job from a number on, and the number to ask for next.
+func (h *hearing) linesFrom(job string, from uint64) ([]*skeinv1.Line, uint64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	l := h.lines[job]
+	if l == nil {
+		return nil, from
+	}
+	skip := uint64(0)
+	if first := l.next - uint64(len(l.kept)); from > first {
+		skip = min(from-first, uint64(len(l.kept)))
+	}
+	return slices.Clone(l.kept[skip:]), l.next
+}
+
+// lastLines are the newest lines of a job, at most so many (-1: all), and the number to
+// ask for next. They are in order of time: after a change of leaders, workers tell theirs
+// one after the other.
+func (h *hearing) lastLines(job string, most int) ([]*skeinv1.Line, uint64) {
+	list, next := h.linesFrom(job, 0)
+	slices.SortStableFunc(list, func(a, b *skeinv1.Line) int {
+		switch {
+		case a.GetAtUnixMs() != b.GetAtUnixMs():
+			return int(min(max(a.GetAtUnixMs()-b.GetAtUnixMs(), -1), 1))
+		default:
+			return strings.Compare(a.GetWorker(), b.GetWorker())
+		}
+	})
+	if most >= 0 && len(list) > most {
+		list = list[len(list)-most:]
+	}
+	return list, next
+}
+
+// forgetLines drops the lines of jobs that are forgotten, and of the oldest that are
+// over if there are too many lines. h.mu is held.
+func (h *hearing) forgetLines(s *fsm.State) {
+	maps.DeleteFunc(h.lines, func(job string, _ *lines) bool { return s.Jobs[job] == nil })
+	total := 0
+	for _, l := range h.lines {
+		total += len(l.kept)
+	}
+	if total <= linesTotalMax {
+		return
+	}
+	for _, j := range s.InOrder() {
+		if l := h.lines[j.ID]; l != nil && j.Phase.Final() && total > linesTotalMax {
+			total -= len(l.kept)
+			delete(h.lines, j.ID)
+		}
+	}
+}
