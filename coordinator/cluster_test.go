@@ -229,6 +229,18 @@ func (r *rig) eventually(job, what string, ok func(*skeinv1.Job) bool) *skeinv1.
 	}
 }
 
+// until waits for something that no job shows.
+func (r *rig) until(what string, ok func() bool) {
+	r.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			r.Fatalf("never happened: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func inPhase(p skeinv1.Phase) func(*skeinv1.Job) bool {
 	return func(j *skeinv1.Job) bool { return j.GetPhase() == p }
 }

@@ -29,16 +29,20 @@ type fakeWorker struct {
 	idle       bool // accepts preparations and prepares nothing
 	stall      bool // accepts assignments and takes no step
 	unreadable bool // cannot read the store
+	chatty     bool // says a line at every step
 	release    chan struct{}
 
 	mu     sync.Mutex
 	orders *skeinv1.Orders
+	gate   chan struct{}       // no step is taken while it is open; nil: all are
+	talk   []*skeinv1.JobLines // all that it has said, one line each
+	talked chan struct{}       // closed at the next line
 }
 
 func (r *rig) worker(name, incarnation string, change func(*fakeWorker)) *fakeWorker {
 	r.Helper()
 	conn := r.dial(pki.Worker, name)
-	w := &fakeWorker{name: name, incarnation: incarnation, rig: r, conn: conn, api: skeinv1.NewWorkersClient(conn), release: make(chan struct{})}
+	w := &fakeWorker{name: name, incarnation: incarnation, rig: r, conn: conn, api: skeinv1.NewWorkersClient(conn), release: make(chan struct{}), talked: make(chan struct{})}
 	if change != nil {
 		change(w)
 	}
@@ -77,6 +81,70 @@ func (w *fakeWorker) last() *skeinv1.Orders {
 	return w.orders
 }
 
+// say says lines of a job, now and again in every session to come.
+func (w *fakeWorker) say(job string, list ...*skeinv1.Line) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range list {
+		w.talk = append(w.talk, &skeinv1.JobLines{Job: job, Lines: []*skeinv1.Line{l}})
+	}
+	close(w.talked)
+	w.talked = make(chan struct{})
+}
+
+// tell says the worker's next line.
+func (w *fakeWorker) tell(job string) {
+	w.mu.Lock()
+	n := uint64(len(w.talk) + 1)
+	w.mu.Unlock()
+	w.say(job, said(w.name, n, int64(n)))
+}
+
+// unsaid is what a session has not said yet, and when there is more.
+func (w *fakeWorker) unsaid(from int) ([]*skeinv1.JobLines, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.talk[from:len(w.talk):len(w.talk)], w.talked
+}
+
+// lines are the keys of all that it has said.
+func (w *fakeWorker) lines() []string {
+	var out []string
+	list, _ := w.unsaid(0)
+	for _, l := range list {
+		out = append(out, key(l.GetLines()[0]))
+	}
+	return out
+}
+
+// hold keeps the worker from taking steps until it is let go.
+func (w *fakeWorker) hold() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gate = make(chan struct{})
+}
+
+func (w *fakeWorker) letGo() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.gate)
+	w.gate = nil
+}
+
+// mayStep waits while the worker is held.
+func (w *fakeWorker) mayStep(ctx context.Context) {
+	w.mu.Lock()
+	gate := w.gate
+	w.mu.Unlock()
+	if gate == nil {
+		return
+	}
+	select {
+	case <-gate:
+	case <-ctx.Done():
+	}
+}
+
 // session is one session; it tells whether the worker was released.
 func (w *fakeWorker) session(ctx context.Context) (released bool) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -97,7 +165,15 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 	defer done.Wait()
 	defer cancel()
 	done.Go(func() {
+		spoken := 0
 		for seq := uint64(1); ; seq++ {
+			unsaid, more := w.unsaid(spoken)
+			for _, l := range unsaid {
+				if stream.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Lines{Lines: l}}) != nil {
+					return
+				}
+				spoken++
+			}
 			m := &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{Sequence: seq, DataSets: []string{dataHash}}}}
 			if stream.Send(m) != nil {
 				return
@@ -109,6 +185,7 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 				if stream.Send(a) != nil {
 					return
 				}
+			case <-more:
 			case <-time.After(100 * time.Millisecond):
 			}
 		}
@@ -204,6 +281,10 @@ func (w *fakeWorker) train(ctx context.Context, a *skeinv1.Assignment) {
 		case <-ctx.Done():
 			return
 		case <-time.After(5 * time.Millisecond):
+		}
+		w.mayStep(ctx)
+		if w.chatty {
+			w.tell(a.GetJob())
 		}
 		if step%8 != 0 && a.GetCheckpointRequest() == 0 {
 			continue

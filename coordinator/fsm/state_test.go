@@ -391,3 +391,34 @@ func TestACloneStaysAsItWas(t *testing.T) {
 		t.Fatal("entries applied later changed the clone")
 	}
 }
+
+func TestSpecsHaveALimitTogether(t *testing.T) {
+	s := New()
+	big := make([]byte, 1<<20)
+	apply := func(d Decision) Result {
+		return s.Apply(s.Index+1, Entry{Reason: "test", Decision: d})
+	}
+	fill := func(prefix string) (taken int, err error) {
+		for i := range 200 {
+			d := submit(fmt.Sprint(prefix, i))
+			d.Spec = big
+			if r := apply(d); r.Err != nil {
+				return i, r.Err
+			}
+		}
+		return 200, nil
+	}
+	taken, err := fill("active-")
+	if !errors.Is(err, ErrFull) || taken != jobsBytesMax/(2<<20) {
+		t.Fatalf("%d jobs of 1 MiB were taken: %v", taken, err)
+	}
+	for id := range s.Jobs {
+		apply(&Cancel{Job: id})
+	}
+	if taken, err = fill("later-"); taken != jobsBytesMax/(2<<20) {
+		t.Fatalf("%d jobs were taken in the place of those that are over: %v", taken, err)
+	}
+	if len(s.Jobs) != taken {
+		t.Errorf("%d jobs are kept of %d", len(s.Jobs), taken)
+	}
+}
