@@ -60,7 +60,7 @@ func (n *notes) Export(_ context.Context, c exportConfig) (int64, error) {
 func skein(t *testing.T, eng engine, stdin string, args ...string) (status int, out, errs string) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	status = run(t.Context(), args, streams{strings.NewReader(stdin), &stdout, &stderr}, eng)
+	status = run(t.Context(), args, streams{in: strings.NewReader(stdin), out: &stdout, err: &stderr}, eng)
 	return status, stdout.String(), stderr.String()
 }
 
@@ -229,7 +229,7 @@ func TestExitStatusesAreThoseThatTheHelpLists(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	var out bytes.Buffer
-	if status := run(ctx, []string{"train", "-f", job}, streams{nil, &out, &out}, &notes{fail: context.Canceled}); status != exitInterrupted {
+	if status := run(ctx, []string{"train", "-f", job}, streams{out: &out, err: &out}, &notes{fail: context.Canceled}); status != exitInterrupted {
 		t.Errorf("interrupted: status %d", status)
 	}
 }

@@ -25,8 +25,9 @@ type engine interface {
 
 // trainConfig is skein train.
 type trainConfig struct {
-	Job   *jobspec.Job
-	Cache string // prepared data sets
+	Job     *jobspec.Job
+	Cache   string // prepared data sets
+	Workers int    // processes; 0: this one does it all
 }
 
 // planConfig is skein plan.

@@ -3,28 +3,38 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-ml/skein/client"
+	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
 )
 
 func newExport(std streams, eng engine) *cobra.Command {
 	var cfg exportConfig
+	var cluster clusterFlags
 	var dtype, maxShard, output string
 	c := &cobra.Command{
-		Use:   "export STORE DIR",
+		Use:   "export STORE|JOB DIR",
 		Short: "Write a checkpoint as a Hugging Face folder",
-		Long: `Write the newest checkpoint of STORE, or the one of --step, as an ordinary
-Hugging Face folder DIR, which must not exist. It appears whole or not at all.`,
+		Long: `Write the newest checkpoint, or the one of --step, as an ordinary Hugging Face
+folder DIR, which must not exist. It appears whole or not at all. Where there is a
+folder STORE, it is the store of skein train; else JOB is a job of a cluster, whose
+store must be reached from here: an id, the beginning of one, or a name that only one
+active job has.`,
 		Example: `  skein export ./checkpoints ./pronounce-step-16 --step 16
-  skein export ./checkpoints ./pronounce-fp32 --dtype fp32`,
-		Args: args("STORE", "DIR"),
+  skein export ./checkpoints ./pronounce-fp32 --dtype fp32
+  skein export pronounce-7f3a ./pronounce --coordinator 10.0.0.1:7401`,
+		Args: args("STORE|JOB", "DIR"),
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg.Store, cfg.Dir = args[0], args[1]
-			return runExport(c.Context(), std, eng, cfg, dtype, maxShard, output)
+			return runExport(c.Context(), std, eng, cfg, cluster, dtype, maxShard, output)
 		},
 	}
+	cluster.add(c)
 	c.Flags().Int64Var(&cfg.Step, "step", newest, "which checkpoint; -1 is the newest, 0 the imported model")
 	weightFlags(c, &dtype, &maxShard)
 	outputFlag(c, &output)
@@ -58,7 +68,7 @@ func parseWeights(dtype, maxShard string) (jobspec.DType, jobspec.ByteSize, erro
 	return jobspec.DType(dtype), size, nil
 }
 
-func runExport(ctx context.Context, std streams, eng engine, cfg exportConfig, dtype, maxShard, output string) error {
+func runExport(ctx context.Context, std streams, eng engine, cfg exportConfig, cluster clusterFlags, dtype, maxShard, output string) error {
 	if err := oneOf("output", output, outputText, outputJSON); err != nil {
 		return err
 	}
@@ -69,9 +79,31 @@ func runExport(ctx context.Context, std streams, eng engine, cfg exportConfig, d
 	if cfg.DType, cfg.MaxShard, err = parseWeights(dtype, maxShard); err != nil {
 		return err
 	}
+	if !isStore(cfg.Store, cluster) {
+		if cfg.Store, err = storeOf(ctx, std, cluster, cfg.Store); err != nil {
+			return err
+		}
+	}
 	step, err := eng.Export(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	return std.report(output, exported{cfg.Dir, step}, fmt.Sprintf("exported %s: the weights of step %d, %s\n", cfg.Dir, step, dtype))
+}
+
+// isStore tells whether a word is meant as a folder: it looks like one, is one, or no
+// cluster is named that could have a job of that name.
+func isStore(word string, cluster clusterFlags) bool {
+	info, err := os.Stat(word)
+	return strings.ContainsAny(word, "/\\.") || err == nil && info.IsDir() || len(addresses(cluster.coordinators, os.Getenv(coordinatorVariable))) == 0
+}
+
+// storeOf is the folder of a job's checkpoints, in which the newest that the log has
+// published can be found.
+func storeOf(ctx context.Context, std streams, cluster clusterFlags, word string) (dir string, err error) {
+	err = cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
+		dir, err = c.StoreOf(ctx, vfs.OS, word)
+		return err
+	})
+	return dir, err
 }

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -13,28 +15,37 @@ import (
 
 func newGenerate(std streams, eng engine) *cobra.Command {
 	var cfg generateConfig
-	var precision string
+	var cluster clusterFlags
+	var precision, job string
 	c := &cobra.Command{
 		Use:   "generate MODEL [PROMPT…]",
 		Short: "Let a model answer",
 		Long: `Answer each PROMPT as a user message in the model's own chat template, or each
 line of standard input when there is none. MODEL is a Hugging Face folder or a
-GGUF file. Greedy unless --temperature is given; the same seed gives the same
-answer.`,
+GGUF file; with --job there is no MODEL, but the newest checkpoint of a job of a
+cluster, whose store must be reached from here. Greedy unless --temperature is given;
+the same seed gives the same answer.`,
 		Example: `  skein generate ./pronounce "Pronounce: skein"
-  skein generate ./SmolLM2-135M-Instruct --raw "Once upon a time" --temperature 0.8 --seed 7`,
-		Args: args("MODEL", "PROMPT…"),
+  skein generate ./SmolLM2-135M-Instruct --raw "Once upon a time" --temperature 0.8 --seed 7
+  skein generate --job pronounce "Pronounce: skein"`,
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg.Model, cfg.Prompts, cfg.Precision = args[0], args[1:], jobspec.Precision(precision)
+			cfg.Precision = jobspec.Precision(precision)
+			if job != "" {
+				cfg.Prompts = args
+				return runGenerateJob(c.Context(), std, eng, cfg, cluster, job)
+			}
+			cfg.Model, cfg.Prompts = args[0], args[1:]
 			return runGenerate(c.Context(), std, eng, cfg)
 		},
 	}
 	c.Args = func(c *cobra.Command, got []string) error {
-		if len(got) == 0 {
+		if len(got) == 0 && job == "" {
 			return args("MODEL", "[PROMPT…]")(c, got)
 		}
 		return nil
 	}
+	cluster.add(c)
+	c.Flags().StringVar(&job, "job", "", "a job of a cluster: an id, the beginning of one, or a name that only one active job has")
 	f := c.Flags()
 	f.StringVar(&cfg.System, "system", "", "system message; the template's own if left out")
 	f.BoolVar(&cfg.Raw, "raw", false, "continue the text as it is, without the chat template")
@@ -89,6 +100,31 @@ func runGenerate(ctx context.Context, std streams, eng engine, cfg generateConfi
 		}
 	}
 	return eng.Generate(ctx, cfg, func(piece string) { fmt.Fprint(std.out, piece) })
+}
+
+// runGenerateJob writes the job's newest checkpoint as a passing folder and asks that.
+func runGenerateJob(ctx context.Context, std streams, eng engine, cfg generateConfig, cluster clusterFlags, job string) error {
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	store, err := storeOf(ctx, std, cluster, job)
+	if err != nil {
+		return err
+	}
+	temp, err := os.MkdirTemp("", "skein-generate-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	cfg.Model = filepath.Join(temp, "model")
+	dtype := jobspec.DTypeBF16
+	if cfg.Precision == jobspec.PrecisionFP32 {
+		dtype = jobspec.DTypeFP32
+	}
+	if _, err := eng.Export(ctx, exportConfig{Store: store, Step: newest, Dir: cfg.Model, DType: dtype, MaxShard: 5 << 30}); err != nil {
+		return err
+	}
+	return runGenerate(ctx, std, eng, cfg)
 }
 
 // readPrompts reads prompts, one a line.

@@ -1,5 +1,6 @@
 // Command skein fine-tunes language models: one binary that trains, plans,
-// evaluates, generates, imports and exports. Each subcommand has a file of its
+// evaluates, generates, imports and exports, and is coordinator, worker and client of
+// a cluster. Each subcommand has a file of its
 // own that turns flags into a Config and runs it; the work is done elsewhere.
 package main
 
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/skein-ml/skein/client"
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/worker"
@@ -28,6 +30,10 @@ const (
 	exitFailure     = 1
 	exitUsage       = 2   // a wrong command line or job file; nothing was started
 	exitCannotFit   = 3   // the job needs more than the machine has; nothing was started
+	exitNotFound    = 4   // no such job
+	exitUnreachable = 5   // no coordinator
+	exitTimeout     = 6   // of what was waited for
+	exitCanceled    = 7   // the job, by somebody
 	exitInterrupted = 130 // by a signal, as shells count
 )
 
@@ -35,6 +41,7 @@ const (
 type streams struct {
 	in       io.Reader
 	out, err io.Writer
+	plain    bool // a line for each event, on a terminal too
 }
 
 func main() {
@@ -48,7 +55,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	context.AfterFunc(ctx, stop)
-	os.Exit(run(ctx, os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr}, newEngine()))
+	os.Exit(run(ctx, os.Args[1:], streams{in: os.Stdin, out: os.Stdout, err: os.Stderr}, newEngine()))
 }
 
 // run executes a command line and returns the exit status.
@@ -78,6 +85,9 @@ func exitStatus(ctx context.Context, err error) int {
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		return exitInterrupted
 	}
+	if status, ok := clusterStatus(err); ok {
+		return status
+	}
 	if _, ok := errors.AsType[usageError](err); ok {
 		return exitUsage
 	}
@@ -90,6 +100,35 @@ func exitStatus(ctx context.Context, err error) int {
 	return exitFailure
 }
 
+// clusterStatus is the exit status of what can go wrong with a cluster.
+func clusterStatus(err error) (status int, ok bool) {
+	if _, ok := errors.AsType[*client.NotFoundError](err); ok {
+		return exitNotFound, true
+	}
+	if _, ok := errors.AsType[*client.AmbiguousError](err); ok {
+		return exitNotFound, true
+	}
+	if _, ok := errors.AsType[*client.UnreachableError](err); ok {
+		return exitUnreachable, true
+	}
+	if _, ok := errors.AsType[*client.RejectedError](err); ok {
+		return exitUsage, true
+	}
+	if _, ok := errors.AsType[timeoutError](err); ok {
+		return exitTimeout, true
+	}
+	if ended, ok := errors.AsType[*client.EndedError](err); ok {
+		switch {
+		case ended.Canceled():
+			return exitCanceled, true
+		case ended.TooBig():
+			return exitCannotFit, true
+		}
+		return exitFailure, true
+	}
+	return 0, false
+}
+
 // printer returns the writer of a run's events: redrawn on a terminal, plain
 // lines elsewhere, objects where the user asked for them.
 func (s streams) printer(output string) *console.Printer {
@@ -97,7 +136,7 @@ func (s streams) printer(output string) *console.Printer {
 	switch {
 	case output == outputJSON:
 		return console.NewPrinter(s.out, console.JSON, nil)
-	case ok && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb":
+	case ok && !s.plain && term.IsTerminal(int(file.Fd())) && os.Getenv("TERM") != "dumb":
 		return console.NewPrinter(s.out, console.Terminal, func() int {
 			columns, _, err := term.GetSize(int(file.Fd()))
 			if err != nil {

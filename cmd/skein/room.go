@@ -2,15 +2,22 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
+	"github.com/skein-ml/skein/fleet"
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/internal/machine"
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/model/hf"
 	"github.com/skein-ml/skein/worker"
+	"github.com/skein-ml/skein/worker/agent"
 )
 
 // room is the engine of the real program: this process and this machine.
@@ -38,6 +45,9 @@ func (r room) jobEnv(job *jobspec.Job, cache string, emit func(console.Event)) (
 
 // Train implements engine.
 func (r room) Train(ctx context.Context, c trainConfig, emit func(console.Event)) error {
+	if c.Workers > 0 {
+		return r.trainApart(ctx, c, emit)
+	}
 	env, dev, err := r.jobEnv(c.Job, c.Cache, emit)
 	if err != nil {
 		return err
@@ -45,6 +55,23 @@ func (r room) Train(ctx context.Context, c trainConfig, emit func(console.Event)
 	defer dev.Close()
 	_, err = worker.Train(ctx, env, c.Job)
 	return err
+}
+
+// trainApart runs the job on worker processes of this machine.
+func (room) trainApart(ctx context.Context, c trainConfig, emit func(console.Event)) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	m := machine.Look(".")
+	threads := c.Job.Resources.Threads
+	if threads == 0 {
+		threads = max(1, m.Threads()/c.Workers)
+	}
+	return fleet.Run(ctx, fleet.Config{
+		Job: c.Job, Workers: c.Workers, Program: []string{self}, Build: version, Threads: threads,
+		Memory: m.MemoryFree / int64(c.Workers), Emit: emit,
+	})
 }
 
 // Plan implements engine. A job that does not fit is reported with its error.
@@ -141,4 +168,61 @@ func (room) Export(_ context.Context, c exportConfig) (int64, error) {
 		options.DType = hf.F32
 	}
 	return worker.ExportCheckpoint(vfs.OS, c.Store, c.Step, c.Dir, options)
+}
+
+// classes are the numeric classes that a worker offers, the best first: all that this
+// machine can run, or the one that is asked for.
+func classes(want string) ([]string, error) {
+	if want == jobspec.Auto || want == "" {
+		want = os.Getenv(cpu.PathVariable)
+	}
+	var offered []string
+	for _, p := range cpu.Paths() {
+		switch {
+		case want != "" && want != p.Name && want != p.Class:
+		case p.Available:
+			offered = append(offered, p.Class)
+		case want != "":
+			return nil, fmt.Errorf("numeric class %s cannot run here: this machine lacks %s; see skein doctor", want, p.Why)
+		}
+	}
+	if len(offered) == 0 {
+		return nil, fmt.Errorf("there is no numeric class %q; skein doctor lists those of this machine", want)
+	}
+	return offered, nil
+}
+
+// newTasks is what a worker of a cluster does when it is ordered to.
+func newTasks(dir string, memory int64, threads int) agent.Tasks {
+	return tasks{worker.Env{
+		FS: vfs.OS, Program: version, CacheDir: filepath.Join(dir, "data"), MemoryFree: memory, Cluster: true,
+		OpenDevice: func(class string) (device.Device, error) {
+			path, _, _ := strings.Cut(class, " ") // "avx512 r1" is revision 1 of the path avx512
+			dev, err := cpu.New(cpu.Options{Path: path, Threads: threads})
+			if err != nil {
+				return nil, err
+			}
+			if got := dev.Info().Class; strings.Contains(class, " ") && got != class {
+				return nil, errors.Join(fmt.Errorf("the job is pinned to the numeric class %s, and this program has %s; install the version that has it", class, got), dev.Close())
+			}
+			return dev, nil
+		},
+	}}
+}
+
+// tasks runs a worker's orders in an environment.
+type tasks struct{ env worker.Env }
+
+// Prepare implements agent.Tasks.
+func (t tasks) Prepare(ctx context.Context, emit func(console.Event), p worker.PrepareConfig) (worker.Preparation, error) {
+	env := t.env
+	env.Emit = emit
+	return worker.Prepare(ctx, env, p)
+}
+
+// Host implements agent.Tasks.
+func (t tasks) Host(ctx context.Context, emit func(console.Event), h worker.HostConfig) error {
+	env := t.env
+	env.Emit = emit
+	return worker.Host(ctx, env, h)
 }

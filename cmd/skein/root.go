@@ -30,10 +30,16 @@ Exit status:
   1    failed; standard error says in one line what to do
   2    the command line or the job file is wrong; nothing was started
   3    the job needs more memory than it may use; nothing was started
-  130  interrupted; the same command goes on from the last checkpoint`,
+  4    there is no such job, or several could be meant
+  5    no coordinator answers that could
+  6    what was waited for has not come in the given time
+  7    the job was canceled
+  130  interrupted; a job of this process goes on when the same command is given
+       again, and a job of a cluster has not noticed`,
 		Example: `  skein import SmolLM2-135M-Instruct.Q4_1.gguf ./SmolLM2-135M-Instruct
   skein plan -f job.yaml
-  skein train -f job.yaml`,
+  skein train -f job.yaml
+  skein submit -f job.yaml --watch --coordinator 10.0.0.1:7401,10.0.0.2:7401`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args: func(_ *cobra.Command, args []string) error {
@@ -54,6 +60,8 @@ Exit status:
 	root.AddCommand(
 		newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
 		newImport(std), newData(std), newDoctor(std), newVersion(std),
+		newSubmit(std), newJobs(std), newDescribe(std), newLogs(std), newWatch(std), newWait(std), newCancel(std),
+		newNodes(std), newCoordinator(std), newWorker(std), newCerts(std),
 	)
 	return root
 }
@@ -121,6 +129,13 @@ func oneOf(flag, value string, words ...string) error {
 		return nil
 	}
 	return usageError{fmt.Errorf("--%s is %q; it is one of %s", flag, value, strings.Join(words, ", "))}
+}
+
+// object prints a value as JSON on one line.
+func (s streams) object(v any) error {
+	enc := json.NewEncoder(s.out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
 }
 
 // report prints a result: as one JSON object, or as text.

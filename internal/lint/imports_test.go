@@ -56,8 +56,13 @@ const policy = `
 	coordinator/fsm < coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog
 	coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog < coordinator
 
+	# The user's side of a cluster, and a whole cluster on one machine. They reach
+	# workers through coordinators only.
+	proto, jobspec, checkpoint < client
+	client, coordinator < fleet
+
 	# Binaries and tools see everything; nothing sees them.
-	worker, coordinator, device/cpu, device/opaque < cmd, examples, scripts
+	worker, coordinator, client, fleet, device/cpu, device/opaque < cmd, examples, scripts
 `
 
 func TestImportsFollowPolicy(t *testing.T) {

@@ -1,0 +1,176 @@
+package client
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"time"
+
+	"github.com/skein-ml/skein/jobspec"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// Job is a job as lists and machines show it.
+type Job struct {
+	ID           string          `json:"id"`
+	Name         string          `json:"name"`
+	Phase        string          `json:"phase"`
+	Reason       string          `json:"reason,omitempty"`     // of the last change
+	WaitingFor   string          `json:"waitingFor,omitempty"` // of a preparing or queued job
+	Submitted    time.Time       `json:"submitted"`
+	Changed      time.Time       `json:"changed"` // phase or generation
+	Generation   uint64          `json:"generation"`
+	Workers      []Placed        `json:"workers,omitempty"`
+	Preparer     string          `json:"preparer,omitempty"`
+	WorldSize    int32           `json:"worldSize"`
+	WorkersMin   int32           `json:"workersMin"`
+	WorkersMax   int32           `json:"workersMax"`
+	Step         int64           `json:"step"`
+	Steps        int64           `json:"steps"` // 0 until resolved
+	Progress     *Progress       `json:"progress,omitempty"`
+	Published    *Published      `json:"published,omitempty"`
+	SpecHash     string          `json:"specHash,omitempty"`
+	NumericClass string          `json:"numericClass,omitempty"`
+	Result       json.RawMessage `json:"result,omitempty"` // of a done job
+
+	Store  string          `json:"store,omitempty"` // folder of its checkpoints
+	Spec   json.RawMessage `json:"spec,omitempty"`  // as submitted
+	Events []Said          `json:"events,omitempty"`
+}
+
+// Placed is a worker of a job and the ranks that it hosts.
+type Placed struct {
+	Worker string  `json:"worker"`
+	Ranks  []int32 `json:"ranks"`
+}
+
+// Progress is how a running job gets on.
+type Progress struct {
+	Loss            float64  `json:"loss"`
+	LearningRate    float64  `json:"learningRate"`
+	GradientNorm    float64  `json:"gradientNorm"`
+	TokensPerSecond float64  `json:"tokensPerSecond"`
+	DataWaitShare   float64  `json:"dataWaitShare"`
+	Tokens          int64    `json:"tokens"`
+	Targets         int64    `json:"targets"`
+	Validation      *float64 `json:"validationLoss,omitempty"`
+	ValidationStep  int64    `json:"validationStep,omitempty"`
+	ETASeconds      float64  `json:"etaSeconds"`
+}
+
+// Published is a job's newest checkpoint.
+type Published struct {
+	Step       int64     `json:"step"`
+	Generation uint64    `json:"generation"`
+	Manifest   string    `json:"manifest"`
+	Weights    string    `json:"weights"`
+	Bytes      int64     `json:"bytes"`
+	At         time.Time `json:"at"`
+}
+
+func moments(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
+
+// View is a job as people see it.
+func View(j *skeinv1.Job) Job {
+	v := Job{
+		ID: j.GetId(), Name: j.GetName(), Phase: Word(j.GetPhase()), Reason: j.GetReason(), WaitingFor: j.GetWaitingFor(),
+		Submitted: moments(j.GetSubmittedUnixMs()), Changed: moments(j.GetChangedUnixMs()), Generation: j.GetGeneration(),
+		Preparer: j.GetPreparer(), WorldSize: j.GetWorldSize(), WorkersMin: j.GetWorkersMin(), WorkersMax: j.GetWorkersMax(),
+		Steps: j.GetSteps(), SpecHash: j.GetSpecHash(), NumericClass: j.GetNumericClass(), Result: j.GetResult(),
+	}
+	for _, m := range j.GetMembers() {
+		v.Workers = append(v.Workers, Placed{m.GetWorker(), m.GetRanks()})
+	}
+	if p := j.GetPublished(); p != nil {
+		v.Step = p.GetStep()
+		v.Published = &Published{p.GetStep(), p.GetGeneration(), p.GetManifest(), p.GetWeights(), p.GetBytes(), moments(p.GetAtUnixMs())}
+	}
+	if p := j.GetProgress(); p != nil && p.GetGeneration() == j.GetGeneration() {
+		v.Step = max(v.Step, p.GetStep())
+		v.Progress = &Progress{
+			Loss: p.GetLoss(), LearningRate: p.GetLearningRate(), GradientNorm: p.GetGradientNorm(), TokensPerSecond: p.GetTokensPerSecond(),
+			DataWaitShare: p.GetDataWaitShare(), Tokens: p.GetTokens(), Targets: p.GetTargets(), ETASeconds: p.GetEtaSeconds(),
+		}
+		if p.GetHasValidation() {
+			loss := p.GetValidationLoss()
+			v.Progress.Validation, v.Progress.ValidationStep = &loss, p.GetValidationStep()
+		}
+	}
+	return v
+}
+
+// Describe is all that is known of a job.
+func Describe(g *skeinv1.GetResponse) Job {
+	v := View(g.GetJob())
+	v.Spec = g.GetSpec()
+	v.Store = Store(g)
+	for _, e := range g.GetEvents() {
+		v.Events = append(v.Events, Said{Kind: e.GetKind(), At: moments(e.GetAtUnixMs()), Text: e.GetText(), Job: v.ID})
+	}
+	return v
+}
+
+// Store is the folder of a job's checkpoints; empty if its spec cannot be read.
+func Store(g *skeinv1.GetResponse) string {
+	var spec jobspec.Job
+	if err := json.Unmarshal(g.GetSpec(), &spec); err != nil || spec.Checkpoint.Store == "" {
+		return ""
+	}
+	return filepath.Join(spec.Checkpoint.Store, g.GetJob().GetId())
+}
+
+// Nodes are the processes of a cluster.
+type Nodes struct {
+	Coordinators []Coordinator `json:"coordinators"`
+	Workers      []Worker      `json:"workers"`
+}
+
+// Coordinator is one of them.
+type Coordinator struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Leader  bool   `json:"leader"`
+}
+
+// Worker is one of them.
+type Worker struct {
+	Name           string   `json:"name"`
+	State          string   `json:"state"` // free, busy, draining or lost
+	Node           string   `json:"node"`
+	Build          string   `json:"build"`
+	NumericClasses []string `json:"numericClasses"`
+	MemoryBytes    int64    `json:"memoryBytes"`
+	Threads        int32    `json:"threads"`
+	Ring           string   `json:"ring"`
+	Stream         string   `json:"stream"`
+	Job            string   `json:"job,omitempty"`
+	Ranks          []int32  `json:"ranks,omitempty"`
+	SilentMS       int64    `json:"silentMs"` // −1: the leader has not heard it
+}
+
+// ViewNodes is the answer of Nodes as people see it.
+func ViewNodes(n *skeinv1.NodesResponse) Nodes {
+	v := Nodes{Coordinators: []Coordinator{}, Workers: []Worker{}}
+	for _, c := range n.GetCoordinators() {
+		v.Coordinators = append(v.Coordinators, Coordinator{c.GetId(), c.GetAddress(), c.GetLeader()})
+	}
+	for _, w := range n.GetWorkers() {
+		v.Workers = append(v.Workers, Worker{
+			Name: w.GetWorker(), State: stateOf(w), Node: w.GetNode(), Build: w.GetBuild(), NumericClasses: w.GetNumericClasses(),
+			MemoryBytes: w.GetMemoryBytes(), Threads: w.GetThreads(), Ring: w.GetRingAddress(), Stream: w.GetStreamAddress(),
+			Job: w.GetJob(), Ranks: w.GetRanks(), SilentMS: w.GetSilentMs(),
+		})
+	}
+	return v
+}
+
+func stateOf(w *skeinv1.WorkerNode) string {
+	switch {
+	case !w.GetConnected():
+		return "lost"
+	case w.GetDraining():
+		return "draining"
+	case w.GetJob() != "":
+		return "busy"
+	}
+	return "free"
+}

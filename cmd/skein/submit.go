@@ -1,0 +1,140 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skein-ml/skein/client"
+	"github.com/skein-ml/skein/internal/vfs"
+	"github.com/skein-ml/skein/jobspec"
+)
+
+// submitConfig is skein submit.
+type submitConfig struct {
+	cluster clusterFlags
+	Job     *jobspec.Job
+	Watch   bool
+	Upload  *bool // nil: unless all coordinators are on this machine
+	output  string
+}
+
+const outputName = "name"
+
+func newSubmit(std streams) *cobra.Command {
+	var cfg submitConfig
+	var job jobFlags
+	var upload, noUpload bool
+	c := &cobra.Command{
+		Use:   "submit -f job.yaml",
+		Short: "Give a job to a cluster",
+		Long: `Submit a job. It is taken when a majority of the coordinators has it on disk, and
+it is one job however often this command had to ask.
+
+Model and data are copied into the job's checkpoint.store, a folder that all
+workers reach, unless they lie there already or the whole cluster is on this
+machine; --upload and --no-upload decide otherwise. Without a copy, paths must
+lead to the same files on every worker.
+
+With --watch the job is shown until it is over. Ctrl-C stops watching, never the
+job.`,
+		Example: `  skein submit -f job.yaml --watch --coordinator 10.0.0.1:7401,10.0.0.2:7401 --tls ./me
+  skein submit -f job.yaml --set train.steps=8 -o name`,
+		Args: args(),
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if err := oneOf("output", cfg.output, outputText, outputJSON, outputName); err != nil {
+				return err
+			}
+			if upload && noUpload {
+				return usageError{fmt.Errorf("--upload and --no-upload exclude each other")}
+			}
+			if upload || noUpload {
+				cfg.Upload = &upload
+			}
+			if cfg.Job, err = job.read(std); err != nil {
+				return err
+			}
+			return runSubmit(c.Context(), std, cfg)
+		},
+	}
+	cfg.cluster.add(c)
+	job.add(c)
+	c.Flags().BoolVarP(&cfg.Watch, "watch", "w", false, "show the job until it is over; the exit status is its own")
+	c.Flags().BoolVar(&upload, "upload", false, "copy model and data into the store")
+	c.Flags().BoolVar(&noUpload, "no-upload", false, "leave model and data where they are")
+	c.Flags().StringVarP(&cfg.output, "output", "o", outputText, "text, name for the id alone, or json for machines")
+	return c
+}
+
+// submitted is what skein submit reports.
+type submitted struct {
+	Event  string `json:"event"`
+	Job    string `json:"job"`
+	At     string `json:"coordinator"`
+	Leader string `json:"leader"`
+}
+
+func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
+	config, err := cfg.cluster.config(std)
+	if err != nil {
+		return err
+	}
+	s, err := client.NewSubmission(cfg.Job)
+	if err != nil {
+		return err
+	}
+	copies := !config.Local()
+	if cfg.Upload != nil {
+		copies = *cfg.Upload
+	}
+	if copies {
+		say := func(text string) {
+			fmt.Fprintf(std.err, "%-11s %s → %s\n", "uploading", text, s.Job.Checkpoint.Store)
+		}
+		if err := s.Upload(ctx, vfs.OS, say); err != nil {
+			return err
+		}
+	}
+	c, err := client.New(config)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	id, leader, err := c.Submit(ctx, s)
+	if err != nil {
+		return err
+	}
+	switch cfg.output {
+	case outputName:
+		fmt.Fprintln(std.out, id)
+	case outputJSON:
+		err = std.object(submitted{"submitted", id, c.Leader(), leader})
+	default:
+		_, err = fmt.Fprintf(std.out, "%s  submitted to %s (leader %s)\n", id, c.Leader(), leader)
+	}
+	if err != nil || !cfg.Watch {
+		return err
+	}
+	return watch(ctx, std, c, watchConfig{cluster: cfg.cluster, Job: id, Lines: -1, output: strings.Replace(cfg.output, outputName, outputText, 1)})
+}
+
+// watch shows a job until it is over.
+func watch(ctx context.Context, std streams, c *client.Client, cfg watchConfig) error {
+	printer := std.printer(cfg.output)
+	defer printer.Close()
+	story := &client.Story{Emit: printer.Emit, Machine: cfg.output == outputJSON, Job: cfg.Job}
+	defer story.Close()
+	job, err := c.Watch(ctx, cfg.Job, client.Watching{After: cfg.after, Lines: true, Before: cfg.Lines}, story.Show)
+	if err != nil {
+		if ctx.Err() == nil {
+			return err
+		}
+		printer.Close()
+		return fmt.Errorf("stopped watching; the job goes on; watch it again with: skein watch %s%s (%w)", cfg.Job, cfg.cluster.again(), ctx.Err())
+	}
+	story.End(job)
+	printer.Close()
+	return client.Ended(job)
+}
