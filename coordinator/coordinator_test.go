@@ -205,6 +205,12 @@ func TestJobsAreCanceledInEveryPhase(t *testing.T) {
 	})
 	cancel(queued)
 	w2.kill()
+	w3 := r.worker("w3", "p1", func(w *fakeWorker) { w.stall = true })
+	running := r.submit("running", nil)
+	w3.waitForOrders(t, "an assignment", func(o *skeinv1.Orders) bool { return o.GetAssignment() != nil })
+	cancel(running)
+	w3.waitForOrders(t, "no assignment", func(o *skeinv1.Orders) bool { return o.GetAssignment() == nil })
+	w3.kill()
 	_, err := r.jobs.Cancel(r.ctx(), &skeinv1.CancelRequest{Job: "nobody"})
 	if status.Code(err) != codes.NotFound {
 		t.Errorf("canceled nobody: %v", err)

@@ -26,17 +26,18 @@ type fakeWorker struct {
 	cancel            context.CancelFunc
 	done              sync.WaitGroup
 
-	idle       bool // accepts preparations and prepares nothing
-	stall      bool // accepts assignments and takes no step
-	unreadable bool // cannot read the store
-	chatty     bool // says a line at every step
+	idle       bool                 // accepts preparations and prepares nothing
+	stall      bool                 // accepts assignments and takes no step
+	unreadable bool                 // cannot read the store
+	chatty     bool                 // says a line at every step
+	hello      func(*skeinv1.Hello) // changes what it says of itself; nil: nothing
 	release    chan struct{}
 
 	mu     sync.Mutex
 	orders *skeinv1.Orders
-	gate   chan struct{}       // no step is taken while it is open; nil: all are
-	talk   []*skeinv1.JobLines // all that it has said, one line each
-	talked chan struct{}       // closed at the next line
+	gate   chan struct{}            // no step is taken while it is open; nil: all are
+	talk   []*skeinv1.WorkerMessage // all that it has said of jobs: lines, one each, and progress
+	talked chan struct{}            // closed at the next line
 }
 
 func (r *rig) worker(name, incarnation string, change func(*fakeWorker)) *fakeWorker {
@@ -86,10 +87,18 @@ func (w *fakeWorker) say(job string, list ...*skeinv1.Line) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range list {
-		w.talk = append(w.talk, &skeinv1.JobLines{Job: job, Lines: []*skeinv1.Line{l}})
+		w.talk = append(w.talk, &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Lines{Lines: &skeinv1.JobLines{Job: job, Lines: []*skeinv1.Line{l}}}})
 	}
 	close(w.talked)
 	w.talked = make(chan struct{})
+}
+
+// report says how a job gets on.
+func (w *fakeWorker) report(job string, p *skeinv1.Progress) {
+	w.mu.Lock()
+	w.talk = append(w.talk, &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Progress{Progress: &skeinv1.JobProgress{Job: job, Progress: p}}})
+	w.mu.Unlock()
+	w.say(job)
 }
 
 // tell says the worker's next line.
@@ -101,7 +110,7 @@ func (w *fakeWorker) tell(job string) {
 }
 
 // unsaid is what a session has not said yet, and when there is more.
-func (w *fakeWorker) unsaid(from int) ([]*skeinv1.JobLines, <-chan struct{}) {
+func (w *fakeWorker) unsaid(from int) ([]*skeinv1.WorkerMessage, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.talk[from:len(w.talk):len(w.talk)], w.talked
@@ -111,8 +120,10 @@ func (w *fakeWorker) unsaid(from int) ([]*skeinv1.JobLines, <-chan struct{}) {
 func (w *fakeWorker) lines() []string {
 	var out []string
 	list, _ := w.unsaid(0)
-	for _, l := range list {
-		out = append(out, key(l.GetLines()[0]))
+	for _, m := range list {
+		for _, l := range m.GetLines().GetLines() {
+			out = append(out, key(l))
+		}
 	}
 	return out
 }
@@ -153,10 +164,14 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 	if err != nil {
 		return false
 	}
-	err = stream.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Hello{Hello: &skeinv1.Hello{
+	hello := &skeinv1.Hello{
 		Cluster: "test", Worker: w.name, Incarnation: w.incarnation, Node: "node-" + w.name, Build: "test",
 		RingAddress: w.name + ":1", StreamAddress: w.name + ":2", NumericClasses: []string{"generic r1"},
-	}}})
+	}
+	if w.hello != nil {
+		w.hello(hello)
+	}
+	err = stream.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Hello{Hello: hello}})
 	if err != nil {
 		return false
 	}
@@ -168,8 +183,8 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 		spoken := 0
 		for seq := uint64(1); ; seq++ {
 			unsaid, more := w.unsaid(spoken)
-			for _, l := range unsaid {
-				if stream.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Lines{Lines: l}}) != nil {
+			for _, m := range unsaid {
+				if stream.Send(m) != nil {
 					return
 				}
 				spoken++
@@ -258,7 +273,7 @@ func (w *fakeWorker) prepare(ctx context.Context, p *skeinv1.Preparation) {
 	}
 	_, err = w.api.Prepared(ctx, &skeinv1.PreparedRequest{
 		Sender: w.sender(), Job: p.GetJob(), Number: p.GetNumber(), Resolved: spec, Step0: &skeinv1.Checkpoint{Manifest: "manifest-0", Weights: weights(0)},
-		NonceObject: "nonce", Nonce: "42",
+		NonceObject: "nonce", Nonce: "42", MemoryBytes: 1e9,
 	})
 	w.expect(err)
 }
