@@ -276,3 +276,27 @@ func TestPruneOlderRemovesNothingWhileWhatItKeepsIsDamaged(t *testing.T) {
 	}
 	c.Close()
 }
+
+func TestACommitAfterOneThatWasKilledIsDurable(t *testing.T) {
+	table := testTable(t, 2, 3000)
+	for n := 1; ; n++ {
+		mem := vfs.NewMem()
+		_, name, err := write(t.Context(), table, 7, 2, savers(2, mem, fake{table, 7}), true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		killed := Commit(vfs.NewFault(mem, vfs.CrashAt(n)), "ckpt", name)
+		if err := Commit(mem, "ckpt", name); err != nil {
+			t.Fatal(err)
+		}
+		mem.Crash()
+		c, _, err := Latest(mem, "ckpt", false)
+		if err != nil {
+			t.Fatalf("killed at change %d, committed again, and then the power was cut: %v", n, err)
+		}
+		c.Close()
+		if killed == nil {
+			return
+		}
+	}
+}

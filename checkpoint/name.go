@@ -1,14 +1,13 @@
 package checkpoint
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"path"
 	"regexp"
 	"strconv"
 	"strings"
 
+	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -53,11 +52,7 @@ func objectName(kind Kind, rank shard.Rank, generation uint64, sum shard.Digest)
 func manifestStem(generation uint64) string { return fmt.Sprintf("manifest-g%d", generation) }
 
 // tempName is a name that nobody else has.
-func tempName(stem string) string {
-	var b [8]byte
-	rand.Read(b[:]) // documented never to fail
-	return stem + "-" + hex.EncodeToString(b[:]) + tempSuffix
-}
+func tempName(stem string) string { return stem + "-" + vfs.Unique() + tempSuffix }
 
 // manifestPath names a manifest in a store, with slashes: step-00000012/manifest-g3-<sha256>.json.
 func manifestPath(step int64, generation uint64, sum shard.Digest) string {

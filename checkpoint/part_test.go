@@ -411,3 +411,34 @@ func TestPartsThatDoNotMakeAWholeAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// FuzzJoin makes manifests of parts that come from other machines.
+func FuzzJoin(f *testing.F) {
+	table := testTable(f, 2, 3000)
+	parts, err := saveParts(f.Context(), table, 7, 3, savers(2, vfs.NewMem(), fake{table, 7}), true)
+	if err != nil {
+		f.Fatal(err)
+	}
+	text, err := json.Marshal(parts)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var parts []Part
+		if json.Unmarshal(text, &parts) != nil {
+			return
+		}
+		m, err := join(table, testState(7), 3, parts)
+		if err != nil {
+			return
+		}
+		file, err := m.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := DecodeManifest(file); err != nil {
+			t.Fatalf("parts were accepted and make a manifest that is not: %v", err)
+		}
+	})
+}

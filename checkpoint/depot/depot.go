@@ -14,7 +14,6 @@ package depot
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -61,11 +60,7 @@ func PutNonce(fsys vfs.FS, dir string) (object, nonce string, err error) {
 	return object, nonce, nil
 }
 
-func random() string {
-	var b [nonceBytes]byte
-	rand.Read(b[:]) // documented never to fail
-	return hex.EncodeToString(b[:])
-}
+func random() string { return vfs.Unique() + vfs.Unique() }
 
 // ReadNonce reads the nonce that PutNonce wrote under this name. Other names are
 // refused, and so is a file that holds no nonce: a store is probed by names that come

@@ -10,6 +10,16 @@ import (
 	"time"
 )
 
+// uniqueBytes is the randomness in a name.
+const uniqueBytes = 8
+
+// Unique is 16 hexadecimal digits that make a file's name one that nobody else chooses.
+func Unique() string {
+	var b [uniqueBytes]byte
+	rand.Read(b[:]) // documented never to fail
+	return hex.EncodeToString(b[:])
+}
+
 // Draft is a folder that is written under a passing name and appears at its place whole, or not at all. Several processes may
 // draft for one place: each has a folder of its own, and the first to publish wins.
 //
@@ -28,7 +38,6 @@ type Draft struct {
 
 const (
 	draftSuffix = ".partial"
-	draftBytes  = 8 // of randomness in a name
 	draftStale  = 24 * time.Hour
 	draftTries  = 16
 )
@@ -37,9 +46,7 @@ const (
 func NewDraft(fsys FS, final string) (*Draft, error) {
 	sweepDrafts(fsys, final, time.Now())
 	for range draftTries {
-		var name [draftBytes]byte
-		rand.Read(name[:]) // documented never to fail
-		d := &Draft{Dir: filepath.Join(filepath.Dir(final), draftPrefix(final)+hex.EncodeToString(name[:])+draftSuffix), fsys: fsys, final: final}
+		d := &Draft{Dir: filepath.Join(filepath.Dir(final), draftPrefix(final)+Unique()+draftSuffix), fsys: fsys, final: final}
 		if err := fsys.MkdirAll(d.Dir); err != nil {
 			return nil, err
 		}
@@ -109,7 +116,7 @@ func isDraft(name, final string) bool {
 		return false
 	}
 	b, err := hex.DecodeString(middle)
-	return err == nil && len(b) == draftBytes
+	return err == nil && len(b) == uniqueBytes
 }
 
 // sweepDrafts removes what killed writers left. It is housekeeping: whatever fails is tried again by the next.
