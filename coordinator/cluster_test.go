@@ -27,13 +27,14 @@ const patience = 60 * time.Second
 // rig is a cluster in this process, over loopback.
 type rig struct {
 	*testing.T
-	dir     string
-	ca      *pki.CA // nil: plain text
-	members []raftlog.Server
-	running map[string]*Coordinator
-	conn    *leader.Conn
-	jobs    skeinv1.JobsClient
-	ops     skeinv1.ClusterClient
+	dir       string
+	ca        *pki.CA // nil: plain text
+	members   []raftlog.Server
+	running   map[string]*Coordinator
+	processes map[string]*process // where coordinators are processes
+	conn      *leader.Conn
+	jobs      skeinv1.JobsClient
+	ops       skeinv1.ClusterClient
 }
 
 func newRig(t *testing.T, size int, ca *pki.CA) *rig {
@@ -51,9 +52,15 @@ func newRig(t *testing.T, size int, ca *pki.CA) *rig {
 	for _, m := range r.members {
 		r.start(m)
 	}
-	conn := r.dial(pki.Admin, "olga")
-	r.conn, r.jobs, r.ops = conn, skeinv1.NewJobsClient(conn), skeinv1.NewClusterClient(conn)
+	r.connect()
 	return r
+}
+
+// connect makes the clients of the rig itself, which may do everything.
+func (r *rig) connect() {
+	r.Helper()
+	r.conn = r.dial(pki.Admin, "olga")
+	r.jobs, r.ops = skeinv1.NewJobsClient(r.conn), skeinv1.NewClusterClient(r.conn)
 }
 
 func freeAddress(t *testing.T) string {
@@ -68,10 +75,10 @@ func freeAddress(t *testing.T) string {
 
 // files are what a process shows; nil in plain text.
 func (r *rig) files(role pki.Role, name string) *pki.Files {
-	r.Helper()
 	if r.ca == nil {
 		return nil
 	}
+	r.Helper()
 	dir := filepath.Join(r.dir, "pki", string(role)+"-"+name)
 	if _, err := os.Stat(dir); err != nil {
 		if err := r.ca.IssueTo(dir, role, name, []string{"127.0.0.1"}, time.Hour); err != nil {

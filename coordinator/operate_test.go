@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/skein-ml/skein/coordinator/raftlog"
-	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/proto/leader"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
@@ -164,8 +163,7 @@ func TestARestoredClusterGoesOnWithItsJobs(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.running["n1"] = co
-	n.conn = n.dial(pki.Admin, "olga")
-	n.jobs, n.ops = skeinv1.NewJobsClient(n.conn), skeinv1.NewClusterClient(n.conn)
+	n.connect()
 	if list, err := n.jobs.List(n.ctx(), &skeinv1.ListRequest{}); err != nil || len(list.GetJobs()) != 151 {
 		t.Fatalf("%d jobs, %v", len(list.GetJobs()), err)
 	}
