@@ -4,7 +4,10 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skein-ml/skein/shard"
@@ -19,39 +22,6 @@ type Key struct {
 	Class      string // numeric class
 }
 
-// Arithmetic is the device's additions on little-endian bytes in host memory. On a
-// bf16 wire received and sent partial sums are two bytes an element, own gradients and
-// the owner's last sum four. dst may be the operand of the same size.
-type Arithmetic struct {
-	AddF32      func(dst, a, b []byte)          // fp32 = fp32 + fp32
-	RoundBF16   func(dst, src []byte)           // bf16 = fp32, to nearest even
-	AddBF16     func(dst, received, own []byte) // bf16 = bf16 + fp32, added in fp32
-	AddBF16Last func(dst, received, own []byte) // fp32 = bf16 + fp32
-}
-
-// LinkMemory is where the worker's numbers lie in host memory. What it returns is
-// exactly as long as the range and stays valid while the link lives; its methods are
-// called from the link's goroutines.
-type LinkMemory interface {
-	// Gradient is the local gradient of a hosted rank, fp32. It does not change from
-	// Ready until the step is decided.
-	Gradient(rank shard.Rank, bucket int, r shard.Range) []byte
-	// Reduced is where the reduced gradient of a piece goes that a hosted rank owns,
-	// fp32. The range lies in one piece.
-	Reduced(bucket int, r shard.Range) []byte
-	// Gathered is the worker's copy of what is gathered, ElemBytes an element: the
-	// working weights, or in ZeRO-0 the reduced gradients. The range lies in one piece.
-	Gathered(bucket int, r shard.Range) []byte
-	// ElemBytes is the size of an element of Gathered: 2 or 4.
-	ElemBytes() int
-}
-
-// RankRows are the sparse rows of one rank: ids ascending, an fp32 row each.
-type RankRows struct {
-	IDs  []int32
-	Rows []byte
-}
-
 // LinkConfig is what a worker knows about its place in the ring of a generation.
 type LinkConfig struct {
 	Key       Key
@@ -64,8 +34,8 @@ type LinkConfig struct {
 
 	Arithmetic Arithmetic // zero: RefArithmetic
 	Memory     LinkMemory
-	// Decide makes the decision record of a step from the votes of all ranks. It is
-	// called on rank 0's worker only, from Vote.
+	// Decide makes the decision record of a step from the votes of all ranks, in rank
+	// order. It is called on rank 0's worker only, from Vote.
 	Decide func(votes []Vote) (Decision, error)
 
 	// TLS, if given, makes the connection to the next worker mutual TLS 1.3; the
@@ -76,6 +46,67 @@ type LinkConfig struct {
 	ChunkBytes int           // largest payload of a reduce frame; the same on all workers; 0: 256 KiB
 	Silence    time.Duration // without a byte from the previous worker the link breaks; 0: 10 s
 	Log        *slog.Logger  // nil: slog.Default()
+}
+
+// Link is a worker's place in the ring of one generation. Bytes go one way: frames
+// come from the previous worker and go to the next. Begin, Ready, SendRows, Vote,
+// BeginGather and GatherReady are ordered by the caller; the waits may be called from
+// any goroutine. After an error of any call but those that are the caller's own
+// mistake the link is of no more use; Close it.
+type Link struct {
+	c          LinkConfig
+	chunkElems int64
+	wireBytes  int64
+	elemBytes  int64
+	prev, next int // workers
+	hosted     []bool
+
+	in, out *socket
+	engine  engine
+	kick    chan struct{} // events wait; room for one, more would say no more
+	done    chan struct{} // closed when every goroutine has ended
+	broken  chan struct{}
+	finish  chan struct{} // closed to end the connections
+
+	verdict   chan struct{} // closed when the next worker can say no more
+	readSince atomic.Int64  // since when the reader waits for bytes, Unix nanoseconds; 0: it does not
+
+	mu      sync.Mutex
+	changed *sync.Cond // anything below that a caller waits for
+	work    *sync.Cond // the outbox, for the writer
+
+	inbox   queue[event]
+	driving bool // a goroutine runs events
+	calm    int  // callers that wait for all queues to be empty
+	outbox  queue[item]
+	writing bool
+	free    *chunk
+
+	err       error // a *LinkError; set once
+	closing   bool
+	cut       bool // something could not be sent because the next worker has left
+	prevLeft  bool
+	nextLeft  bool
+	lastIn    header
+	lastOut   header
+	lastInAt  time.Time
+	lastOutAt time.Time
+
+	step         int64 // of the last Begin or BeginGather
+	reducing     bool  // Begin was called, now or before
+	gatherStep   int64 // of the last BeginGather, or -1
+	reducedLeft  []int // by bucket: hosted ranks whose piece is not reduced
+	gatheredLeft []int // by bucket: hosted ranks that miss pieces
+	gatherAt     [][]int64
+	decision     *Decision
+	votes        []Vote // on rank 0's worker, by rank
+	voted        int
+	rows         [2]rowSet // by parity of the step: a neighbour may be one ahead
+	exchanges    map[int64]*exchange
+	exchanged    int64 // exchanges that are over
+	messages     map[uint64]*blob
+	messageBytes int64
+	stats        LinkStats
 }
 
 // Errors of a link to branch on; they arrive inside a LinkError.
@@ -93,15 +124,22 @@ var (
 type LinkError struct {
 	Accused int           // index of the worker at fault, or -1
 	Name    string        // its name
-	Frame   string        // the last frame that it sent or was sent, or the frame at fault
+	Frame   string        // the last frame that came from it or went to it, or ""
 	Since   time.Duration // since that frame
-	Err     error
+	Err     error         // what happened, in words that name the worker
 }
 
-// LinkStats counts what a link moved and waited for.
-type LinkStats struct {
-	Reduce, Gather, Rows, Votes, Messages OpStats
+// Error names who and the frame: "connection reset by w2, 41 ms after its last frame
+// (reduce, step 388, bucket 17, piece 2)".
+func (e *LinkError) Error() string {
+	if e.Frame == "" {
+		return "ring: " + e.Err.Error()
+	}
+	return fmt.Sprintf("ring: %v, %v after its last frame (%s)", e.Err, e.Since.Round(time.Millisecond), e.Frame)
 }
+
+// Unwrap returns what happened.
+func (e *LinkError) Unwrap() error { return e.Err }
 
 // OpStats are the counts of one operation. Bytes are payload.
 type OpStats struct {
@@ -109,80 +147,262 @@ type OpStats struct {
 	Wait                                                 time.Duration // that callers spent waiting
 }
 
-// Link is a worker's place in the ring of one generation. Begin, Ready, SendRows, Vote,
-// BeginGather and GatherReady belong to one goroutine or are ordered by the caller;
-// the waits may be called from any.
-type Link struct{}
+// LinkStats counts what a link moved and waited for.
+type LinkStats struct {
+	Reduce, Gather, Rows, Votes, Messages OpStats
+}
 
-// Connect dials the next worker, retrying until ctx ends, and takes the connection of
-// the previous one from l. It returns when both are there.
-func Connect(ctx context.Context, l *Listener, c LinkConfig) (*Link, error) { return nil, ErrRefused }
+// of is the counter of a kind of frames.
+func (s *LinkStats) of(k kind) *OpStats {
+	switch k {
+	case kindReduce:
+		return &s.Reduce
+	case kindGather:
+		return &s.Gather
+	case kindRows:
+		return &s.Rows
+	case kindVote, kindDecision:
+		return &s.Votes
+	}
+	return &s.Messages
+}
 
 // Begin starts the reduce of a step. It waits until everything of the step before is
-// written.
-func (l *Link) Begin(step int64) error { return nil }
+// written. The first step may be any, then they follow one another.
+func (l *Link) Begin(step int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case (l.reducing || l.gatherStep >= 0) && step != l.step+1:
+		return fmt.Errorf("ring: step %d begins after step %d", step, l.step)
+	case l.reducing && l.decision == nil:
+		return fmt.Errorf("ring: step %d begins before step %d is decided", step, l.step)
+	}
+	for b, left := range l.gatheredLeft {
+		if l.gatherStep == l.step && left != 0 {
+			return fmt.Errorf("ring: step %d begins before bucket %d of step %d is gathered", step, b, l.step)
+		}
+	}
+	return l.beginStep(step, func() {
+		l.reducing = true
+		l.rows[step&1].begin(step)
+	})
+}
+
+// beginStep waits for quiet, sets the step with the lock held, and lets early frames in.
+func (l *Link) beginStep(step int64, set func()) error {
+	l.calm++
+	for l.err == nil && l.busyLocked() {
+		l.changed.Wait()
+	}
+	l.calm--
+	if l.err != nil {
+		return l.err
+	}
+	l.step, l.decision, l.voted = step, nil, 0
+	for b := range l.reducedLeft {
+		l.reducedLeft[b], l.gatheredLeft[b] = len(l.engine.hosted), len(l.engine.hosted)
+	}
+	for _, at := range l.gatherAt {
+		clear(at)
+	}
+	for i := range l.votes {
+		l.votes[i].Step = -1
+	}
+	set()
+	l.driving = true
+	l.mu.Unlock()
+	l.engine.begin(step)
+	err := l.replay()
+	l.mu.Lock()
+	l.driving = false
+	if err != nil {
+		l.failLocked(l.prevError(err))
+	}
+	l.changed.Broadcast()
+	l.kickLocked()
+	return l.err
+}
 
 // Ready says that the local gradient of a hosted rank is complete in a bucket, and
 // returns at once. Buckets and ranks may come in any order.
-func (l *Link) Ready(rank shard.Rank, bucket int) {}
-
-// SendRows sends the sparse rows of a hosted rank to all workers, once per rank and
-// step. Both slices stay unchanged until the step is decided.
-func (l *Link) SendRows(rank shard.Rank, ids []int32, rows []byte) {}
+func (l *Link) Ready(rank shard.Rank, bucket int) {
+	l.post(event{what: ready, at: int(rank - l.engine.hosted[0]), bucket: bucket})
+}
 
 // WaitReduced waits until the reduced gradient of all pieces owned here is in Reduced
 // memory.
-func (l *Link) WaitReduced(ctx context.Context, bucket int) error { return nil }
-
-// WaitRows waits for the sparse rows of all ranks, and returns them by rank. They are
-// valid until the next Begin.
-func (l *Link) WaitRows(ctx context.Context) ([]RankRows, error) { return nil, nil }
-
-// Vote sends the votes of all hosted ranks and waits for the decision of their step.
-func (l *Link) Vote(ctx context.Context, votes []Vote) (Decision, error) { return Decision{}, nil }
+func (l *Link) WaitReduced(ctx context.Context, bucket int) error {
+	return l.wait(ctx, kindReduce, func() bool { return l.reducing && l.reducedLeft[bucket] == 0 })
+}
 
 // BeginGather starts the gather of a step: after its decision, or alone on a link that
 // has reduced nothing yet, which is how a restored worker gets its weights.
-func (l *Link) BeginGather(step int64) error { return nil }
+func (l *Link) BeginGather(step int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if step <= l.gatherStep {
+		return fmt.Errorf("ring: the gather of step %d begins after that of step %d", step, l.gatherStep)
+	}
+	if !l.reducing {
+		return l.beginStep(step, func() { l.gatherStep = step })
+	}
+	if step != l.step || l.decision == nil {
+		return fmt.Errorf("ring: the gather of step %d begins in step %d, decided: %t", step, l.step, l.decision != nil)
+	}
+	l.gatherStep = step
+	l.changed.Broadcast()
+	return l.err
+}
 
 // GatherReady says that the pieces owned here of a bucket are final in Gathered memory,
 // and returns at once.
-func (l *Link) GatherReady(bucket int) {}
+func (l *Link) GatherReady(bucket int) { l.post(event{what: gatherReady, bucket: bucket}) }
 
 // WaitGathered waits until all pieces of a bucket are in Gathered memory.
-func (l *Link) WaitGathered(ctx context.Context, bucket int) error { return nil }
-
-// Exchange gives every worker every worker's blob, by worker index. All workers call
-// it in the same order with the same names. A blob has at most 64 MiB.
-func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte, error) {
-	return nil, nil
+func (l *Link) WaitGathered(ctx context.Context, bucket int) error {
+	return l.wait(ctx, kindGather, func() bool {
+		return l.gatherStep >= 0 && (l.gatherStep < l.step || l.gatheredLeft[bucket] == 0)
+	})
 }
 
-// Pass sends a message to the next worker.
-func (l *Link) Pass(tag uint64, blob []byte) error { return nil }
-
-// Take waits for the message of that tag from the previous worker.
-func (l *Link) Take(ctx context.Context, tag uint64) ([]byte, error) { return nil, nil }
-
 // Err is why the link broke, or nil.
-func (l *Link) Err() error { return nil }
+func (l *Link) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
 
 // Broken is closed when the link breaks or is closed. A neighbour that leaves politely
-// does not break it: only waits for what cannot come any more fail.
-func (l *Link) Broken() <-chan struct{} { return nil }
-
-// Close leaves the ring: what is queued is written, the neighbours are told, and the
-// connections are closed. It takes at most some seconds, and none if the link broke.
-func (l *Link) Close() error { return nil }
+// does not break it: only waits for what cannot come any more fail, with ErrLeft.
+func (l *Link) Broken() <-chan struct{} { return l.broken }
 
 // Stats are the counts so far.
-func (l *Link) Stats() LinkStats { return LinkStats{} }
+func (l *Link) Stats() LinkStats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stats
+}
 
-// Error names who and the frame.
-func (e *LinkError) Error() string { return e.Err.Error() }
+// post hands an event to the engine's goroutine.
+func (l *Link) post(ev event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.inbox.push(ev)
+		l.kickLocked()
+	}
+}
 
-// Unwrap returns Err.
-func (e *LinkError) Unwrap() error { return e.Err }
+func (l *Link) kickLocked() {
+	select {
+	case l.kick <- struct{}{}:
+	default: // it is told already
+	}
+}
 
-// RefArithmetic is the plain arithmetic, the specification of the device's.
-var RefArithmetic = Arithmetic{}
+// drive runs events until none is left, unless another goroutine does: whoever brings
+// an event may run it, which saves a change of goroutine for every frame that arrives.
+func (l *Link) drive() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.driving {
+		return
+	}
+	l.driving = true
+	for l.inbox.n > 0 && l.err == nil {
+		ev := l.inbox.pop()
+		l.mu.Unlock()
+		err := l.handle(ev)
+		l.mu.Lock()
+		if err != nil {
+			l.failLocked(l.prevError(err))
+		}
+	}
+	l.driving = false
+	if l.calm > 0 || l.prevLeft || l.cut {
+		l.changed.Broadcast()
+	}
+}
+
+// wait waits with the lock until ok, the link's end or ctx's.
+func (l *Link) wait(ctx context.Context, k kind, ok func() bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waitLocked(ctx, k, ok)
+}
+
+func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
+	if l.err == nil && ok() {
+		return nil
+	}
+	begin := time.Now()
+	defer func() { l.stats.of(k).Wait += time.Since(begin) }()
+	stop := context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.changed.Broadcast()
+	})
+	defer stop()
+	for {
+		switch {
+		case l.err != nil:
+			return l.err
+		case ok():
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case (l.prevLeft || l.cut) && !l.driving && l.inbox.n == 0:
+			return l.leftError()
+		}
+		l.changed.Wait()
+	}
+}
+
+// pieceReduced notes that a hosted rank's piece is reduced; the last one makes room
+// for another bucket.
+func (l *Link) pieceReduced(b int) {
+	l.mu.Lock()
+	l.reducedLeft[b]--
+	last := l.reducedLeft[b] == 0
+	if last {
+		l.changed.Broadcast()
+	}
+	l.mu.Unlock()
+	if last {
+		l.engine.elems -= l.c.Table.Bucket(b).Padded
+		l.openMore()
+	}
+}
+
+// rankGathered notes that a hosted rank has all pieces of a bucket.
+func (l *Link) rankGathered(b int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gatheredLeft[b]--; l.gatheredLeft[b] == 0 {
+		l.changed.Broadcast()
+	}
+}
+
+// newChunk takes memory for a partial sum of n elements.
+func (l *Link) newChunk(n int64) *chunk {
+	l.mu.Lock()
+	c := l.free
+	if c != nil {
+		l.free = c.next
+	}
+	l.mu.Unlock()
+	if c == nil {
+		c = &chunk{buf: make([]byte, l.chunkElems*l.wireBytes)}
+	}
+	c.next, c.data = nil, c.buf[:n*l.wireBytes]
+	return c
+}
+
+func (l *Link) freeChunk(c *chunk) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.freeLocked(c)
+}
+
+func (l *Link) freeLocked(c *chunk) { c.next, l.free = l.free, c }

@@ -1,9 +1,15 @@
 package allreduce
 
 import (
+	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"sync"
+	"time"
 )
 
 // ListenerConfig says who may connect.
@@ -13,16 +19,256 @@ type ListenerConfig struct {
 	Log        *slog.Logger                    // nil: slog.Default()
 }
 
+// Bounds on connections that have not shown what they are.
+const (
+	greetingTimeout = 5 * time.Second // for TLS and greeting together
+	holdTimeout     = 5 * time.Second // for a generation to become known here
+	// pendingMax connections may be greeting or held. One more ends the oldest: a
+	// worker's greeting takes milliseconds, a stranger's silence lasts.
+	pendingMax = 64
+)
+
 // Listener accepts the ring connections of one process and hands each to the
 // generation that it names. Strangers, lower generations, another spec or class are
 // refused by name; a higher generation is held briefly for its Connect.
-type Listener struct{ l net.Listener }
+type Listener struct {
+	l      net.Listener
+	c      ListenerConfig
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	jobs    map[string]*slot // by job: its highest generation known
+	changed chan struct{}    // closed when jobs changes
+	pending []net.Conn       // oldest first
+}
+
+// slot is a generation's place for the connection from the worker before.
+type slot struct {
+	own   hello // expected from there
+	conn  chan net.Conn
+	taken bool // a connection was accepted for it
+	gone  bool // nobody waits for it any more
+}
 
 // Listen starts to accept connections on l, which it owns from now on.
-func Listen(l net.Listener, c ListenerConfig) *Listener { return &Listener{l: l} }
+func Listen(l net.Listener, c ListenerConfig) *Listener {
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.TLS != nil {
+		c.TLS = serverTLS(c.TLS)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	x := &Listener{l: l, c: c, ctx: ctx, cancel: cancel, jobs: map[string]*slot{}, changed: make(chan struct{})}
+	x.wg.Go(x.accept)
+	return x
+}
 
 // Addr is the address that it listens on.
 func (l *Listener) Addr() string { return l.l.Addr().String() }
 
 // Close stops accepting and ends what is not yet handed over. Links live on.
-func (l *Listener) Close() error { return l.l.Close() }
+func (l *Listener) Close() error {
+	l.cancel()
+	err := l.l.Close()
+	l.mu.Lock()
+	for _, c := range l.pending {
+		_ = c.Close() // its goroutine sees it
+	}
+	l.mu.Unlock()
+	l.wg.Wait()
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// accept takes connections until the listener is closed. A lack of file descriptors
+// passes; it must not end the ring.
+func (l *Listener) accept() {
+	wait := time.Millisecond
+	for {
+		conn, err := l.l.Accept()
+		if l.ctx.Err() != nil {
+			if err == nil {
+				_ = conn.Close()
+			}
+			return
+		}
+		if err != nil {
+			l.c.Log.Warn("ring: cannot accept a connection", "error", err)
+			select {
+			case <-time.After(wait):
+			case <-l.ctx.Done():
+				return
+			}
+			wait = min(2*wait, time.Second)
+			continue
+		}
+		wait = time.Millisecond
+		l.begin(conn)
+		l.wg.Go(func() { l.greet(conn) })
+	}
+}
+
+// begin counts a connection as pending, and ends the oldest if there are too many.
+func (l *Listener) begin(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.pending) == pendingMax {
+		_ = l.pending[0].Close()
+		l.pending = append(l.pending[:0], l.pending[1:]...)
+	}
+	l.pending = append(l.pending, conn)
+}
+
+func (l *Listener) end(conn net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, c := range l.pending {
+		if c == conn {
+			l.pending = append(l.pending[:i], l.pending[i+1:]...)
+			return
+		}
+	}
+}
+
+// greet finds out what a connection is, and hands it over or closes it.
+func (l *Listener) greet(raw net.Conn) {
+	defer l.end(raw)
+	conn, h, err := l.readGreeting(raw)
+	if err != nil {
+		l.refuse(raw, conn, hello{}, err)
+		return
+	}
+	s, a := l.find(&h)
+	if s == nil {
+		_, _ = conn.Write(a.append(nil)) // best effort: it is closed anyway
+		l.refuse(raw, conn, h, errors.New(a.Why))
+		return
+	}
+	_, err = conn.Write(a.append(nil))
+	if err == nil {
+		err = raw.SetDeadline(time.Time{})
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil || s.gone {
+		s.taken = false
+		_ = conn.Close()
+		return
+	}
+	s.conn <- conn // has room for one, and taken lets only one come here
+}
+
+// readGreeting speaks TLS, if there is any, and reads the greeting.
+func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
+	if err := raw.SetDeadline(time.Now().Add(greetingTimeout)); err != nil {
+		return raw, hello{}, err
+	}
+	conn := raw
+	if l.c.TLS != nil {
+		t, err := secure(l.ctx, tls.Server(newBuffered(raw), l.c.TLS), l.c.VerifyPeer)
+		if err != nil {
+			return raw, hello{}, err
+		}
+		conn = t
+	}
+	h, err := readHello(conn)
+	if errors.Is(err, errVersion) {
+		_, _ = conn.Write(answer{refusedVersion, err.Error()}.append(nil)) // best effort: it is closed anyway
+	}
+	if err == nil {
+		err = raw.SetDeadline(time.Now().Add(holdTimeout + greetingTimeout))
+	}
+	return conn, h, err
+}
+
+// refuse says in the log who was refused and why, and closes the connection.
+func (l *Listener) refuse(raw, conn net.Conn, h hello, why error) {
+	_ = conn.Close()
+	_ = raw.Close()
+	if l.ctx.Err() != nil || errors.Is(why, net.ErrClosed) || errors.Is(why, io.EOF) {
+		return
+	}
+	l.c.Log.Warn("ring: refused a connection", "from", raw.RemoteAddr().String(), "worker", h.FromName,
+		"job", h.Key.Job, "generation", h.Key.Generation, "reason", why.Error())
+}
+
+// find waits until the generation of a greeting is known, at most holdTimeout, and
+// takes its slot; or it returns no slot and the refusal.
+func (l *Listener) find(h *hello) (*slot, answer) {
+	timeout := time.NewTimer(holdTimeout)
+	defer timeout.Stop()
+	for {
+		l.mu.Lock()
+		s, a := l.judge(h)
+		changed := l.changed
+		l.mu.Unlock()
+		if a.Verdict != refusedNotYet {
+			return s, a
+		}
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return nil, a
+		case <-l.ctx.Done():
+			return nil, answer{refusedNotYet, "this worker stops"}
+		}
+	}
+}
+
+// judge takes the slot that a greeting asks for, or says why not.
+func (l *Listener) judge(h *hello) (*slot, answer) {
+	s := l.jobs[h.Key.Job]
+	if s == nil || h.Key.Generation > s.own.Key.Generation || h.Key.Generation == s.own.Key.Generation && s.gone {
+		return nil, answer{refusedNotYet, fmt.Sprintf("generation %d of job %q is not known here", h.Key.Generation, h.Key.Job)}
+	}
+	if h.Key.Generation < s.own.Key.Generation {
+		return nil, answer{refusedGeneration, fmt.Sprintf("generation %d is over, this worker is in %d", h.Key.Generation, s.own.Key.Generation)}
+	}
+	if why := h.differs(&s.own); why != "" {
+		return nil, answer{refusedJob, why}
+	}
+	if s.taken {
+		return nil, answer{refusedTaken, fmt.Sprintf("generation %d has its connection from %s", h.Key.Generation, h.FromName)}
+	}
+	s.taken = true
+	return s, answer{Verdict: accepted}
+}
+
+// expect makes the slot of a generation. own is the greeting that must come.
+func (l *Listener) expect(own hello) (*slot, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		return nil, net.ErrClosed
+	}
+	if s := l.jobs[own.Key.Job]; s != nil {
+		switch have := s.own.Key.Generation; {
+		case own.Key.Generation < have:
+			return nil, fmt.Errorf("generation %d is over: %d has begun here", own.Key.Generation, have)
+		case own.Key.Generation == have && !s.gone:
+			return nil, fmt.Errorf("generation %d is connected here already", have)
+		}
+	}
+	s := &slot{own: own, conn: make(chan net.Conn, 1)}
+	l.jobs[own.Key.Job] = s
+	close(l.changed)
+	l.changed = make(chan struct{})
+	return s, nil
+}
+
+// abandon ends the wait for a slot's connection.
+func (l *Listener) abandon(s *slot) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.gone = true
+	select {
+	case conn := <-s.conn:
+		_ = conn.Close()
+	default:
+	}
+}

@@ -174,22 +174,34 @@ func (r *Ring) prev(rank shard.Rank) shard.Rank {
 // Ready says that the rank's local gradient of a bucket is complete, and appends
 // what is to be done to acts.
 func (r *Ring) Ready(bucket int, acts []Action) []Action {
-	s := &r.state[OpReduce][bucket]
-	invariant.Check(!s.ready, "rank %d: bucket %d is ready twice in step %d", r.rank, bucket, r.step)
-	s.ready = true
 	if r.table.WorldSize() == 1 {
+		r.markReady(bucket)
 		whole := r.frame(OpReduce, bucket, 0, 0, r.pieceLen(bucket))
 		return append(acts, Action{Do: DoCopy, Frame: whole}, Action{Do: DoneReduce, Frame: whole})
 	}
-	acts = r.start(bucket, acts)
-	for piece := range s.arrived {
+	return r.Contribute(bucket, r.Start(bucket, acts))
+}
+
+// Contribute is Ready without Start: it adds to what others began, and begins nothing.
+// A link that bounds what is under way calls the two at different times, in a ring of
+// more than one rank.
+func (r *Ring) Contribute(bucket int, acts []Action) []Action {
+	r.markReady(bucket)
+	for piece := range r.state[OpReduce][bucket].arrived {
 		acts = r.fold(bucket, shard.Rank(piece), acts)
 	}
 	return acts
 }
 
-// start sends the piece that begins at this rank: the one of the rank before it.
-func (r *Ring) start(bucket int, acts []Action) []Action {
+func (r *Ring) markReady(bucket int) {
+	s := &r.state[OpReduce][bucket]
+	invariant.Check(!s.ready, "rank %d: bucket %d is ready twice in step %d", r.rank, bucket, r.step)
+	s.ready = true
+}
+
+// Start sends the piece that begins at this rank: the one of the rank before it. The
+// local gradient of the bucket must be complete.
+func (r *Ring) Start(bucket int, acts []Action) []Action {
 	piece, send := r.prev(r.rank), DoSendOwn
 	if r.wire == WireBF16 {
 		send = DoSend

@@ -1,0 +1,243 @@
+package allreduce
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	chunkBytesDefault = 256 << 10
+	chunkBytesMax     = 4 << 20
+	silenceDefault    = 10 * time.Second
+	// answerTimeout is longer than a listener holds a greeting.
+	answerTimeout = holdTimeout + 2*greetingTimeout
+	redialMax     = 500 * time.Millisecond
+	keepAliveIdle = 5 * time.Second
+	keepAliveStep = 2 * time.Second
+)
+
+// ensureDefaults fills what is zero.
+func (c *LinkConfig) ensureDefaults() {
+	if c.Arithmetic.AddF32 == nil {
+		c.Arithmetic = RefArithmetic
+	}
+	if c.ChunkBytes == 0 {
+		c.ChunkBytes = chunkBytesDefault
+	}
+	if c.Silence == 0 {
+		c.Silence = silenceDefault
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+}
+
+// validate names what cannot be.
+func (c *LinkConfig) validate() error {
+	workers := c.Placement.Workers()
+	switch {
+	case workers < 2:
+		return fmt.Errorf("a ring over a network needs two workers, the placement has %d", workers)
+	case c.Table.WorldSize() != c.Placement.WorldSize():
+		return fmt.Errorf("a table of %d ranks and a placement of %d", c.Table.WorldSize(), c.Placement.WorldSize())
+	case c.Worker < 0 || c.Worker >= workers:
+		return fmt.Errorf("worker %d of %d", c.Worker, workers)
+	case c.Memory == nil || c.Memory.ElemBytes() != 2 && c.Memory.ElemBytes() != 4:
+		return errors.New("gathered elements must have two bytes or four")
+	case c.Wire > WireBF16:
+		return fmt.Errorf("wire type %d", c.Wire)
+	case c.ChunkBytes < 4 || c.ChunkBytes%4 != 0 || c.ChunkBytes > chunkBytesMax:
+		return fmt.Errorf("frames of %d bytes: a multiple of 4, at most %d", c.ChunkBytes, chunkBytesMax)
+	case c.Worker == 0 && c.Decide == nil:
+		return errors.New("rank 0's worker must be able to decide")
+	case c.Silence < 0:
+		return fmt.Errorf("a silence of %v", c.Silence)
+	}
+	return nil
+}
+
+// Connect dials the next worker, retrying until ctx ends, and takes the connection of
+// the previous one from l. It returns when both are there. An error that wraps
+// ErrRefused, and says why, is for good.
+func Connect(ctx context.Context, l *Listener, c LinkConfig) (*Link, error) {
+	c.ensureDefaults()
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("ring: %w", err)
+	}
+	link := newLink(c)
+	out, in := link.greeting(c.Worker, link.next), link.greeting(link.prev, c.Worker)
+	if what := out.tooLong(); what != "" {
+		return nil, fmt.Errorf("ring: the %s is longer than %d bytes", what, nameMax)
+	}
+	s, err := l.expect(in)
+	if err != nil {
+		return nil, fmt.Errorf("ring: %w", err)
+	}
+	if err := link.join(ctx, s, &out); err != nil {
+		l.abandon(s)
+		for _, x := range []*socket{link.in, link.out} {
+			if x != nil {
+				x.abort()
+			}
+		}
+		return nil, fmt.Errorf("ring: generation %d: %w", c.Key.Generation, err)
+	}
+	link.run()
+	return link, nil
+}
+
+func newLink(c LinkConfig) *Link {
+	workers := c.Placement.Workers()
+	l := &Link{
+		c: c, wireBytes: 4, elemBytes: int64(c.Memory.ElemBytes()),
+		prev: (c.Worker + workers - 1) % workers, next: (c.Worker + 1) % workers,
+		kick: make(chan struct{}, 1), done: make(chan struct{}), broken: make(chan struct{}), finish: make(chan struct{}), verdict: make(chan struct{}),
+		gatherStep: -1, exchanges: map[int64]*exchange{}, messages: map[uint64]*blob{},
+	}
+	if c.Wire == WireBF16 {
+		l.wireBytes = 2
+	}
+	l.chunkElems = int64(c.ChunkBytes) / l.wireBytes
+	l.changed, l.work = sync.NewCond(&l.mu), sync.NewCond(&l.mu)
+	l.newEngine()
+	worldSize := c.Table.WorldSize()
+	l.hosted = make([]bool, worldSize)
+	for _, r := range l.engine.hosted {
+		l.hosted[r] = true
+	}
+	l.reducedLeft, l.gatheredLeft = make([]int, c.Table.Buckets()), make([]int, c.Table.Buckets())
+	for range c.Table.Buckets() {
+		l.gatherAt = append(l.gatherAt, make([]int64, worldSize))
+	}
+	l.votes = make([]Vote, worldSize)
+	for i := range l.rows {
+		l.rows[i] = rowSet{step: -1, ranks: make([]rankRows, worldSize)}
+	}
+	return l
+}
+
+// greeting is what worker from says to worker to.
+func (l *Link) greeting(from, to int) hello {
+	return hello{
+		Key: l.c.Key, From: from, To: to, Workers: l.c.Placement.Workers(), WorldSize: l.c.Table.WorldSize(),
+		Wire: l.c.Wire, ElemBytes: int(l.elemBytes), Chunk: int(l.chunkElems), FromName: l.name(from), ToName: l.name(to),
+	}
+}
+
+// join makes both connections.
+func (l *Link) join(ctx context.Context, s *slot, out *hello) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		conn, err := l.dial(ctx, out)
+		if err == nil {
+			l.out, err = newSocket(conn)
+		}
+		return err
+	})
+	g.Go(func() (err error) {
+		select {
+		case conn := <-s.conn:
+			l.in, err = newSocket(conn)
+			return err
+		case <-ctx.Done():
+			return fmt.Errorf("no connection from %s: %w", l.name(l.prev), ctx.Err())
+		}
+	})
+	return g.Wait()
+}
+
+// dial connects to the next worker and greets it, until it accepts, refuses for good,
+// or ctx ends.
+func (l *Link) dial(ctx context.Context, out *hello) (net.Conn, error) {
+	wait := 10 * time.Millisecond
+	for {
+		conn, err := l.greet(ctx, out)
+		if err == nil {
+			return conn, nil
+		}
+		err = fmt.Errorf("%s at %s: %w", l.name(l.next), l.c.Next, err)
+		if errors.Is(err, ErrRefused) || ctx.Err() != nil {
+			return nil, err
+		}
+		l.c.Log.Debug("ring: connecting again", "error", err)
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, redialMax)
+	}
+}
+
+// greet is one attempt.
+func (l *Link) greet(ctx context.Context, out *hello) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveStep, Count: 3}}
+	raw, err := d.DialContext(ctx, "tcp", l.c.Next)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	conn, err := l.introduce(ctx, raw, out)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// introduce speaks TLS, if there is any, sends the greeting and reads the answer.
+func (l *Link) introduce(ctx context.Context, raw net.Conn, out *hello) (net.Conn, error) {
+	conn := raw
+	if l.c.TLS != nil {
+		config, err := clientTLS(l.c.TLS, l.c.Next)
+		if err != nil {
+			return nil, err
+		}
+		t, err := secure(ctx, tls.Client(newBuffered(raw), config), l.c.VerifyPeer)
+		if err != nil {
+			return nil, permanent(err)
+		}
+		conn = t
+	}
+	if _, err := conn.Write(out.append(nil)); err != nil {
+		return nil, permanent(err)
+	}
+	a, err := readAnswer(conn)
+	switch {
+	case errors.Is(err, errVersion):
+		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
+	case err != nil:
+		return nil, permanent(err)
+	case a.Verdict == refusedNotYet || a.Verdict == refusedTaken:
+		return nil, errors.New(a.Why)
+	case a.Verdict != accepted:
+		return nil, fmt.Errorf("%w: %s", ErrRefused, a.Why)
+	}
+	return conn, nil
+}
+
+// permanent marks errors that another attempt would meet again: certificates that are
+// refused, on either side.
+func permanent(err error) error {
+	var certificate *tls.CertificateVerificationError
+	var plain tls.RecordHeaderError
+	var alert *net.OpError // "remote error" is a TLS alert of the other side
+	if errors.As(err, &certificate) || errors.As(err, &plain) || errors.Is(err, errPeer) ||
+		errors.As(err, &alert) && alert.Op == "remote error" {
+		return fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return err
+}

@@ -1,0 +1,287 @@
+package allreduce
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Times of a link's life.
+const (
+	pingEvery   = time.Second            // while nothing else is sent
+	flushMax    = 2 * time.Second        // for a polite Close to write what is queued
+	lingerMax   = 500 * time.Millisecond // and for the neighbours to notice
+	farewellMax = 200 * time.Millisecond // for a broken link to say why
+	// verdictWait is how long a failed write waits for what the other side may have
+	// said before it closed the connection.
+	verdictWait = 50 * time.Millisecond
+)
+
+// run starts the link's goroutines. They end when finish is closed.
+func (l *Link) run() {
+	var writer, others sync.WaitGroup
+	writer.Go(l.transmit)
+	others.Go(l.receive)
+	others.Go(l.listenBack)
+	others.Go(l.keep)
+	others.Go(func() {
+		for {
+			select {
+			case <-l.kick:
+				l.drive()
+			case <-l.finish:
+				return
+			}
+		}
+	})
+	go func() {
+		defer close(l.done)
+		<-l.finish
+		_ = l.in.send([][]byte{l.goodbye()}) // best effort, and bounded by its deadline, as the writer is
+		writer.Wait()
+		if l.polite() {
+			// A connection that is closed with bytes unread is reset, and what was sent
+			// last may be lost. So the readers read on until the neighbours end their
+			// side, or until the deadline.
+			l.in.closeWrite()
+			others.Wait()
+		}
+		l.in.abort()
+		l.out.abort()
+		others.Wait()
+	}()
+}
+
+// failLocked breaks the link, once. Everything that waits returns err.
+func (l *Link) failLocked(err *LinkError) {
+	if l.err != nil {
+		return
+	}
+	l.err = err
+	now := time.Now()
+	readMax, writeMax := now, now.Add(farewellMax)
+	if l.closing {
+		readMax, writeMax = now.Add(lingerMax), now.Add(lingerMax)
+	}
+	for _, s := range []*socket{l.in, l.out} {
+		_ = s.raw.SetReadDeadline(readMax) // these fail on closed connections only
+		_ = s.raw.SetWriteDeadline(writeMax)
+	}
+	close(l.broken)
+	close(l.finish)
+	l.changed.Broadcast()
+	l.work.Broadcast()
+}
+
+// fail breaks the link if it is whole.
+func (l *Link) fail(err *LinkError) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failLocked(err)
+}
+
+// polite tells whether this side ended the link, without a fault.
+func (l *Link) polite() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return errors.Is(l.err, ErrLinkClosed)
+}
+
+// Close leaves the ring: what is queued is written, the neighbours are told, and the
+// connections are closed. It takes at most some seconds, and hardly any time if the
+// link broke. When it returns, no goroutine of the link runs and memory is not touched
+// any more.
+func (l *Link) Close() error {
+	l.mu.Lock()
+	if !l.closing && l.err == nil {
+		l.closing = true
+		l.flushLocked()
+		l.failLocked(&LinkError{Accused: -1, Err: ErrLinkClosed})
+	}
+	l.mu.Unlock()
+	<-l.done
+	return nil
+}
+
+// flushLocked waits until everything queued is written, at most flushMax.
+func (l *Link) flushLocked() {
+	late := false
+	timer := time.AfterFunc(flushMax, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		late = true
+		l.changed.Broadcast()
+	})
+	defer timer.Stop()
+	l.calm++
+	for !late && l.err == nil && l.busyLocked() {
+		l.changed.Wait()
+	}
+	l.calm--
+}
+
+// busyLocked tells whether an event or a frame is on its way.
+func (l *Link) busyLocked() bool {
+	return l.driving || l.inbox.n > 0 || l.outbox.n > 0 || l.writing
+}
+
+// keep sends pings while nothing else is sent, and notices a silent neighbour.
+func (l *Link) keep() {
+	ping := min(pingEvery, l.c.Silence/4)
+	tick := time.NewTicker(ping / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.finish:
+			return
+		case now := <-tick.C:
+			since := l.readSince.Load()
+			if since != 0 && now.UnixNano()-since > int64(l.c.Silence) {
+				l.silent()
+			}
+			l.mu.Lock()
+			if !l.busyLocked() && !l.nextLeft && now.Sub(l.lastOutAt) >= ping {
+				l.sendLocked(item{header: header{Kind: kindPing, From: uint16(l.c.Worker)}})
+			}
+			l.mu.Unlock()
+		}
+	}
+}
+
+// listenBack reads the little that the next worker says: a goodbye, or the end of the
+// connection.
+func (l *Link) listenBack() {
+	defer close(l.verdict)
+	var head [headerSize]byte
+	for {
+		if _, err := io.ReadFull(l.out, head[:]); err != nil {
+			l.nextFault(err)
+			return
+		}
+		h, err := decodeHeader(head[:])
+		if err == nil && h.Kind != kindBye {
+			err = outOfPlace(&h, "it travels against the ring")
+		}
+		if err != nil {
+			l.fail(&LinkError{Accused: l.next, Name: l.name(l.next), Err: fmt.Errorf("%s sent %w", l.name(l.next), err)})
+			return
+		}
+		if l.hearBye(&h, l.next, &l.nextLeft) {
+			return
+		}
+	}
+}
+
+// hearBye notes that a neighbour leaves, or passes its accusation on.
+func (l *Link) hearBye(h *header, from int, left *bool) (gone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if accused := int(h.Bucket) - 1; accused >= 0 && accused < l.c.Placement.Workers() {
+		l.failLocked(&LinkError{Accused: accused, Name: l.name(accused),
+			Err: fmt.Errorf("%s says that %s is at fault", l.name(from), l.name(accused))})
+		return true
+	}
+	*left = true
+	l.changed.Broadcast()
+	l.work.Broadcast()
+	return true
+}
+
+// prevFault breaks the link because of what came, or did not, from the previous worker.
+func (l *Link) prevFault(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.failLocked(l.prevError(err))
+	}
+}
+
+// prevError is the error for a fault of the previous worker.
+func (l *Link) prevError(err error) *LinkError {
+	name := l.name(l.prev)
+	e := &LinkError{Accused: l.prev, Name: name}
+	switch {
+	case errors.Is(err, errHeader), errors.Is(err, errSum), errors.Is(err, ErrFrame), errors.Is(err, ErrEarly), errors.Is(err, ErrDecision):
+		e.Err = fmt.Errorf("%s sent a wrong frame: %w", name, err)
+		return e
+	case isReset(err):
+		e.Err = fmt.Errorf("connection reset by %s: %w", name, err)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		e.Err = fmt.Errorf("connection closed by %s without a goodbye: %w", name, err)
+	default:
+		e.Err = fmt.Errorf("connection from %s failed: %w", name, err)
+	}
+	e.Frame, e.Since = sinceFrame(&l.lastIn, l.lastInAt)
+	return e
+}
+
+// silent breaks the link because the previous worker says nothing, not even that it
+// lives.
+func (l *Link) silent() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := &LinkError{Accused: l.prev, Name: l.name(l.prev), Err: fmt.Errorf("%s has been silent for %v", l.name(l.prev), l.c.Silence)}
+	e.Frame, e.Since = sinceFrame(&l.lastIn, l.lastInAt)
+	l.failLocked(e)
+}
+
+// nextFault breaks the link because the connection to the next worker failed, unless
+// that worker has said goodbye.
+func (l *Link) nextFault(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.nextLeft || l.err != nil {
+		return
+	}
+	e := &LinkError{Accused: l.next, Name: l.name(l.next), Err: fmt.Errorf("connection to %s failed: %w", l.name(l.next), err)}
+	if isReset(err) || errors.Is(err, io.EOF) {
+		e.Err = fmt.Errorf("connection reset by %s: %w", l.name(l.next), err)
+	}
+	e.Frame, e.Since = sinceFrame(&l.lastOut, l.lastOutAt)
+	l.failLocked(e)
+}
+
+// leftError is the error of a wait for what cannot come any more.
+func (l *Link) leftError() error {
+	who := l.prev
+	if !l.prevLeft {
+		who = l.next
+	}
+	return &LinkError{Accused: -1, Name: l.name(who), Err: fmt.Errorf("%s %w", l.name(who), ErrLeft)}
+}
+
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func sinceFrame(h *header, at time.Time) (string, time.Duration) {
+	if h.Kind == 0 {
+		return "", 0
+	}
+	return h.String(), time.Since(at)
+}
+
+// name is what a worker is called in messages.
+func (l *Link) name(worker int) string {
+	if worker < len(l.c.Names) && l.c.Names[worker] != "" {
+		return l.c.Names[worker]
+	}
+	return fmt.Sprintf("worker %d", worker)
+}
+
+// goodbye is the frame that says that nothing follows, and whom this worker accuses.
+func (l *Link) goodbye() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h := header{Kind: kindBye, From: uint16(l.c.Worker)}
+	var e *LinkError
+	if errors.As(l.err, &e) && e.Accused >= 0 {
+		h.Bucket = uint32(e.Accused) + 1
+	}
+	b := make([]byte, headerSize)
+	h.encode(b)
+	return b
+}

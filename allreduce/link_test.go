@@ -1,0 +1,614 @@
+package allreduce
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/skein-ml/skein/shard"
+)
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// testWorker is a worker of a ring over loopback, with memory of its own.
+type testWorker struct {
+	t        testing.TB
+	c        LinkConfig
+	listener *Listener
+	link     *Link
+	grads    [][][]byte // by rank and bucket, shared: workers read only their ranks'
+	sums     [][]byte
+	gathered [][]byte
+	elem     int
+}
+
+func (w *testWorker) Gradient(rank shard.Rank, bucket int, r shard.Range) []byte {
+	if w.c.Placement.Worker(rank) != w.c.Worker {
+		panic("the gradient of a rank that is hosted elsewhere")
+	}
+	return w.grads[rank][bucket][4*r.Lo : 4*r.Hi]
+}
+
+func (w *testWorker) Reduced(bucket int, r shard.Range) []byte {
+	return w.sums[bucket][4*r.Lo : 4*r.Hi]
+}
+
+func (w *testWorker) Gathered(bucket int, r shard.Range) []byte {
+	return w.gathered[bucket][int64(w.elem)*r.Lo : int64(w.elem)*r.Hi]
+}
+
+func (w *testWorker) ElemBytes() int { return w.elem }
+
+func (w *testWorker) ranks() []shard.Rank { return w.c.Placement.Ranks(w.c.Worker) }
+
+// testRule makes decisions with the votes that these tests cast.
+func testRuleOf(table shard.Table) Rule {
+	return Rule{WorldSize: table.WorldSize(), Buckets: table.Buckets(), LossShift: 3}
+}
+
+type ringOptions struct {
+	worldSize, workers int
+	wire               Wire
+	elem               int
+	chunk              int
+	elems              []int64
+	seed               uint64
+	change             func(*LinkConfig)
+	listen             func(worker int, l net.Listener) net.Listener
+	address            func(worker int, addr string) string // what the worker before dials
+	server             ListenerConfig
+}
+
+// newWorkers makes workers with listeners, not yet connected.
+func newWorkers(t testing.TB, o ringOptions) []*testWorker {
+	t.Helper()
+	table := testTable(t, o.worldSize, o.elems...)
+	placement, err := shard.EvenPlacement(o.worldSize, o.workers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grads := randomGrads(table, o.seed)
+	var names []string
+	for i := range o.workers {
+		names = append(names, fmt.Sprintf("w%d", i))
+	}
+	rule := testRuleOf(table)
+	workers := make([]*testWorker, o.workers)
+	for i := range workers {
+		nl, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.listen != nil {
+			nl = o.listen(i, nl)
+		}
+		server := o.server
+		server.Log = quiet
+		w := &testWorker{t: t, listener: Listen(nl, server), grads: grads, elem: o.elem}
+		for b := range table.Buckets() {
+			w.sums = append(w.sums, make([]byte, 4*table.Bucket(b).Padded))
+			w.gathered = append(w.gathered, make([]byte, int64(o.elem)*table.Bucket(b).Padded))
+		}
+		w.c = LinkConfig{
+			Key: Key{Job: "job-1", Generation: 3, SpecHash: "5bec", Class: "generic-1"}, Table: table, Placement: placement, Worker: i,
+			Names: names, Wire: o.wire, Memory: w, ChunkBytes: o.chunk, Log: quiet, Silence: 5 * time.Second,
+			Decide: func(votes []Vote) (Decision, error) { return Decide(votes, rule, 7, votes[0].Step-1) },
+		}
+		workers[i] = w
+	}
+	for i, w := range workers {
+		next := (i + 1) % o.workers
+		w.c.Next = workers[next].listener.Addr()
+		if o.address != nil {
+			w.c.Next = o.address(next, w.c.Next)
+		}
+		if o.change != nil {
+			o.change(&w.c)
+		}
+	}
+	t.Cleanup(func() {
+		for _, w := range workers {
+			_ = w.listener.Close()
+		}
+	})
+	return workers
+}
+
+// connect connects all workers.
+func connect(t testing.TB, workers []*testWorker) {
+	t.Helper()
+	each(t, workers, func(w *testWorker) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		link, err := Connect(ctx, w.listener, w.c)
+		w.link = link
+		return err
+	})
+	t.Cleanup(func() { closeAll(workers) })
+}
+
+func newRing(t testing.TB, o ringOptions) []*testWorker {
+	t.Helper()
+	workers := newWorkers(t, o)
+	connect(t, workers)
+	return workers
+}
+
+func closeAll(workers []*testWorker) {
+	var wg sync.WaitGroup
+	for _, w := range workers {
+		if w.link != nil {
+			wg.Go(func() { _ = w.link.Close() })
+		}
+	}
+	wg.Wait()
+}
+
+// each runs f for all workers at once and fails on an error.
+func each(t testing.TB, workers []*testWorker, f func(*testWorker) error) {
+	t.Helper()
+	var wg sync.WaitGroup
+	errs := make([]error, len(workers))
+	for i, w := range workers {
+		wg.Go(func() { errs[i] = f(w) })
+	}
+	wg.Wait()
+	for i, err := range errs {
+		if err != nil {
+			t.Errorf("worker %d: %v", i, err)
+		}
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// testRows are the sparse rows of a rank in a step.
+func testRows(rank shard.Rank, step int64) RankRows {
+	r := rand.New(rand.NewPCG(uint64(rank), uint64(step)))
+	var rows RankRows
+	for id := range int32(40) {
+		if r.IntN(3) == 0 && step%3 != 0 { // no row at all now and then
+			rows.IDs = append(rows.IDs, id)
+			for range 12 {
+				rows.Rows = append(rows.Rows, byte(r.Uint32()))
+			}
+		}
+	}
+	return rows
+}
+
+// vote is what a rank says in tests. Its loss is exact, so that sums can be compared.
+func (w *testWorker) vote(rank shard.Rank, step int64) Vote {
+	return Vote{Step: step, Rank: rank, SqNorms: make([]float64, w.c.Table.Buckets()), Loss: float64(rank) + 1, Tokens: 1, Finite: true}
+}
+
+func (w *testWorker) votes(step int64) []Vote {
+	var votes []Vote
+	for _, r := range w.ranks() {
+		votes = append(votes, w.vote(r, step))
+	}
+	return votes
+}
+
+// reduce runs a step up to its decision, with ranks and buckets ready in a random order.
+func (w *testWorker) reduce(ctx context.Context, step int64, r *rand.Rand) (Decision, error) {
+	if err := w.link.Begin(step); err != nil {
+		return Decision{}, err
+	}
+	ranks := w.ranks()
+	n := len(ranks) * w.c.Table.Buckets()
+	for _, i := range r.Perm(n) {
+		w.link.Ready(ranks[i%len(ranks)], i/len(ranks))
+	}
+	for _, rank := range ranks {
+		rows := testRows(rank, step)
+		w.link.SendRows(rank, rows.IDs, rows.Rows)
+	}
+	for b := range w.c.Table.Buckets() {
+		if err := w.link.WaitReduced(ctx, b); err != nil {
+			return Decision{}, err
+		}
+	}
+	all, err := w.link.WaitRows(ctx)
+	if err != nil {
+		return Decision{}, err
+	}
+	for rank, got := range all {
+		if want := testRows(shard.Rank(rank), step); !slices.Equal(got.IDs, want.IDs) || !bytes.Equal(got.Rows, want.Rows) {
+			return Decision{}, fmt.Errorf("step %d: rows of rank %d are %d, want %d", step, rank, len(got.IDs), len(want.IDs))
+		}
+	}
+	return w.link.Vote(ctx, w.votes(step))
+}
+
+// fill makes the final bytes of owned pieces from the reduced gradient, and wipes all
+// others, so that only the gather can make them right.
+func (w *testWorker) fill(bucket int, step int64) {
+	for p := range w.c.Table.WorldSize() {
+		piece := w.c.Table.Bucket(bucket).Piece(shard.Rank(p))
+		own := w.c.Placement.Worker(shard.Rank(p)) == w.c.Worker
+		for i := piece.Lo; i < piece.Hi; i++ {
+			to := w.gathered[bucket][i*int64(w.elem):][:w.elem]
+			if own {
+				final(to, w.sums[bucket][4*i:], step)
+			} else {
+				clear(to)
+			}
+		}
+	}
+}
+
+// final is the element that a step makes of a reduced gradient.
+func final(to, sum []byte, step int64) {
+	x := binary.LittleEndian.Uint32(sum) + uint32(step)
+	if len(to) == 2 {
+		binary.LittleEndian.PutUint16(to, uint16(x>>16^x))
+	} else {
+		binary.LittleEndian.PutUint32(to, x)
+	}
+}
+
+// gather runs the gather of a step.
+func (w *testWorker) gather(ctx context.Context, step int64, r *rand.Rand) error {
+	for b := range w.c.Table.Buckets() {
+		w.fill(b, step)
+	}
+	if err := w.link.BeginGather(step); err != nil {
+		return err
+	}
+	for _, b := range r.Perm(w.c.Table.Buckets()) {
+		w.link.GatherReady(b)
+	}
+	for b := range w.c.Table.Buckets() {
+		if err := w.link.WaitGathered(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check compares what a worker holds with the definition of the sum.
+func (w *testWorker) check(step int64, want [][]byte) error {
+	for b := range want {
+		for _, rank := range w.ranks() {
+			p := w.c.Table.Bucket(b).Piece(rank)
+			if n, first := differing(w.sums[b][4*p.Lo:4*p.Hi], want[b][4*p.Lo:4*p.Hi]); n != 0 {
+				return fmt.Errorf("step %d, bucket %d, piece %d: %d elements are not by the definition, the first is %d", step, b, rank, n, first)
+			}
+		}
+		all := make([]byte, len(w.gathered[b]))
+		for i := range len(all) / w.elem {
+			final(all[i*w.elem:][:w.elem], want[b][4*i:], step)
+		}
+		if !bytes.Equal(all, w.gathered[b]) {
+			return fmt.Errorf("step %d, bucket %d: what is gathered differs", step, b)
+		}
+	}
+	return nil
+}
+
+// localSums are the sums that the link in one worker's memory gives.
+func localSums(t testing.TB, w *testWorker) [][]byte {
+	t.Helper()
+	l, host := newLocal(w.c.Table, w.c.Wire, w.grads)
+	l.Begin(1)
+	for rank := range w.c.Table.WorldSize() {
+		for b := range w.c.Table.Buckets() {
+			if err := l.Ready(shard.Rank(rank), b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return host.Sums
+}
+
+// TestLinkGivesTheBitsOfLocal runs three steps for 2 to 16 ranks on 2 to 6 workers
+// over TCP, with both wires and frames that divide nothing, and compares every bit.
+func TestLinkGivesTheBitsOfLocal(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	for worldSize := 2; worldSize <= shard.WorldSizeMax; worldSize++ {
+		for workers := 2; workers <= min(worldSize, 6); workers++ {
+			for _, wire := range []Wire{WireFP32, WireBF16} {
+				seed := uint64(100*worldSize + 10*workers + int(wire))
+				t.Run(fmt.Sprintf("ranks=%d/workers=%d/wire=%d", worldSize, workers, wire), func(t *testing.T) {
+					runLinks(t, worldSize, workers, wire, seed)
+				})
+			}
+		}
+	}
+}
+
+func runLinks(t *testing.T, worldSize, workers int, wire Wire, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 5))
+	ring := newRing(t, ringOptions{
+		worldSize: worldSize, workers: workers, wire: wire, elem: 2 + 2*r.IntN(2), chunk: 4 * (50 + r.IntN(500)),
+		elems: []int64{1 + r.Int64N(300), 1 + r.Int64N(9000), 1 + r.Int64N(5000), 1}, seed: seed,
+	})
+	want := localSums(t, ring[0])
+	each(t, ring, func(w *testWorker) error {
+		r := rand.New(rand.NewPCG(seed, uint64(w.c.Worker)))
+		for step := int64(5); step < 8; step++ {
+			d, err := w.reduce(t.Context(), step, r)
+			if err != nil {
+				return err
+			}
+			if d.Step != step || d.Tokens != int64(worldSize) || d.Loss != float64(worldSize+1)/2 {
+				return fmt.Errorf("decision %+v", d)
+			}
+			if err := w.gather(t.Context(), step, r); err != nil {
+				return err
+			}
+			if err := w.check(step, want); err != nil {
+				return err
+			}
+			for _, s := range w.sums {
+				clear(s)
+			}
+		}
+		return w.link.Close() // as soon as this worker has all, whatever the others still wait for
+	})
+}
+
+func TestVotesOfASkippedStepReachEverybodyAndNothingIsGathered(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 5, workers: 3, elem: 4, chunk: 1000, elems: []int64{3000}, seed: 1})
+	each(t, ring, func(w *testWorker) error {
+		r := rand.New(rand.NewPCG(1, 1))
+		for step := int64(1); step <= 3; step++ {
+			if err := w.link.Begin(step); err != nil {
+				return err
+			}
+			for _, rank := range w.ranks() {
+				w.link.Ready(rank, 0)
+			}
+			if err := w.link.WaitReduced(t.Context(), 0); err != nil {
+				return err
+			}
+			votes := w.votes(step)
+			for i := range votes {
+				votes[i].Finite = votes[i].Rank != 3 || step != 2
+				votes[i].Requests = Requests(1) << (votes[i].Rank % 4)
+			}
+			d, err := w.link.Vote(t.Context(), votes)
+			if err != nil {
+				return err
+			}
+			if skip := step == 2; (d.Action == Skip) != skip || skip && d.Culprit != 3 || d.Requests != requestsAll {
+				return fmt.Errorf("decision %+v", d)
+			}
+			if d.Action == Apply {
+				if err := w.gather(t.Context(), step, r); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func TestRestoredWorkersGatherWithoutAReduce(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 6, workers: 4, elem: 2, chunk: 1000, elems: []int64{3000, 700}, seed: 2})
+	want := localSums(t, ring[0])
+	each(t, ring, func(w *testWorker) error {
+		r := rand.New(rand.NewPCG(1, uint64(w.c.Worker)))
+		for b := range want {
+			copy(w.sums[b], want[b])
+		}
+		time.Sleep(time.Duration(w.c.Worker) * 20 * time.Millisecond) // loading takes unequal times
+		if err := w.gather(t.Context(), 41, r); err != nil {
+			return err
+		}
+		if err := w.check(41, want); err != nil {
+			return err
+		}
+		if _, err := w.reduce(t.Context(), 42, r); err != nil {
+			return err
+		}
+		if err := w.gather(t.Context(), 42, r); err != nil {
+			return err
+		}
+		return w.check(42, want)
+	})
+}
+
+// TestANeighbourOneStepAheadWaitsInBoundedMemory lets one worker rest between steps
+// while all others begin the next one and send what they may.
+func TestANeighbourOneStepAheadWaitsInBoundedMemory(t *testing.T) {
+	elems := make([]int64, 12)
+	for i := range elems {
+		elems[i] = 8 << 10
+	}
+	ring := newRing(t, ringOptions{worldSize: 4, workers: 4, elem: 4, chunk: 4 << 10, elems: elems, seed: 3})
+	want := localSums(t, ring[0])
+	each(t, ring, func(w *testWorker) error {
+		r := rand.New(rand.NewPCG(1, 1)) // one order for all, as in backward
+		for step := int64(1); step <= 3; step++ {
+			if w.c.Worker == 2 {
+				time.Sleep(150 * time.Millisecond)
+			}
+			if _, err := w.reduce(t.Context(), step, r); err != nil {
+				return err
+			}
+			if err := w.gather(t.Context(), step, r); err != nil {
+				return err
+			}
+			if err := w.check(step, want); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, w := range ring {
+		bytes := 0
+		w.link.mu.Lock()
+		for c := w.link.free; c != nil; c = c.next {
+			bytes += len(c.buf)
+		}
+		w.link.mu.Unlock()
+		if most := int(4 * 3 * w.c.Table.BucketMax()); bytes > most {
+			t.Errorf("worker %d held %d bytes in transit, more than three buckets of %d", w.c.Worker, bytes, most/3)
+		}
+	}
+}
+
+// TestASlowRankStopsNobodyForGood lets ranks be ready in opposite orders, and one of
+// them late, with far more buckets than may be under way.
+func TestASlowRankStopsNobodyForGood(t *testing.T) {
+	elems := make([]int64, 15)
+	for i := range elems {
+		elems[i] = int64(1 + 700*i)
+	}
+	for _, wire := range []Wire{WireFP32, WireBF16} {
+		ring := newRing(t, ringOptions{worldSize: 5, workers: 3, wire: wire, elem: 4, chunk: 1 << 10, elems: elems, seed: 4})
+		want := localSums(t, ring[0])
+		each(t, ring, func(w *testWorker) error {
+			for step := int64(1); step <= 2; step++ {
+				if err := w.link.Begin(step); err != nil {
+					return err
+				}
+				for _, rank := range w.ranks() {
+					for i := range elems {
+						b := i
+						if rank%2 == 1 {
+							b = len(elems) - 1 - i
+						}
+						if rank == 3 {
+							time.Sleep(5 * time.Millisecond)
+						}
+						w.link.Ready(rank, b)
+					}
+				}
+				for b := range elems {
+					if err := w.link.WaitReduced(t.Context(), b); err != nil {
+						return err
+					}
+				}
+				if _, err := w.link.Vote(t.Context(), w.votes(step)); err != nil {
+					return err
+				}
+				if err := w.gather(t.Context(), step, rand.New(rand.NewPCG(1, 1))); err != nil {
+					return err
+				}
+				if err := w.check(step, want); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		closeAll(ring)
+	}
+}
+
+func TestExchangeGivesEverybodyEveryBlob(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 5, workers: 5, elem: 4, chunk: 1000, elems: []int64{10}, seed: 5})
+	blob := func(worker, number int) []byte {
+		return bytes.Repeat([]byte{byte(worker), byte(number)}, []int{0, 1, 700, 5000, 100_000}[(worker+number)%5])
+	}
+	each(t, ring, func(w *testWorker) error {
+		for number := range 6 {
+			all, err := w.link.Exchange(t.Context(), fmt.Sprint("parts ", number), blob(w.c.Worker, number))
+			if err != nil {
+				return err
+			}
+			for from, b := range all {
+				if !bytes.Equal(b, blob(from, number)) {
+					return fmt.Errorf("exchange %d: blob of worker %d has %d bytes", number, from, len(b))
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func TestExchangesOfDifferentNamesBreakTheLink(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1000, elems: []int64{10}, seed: 5})
+	var wg sync.WaitGroup
+	for i, w := range ring {
+		wg.Go(func() {
+			if _, err := w.link.Exchange(t.Context(), fmt.Sprint("parts ", i), nil); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestMessagesAreTakenByTheirTag(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 3, workers: 3, elem: 4, chunk: 1000, elems: []int64{10}, seed: 6})
+	each(t, ring, func(w *testWorker) error {
+		for tag := range uint64(5) {
+			if err := w.link.Pass(1<<63+tag, bytes.Repeat([]byte{byte(w.c.Worker)}, int(tag*tag)*500)); err != nil {
+				return err
+			}
+		}
+		for _, tag := range []uint64{3, 0, 4, 2, 1} {
+			b, err := w.link.Take(t.Context(), 1<<63+tag)
+			if err != nil {
+				return err
+			}
+			if !bytes.Equal(b, bytes.Repeat([]byte{byte((w.c.Worker + 2) % 3)}, int(tag*tag)*500)) {
+				return fmt.Errorf("message %d: %d bytes", tag, len(b))
+			}
+		}
+		return nil
+	})
+}
+
+func TestALeavingNeighbourIsNotAccused(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 3, workers: 3, elem: 4, chunk: 1000, elems: []int64{10}, seed: 6})
+	if err := ring[1].link.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{0, 2} {
+		err := ring[i].link.Begin(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range ring[i].ranks() {
+			ring[i].link.Ready(r, 0)
+		}
+	}
+	for _, i := range []int{2, 0} {
+		err := ring[i].link.WaitReduced(t.Context(), 0)
+		var broken *LinkError
+		if !errors.As(err, &broken) || broken.Accused != -1 || !errors.Is(err, ErrLeft) || broken.Name != "w1" {
+			t.Errorf("worker %d: %v", i, err)
+		}
+		if err := ring[i].link.Err(); err != nil {
+			t.Errorf("worker %d: its link broke: %v", i, err)
+		}
+	}
+}
+
+func TestWaitsEndWithTheirContextAndWithClose(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1000, elems: []int64{10}, seed: 6})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := ring[0].link.WaitReduced(ctx, 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- ring[0].link.WaitGathered(t.Context(), 0) }()
+	time.Sleep(10 * time.Millisecond)
+	if err := ring[0].link.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-closed; !errors.Is(err, ErrLinkClosed) {
+		t.Errorf("error %v", err)
+	}
+	<-ring[0].link.Broken()
+	if err := ring[0].link.Begin(1); !errors.Is(err, ErrLinkClosed) {
+		t.Errorf("error %v", err)
+	}
+}

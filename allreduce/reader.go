@@ -1,0 +1,209 @@
+package allreduce
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/skein-ml/skein/shard"
+)
+
+// readAhead is small: it saves the system call for a header and for small frames, and
+// the bulk of a large frame still goes straight to its place.
+const readAhead = 8 << 10
+
+// errSum is returned for a payload that is not what was sent.
+var errSum = errors.New("the checksum of its payload differs")
+
+// receiver is the reader's side of a link, for one goroutine.
+type receiver struct {
+	l     *Link
+	r     *bufio.Reader
+	head  [headerSize]byte
+	small []byte // payload of votes and decisions
+}
+
+// timedReader notes since when the reader waits for bytes, 0 while it does not.
+type timedReader struct {
+	r     io.Reader
+	since *atomic.Int64
+}
+
+func (t timedReader) Read(p []byte) (int, error) {
+	t.since.Store(time.Now().UnixNano())
+	n, err := t.r.Read(p)
+	t.since.Store(0)
+	return n, err
+}
+
+// receive reads frames from the previous worker until it leaves or the link breaks.
+func (l *Link) receive() {
+	r := &receiver{l: l, r: bufio.NewReaderSize(timedReader{l.in, &l.readSince}, readAhead)}
+	for {
+		bye, err := r.frame()
+		if err != nil {
+			l.prevFault(err)
+			break
+		}
+		if bye {
+			l.in.closeWrite() // the sender waits for this to close without loss
+			break
+		}
+	}
+	if l.polite() {
+		_, _ = io.Copy(io.Discard, r.r) // until the other side ends it, or the deadline
+	}
+}
+
+// frame reads one frame and acts on it.
+func (r *receiver) frame() (bye bool, err error) {
+	if _, err := io.ReadFull(r.r, r.head[:]); err != nil {
+		return false, err
+	}
+	h, err := decodeHeader(r.head[:])
+	if err != nil {
+		return false, err
+	}
+	if err := r.l.noteReceived(&h); err != nil {
+		return false, err
+	}
+	switch h.Kind {
+	case kindReduce:
+		err = r.reduce(&h)
+	case kindGather:
+		err = r.gather(&h)
+	case kindRows:
+		err = r.rows(&h)
+	case kindVote:
+		err = r.vote(&h)
+	case kindDecision:
+		err = r.decision(&h)
+	case kindExchange:
+		err = r.exchange(&h)
+	case kindPass:
+		err = r.message(&h)
+	case kindBye:
+		return r.l.hearBye(&h, r.l.prev, &r.l.prevLeft), nil
+	default: // a ping
+	}
+	return false, err
+}
+
+// payload reads the payload to b and checks it.
+func (r *receiver) payload(h *header, b []byte) error {
+	if _, err := io.ReadFull(r.r, b); err != nil {
+		return err
+	}
+	if crc32.Checksum(b, castagnoli) != h.Sum {
+		return fmt.Errorf("%v: %w", h, errSum)
+	}
+	return nil
+}
+
+// outOfPlace is the error for a frame that cannot come now.
+func outOfPlace(h *header, why string, args ...any) error {
+	return fmt.Errorf("%v: %w: %s", h, ErrFrame, fmt.Sprintf(why, args...))
+}
+
+// cell checks that a frame is one whole cell of a piece, as all workers cut them. So
+// what is held for a slow rank is cut as the rank will ask for it.
+func (l *Link) cell(h *header, elemBytes int64) error {
+	if int(h.Bucket) >= l.c.Table.Buckets() || int(h.Piece) >= l.c.Table.WorldSize() {
+		return outOfPlace(h, "there are %d buckets of %d pieces", l.c.Table.Buckets(), l.c.Table.WorldSize())
+	}
+	piece := l.c.Table.Bucket(int(h.Bucket)).Piece(shard.Rank(h.Piece))
+	switch {
+	case h.Lo < piece.Lo || h.Lo >= piece.Hi || (h.Lo-piece.Lo)%l.chunkElems != 0 || h.Hi != min(h.Lo+l.chunkElems, piece.Hi):
+		return outOfPlace(h, "elements [%d, %d) are not a frame of [%d, %d)", h.Lo, h.Hi, piece.Lo, piece.Hi)
+	case int64(h.Length) != (h.Hi-h.Lo)*elemBytes:
+		return outOfPlace(h, "%d bytes for %d elements", h.Length, h.Hi-h.Lo)
+	}
+	return nil
+}
+
+func (r *receiver) reduce(h *header) error {
+	l := r.l
+	if err := l.cell(h, l.wireBytes); err != nil {
+		return err
+	}
+	c := l.newChunk(h.Hi - h.Lo)
+	if err := r.payload(h, c.data); err != nil {
+		l.freeChunk(c)
+		return err
+	}
+	l.take(event{what: arrived, frame: h.frame(), chunk: c})
+	return nil
+}
+
+// take brings the engine an event and runs it.
+func (l *Link) take(ev event) {
+	l.mu.Lock()
+	l.inbox.push(ev)
+	l.mu.Unlock()
+	l.drive()
+}
+
+func (r *receiver) gather(h *header) error {
+	l := r.l
+	if err := l.cell(h, l.elemBytes); err != nil {
+		return err
+	}
+	if err := l.admitGather(h); err != nil {
+		return err
+	}
+	f := h.frame()
+	if err := r.payload(h, l.c.Memory.Gathered(f.Bucket, f.Range)); err != nil {
+		return err
+	}
+	l.take(event{what: arrived, frame: f, sum: h.Sum})
+	return nil
+}
+
+// admitGather waits until this worker gathers the frame's step, and refuses what must
+// not be written to memory: a frame of a step that is not decided here, of a piece
+// that is owned here, or out of order.
+func (l *Link) admitGather(h *header) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.err == nil && h.Step != l.gatherStep {
+		switch {
+		case h.Step < l.gatherStep:
+			return outOfPlace(h, "the gather of step %d has begun", l.gatherStep)
+		case l.reducing && h.Step != l.step:
+			return outOfPlace(h, "step %d is under way", l.step)
+		case l.reducing && l.decision == nil:
+			return outOfPlace(h, "its step is not decided here, and a decision travels ahead of the weights that it makes")
+		}
+		l.changed.Wait()
+	}
+	if l.err != nil {
+		return l.err
+	}
+	at := &l.gatherAt[h.Bucket][h.Piece]
+	piece := l.c.Table.Bucket(int(h.Bucket)).Piece(shard.Rank(h.Piece))
+	if l.hosted[h.Piece] {
+		return outOfPlace(h, "this piece is owned here")
+	}
+	if h.Lo != piece.Lo+*at {
+		return outOfPlace(h, "expected elements from %d", piece.Lo+*at)
+	}
+	*at += h.Hi - h.Lo
+	return nil
+}
+
+// noteReceived counts a frame and remembers it for messages.
+func (l *Link) noteReceived(h *header) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h.Kind != kindPing {
+		l.lastIn, l.lastInAt = *h, time.Now()
+		s := l.stats.of(h.Kind)
+		s.ReceivedFrames++
+		s.ReceivedBytes += int64(h.Length)
+	}
+	return l.err
+}

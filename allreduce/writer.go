@@ -1,0 +1,144 @@
+package allreduce
+
+import (
+	"hash/crc32"
+	"time"
+)
+
+// item is a frame on its way out. Its payload does not change until it is written.
+type item struct {
+	header  header // Length, and Sum unless summed, are set when it is written
+	payload []byte
+	chunk   *chunk // that holds the payload, or nil
+	summed  bool   // Sum is right: the payload goes on as it came
+}
+
+// Bounds on what one write takes from the queue.
+const (
+	batchFrames = 16
+	batchBytes  = 1 << 20
+)
+
+// send queues a frame for the next worker.
+func (l *Link) send(it item) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sendLocked(it)
+}
+
+func (l *Link) sendLocked(it item) {
+	switch {
+	case l.err != nil:
+	case l.nextLeft:
+		l.cut = true
+		l.changed.Broadcast()
+		if it.chunk != nil {
+			l.freeLocked(it.chunk)
+		}
+	default:
+		l.outbox.push(it)
+		l.work.Signal()
+	}
+}
+
+// transmitter is the writer's side of a link, for one goroutine.
+type transmitter struct {
+	l     *Link
+	items []item
+	heads [batchFrames][headerSize]byte
+	parts [][]byte
+}
+
+// transmit writes frames to the next worker until the link ends or that worker leaves,
+// then the goodbye.
+func (l *Link) transmit() {
+	t := &transmitter{l: l, items: make([]item, 0, batchFrames), parts: make([][]byte, 0, 2*batchFrames)}
+	for t.fetch() {
+		if err := t.write(); err != nil {
+			t.failed(err)
+			return
+		}
+	}
+	_ = l.out.send([][]byte{l.goodbye()}) // best effort: without it, the connection's end says as much
+	l.out.closeWrite()
+}
+
+// failed waits for what the next worker may have said before its end closed the
+// connection: a goodbye is no fault.
+func (t *transmitter) failed(err error) {
+	select {
+	case <-t.l.verdict:
+	case <-time.After(verdictWait):
+	}
+	t.l.nextFault(err)
+	t.l.mu.Lock()
+	defer t.l.mu.Unlock()
+	t.l.writing = false
+	for _, it := range t.items {
+		t.l.outbox.push(it)
+	}
+	t.l.dropLocked()
+}
+
+// dropLocked forgets what can not be sent any more.
+func (l *Link) dropLocked() {
+	for l.outbox.n > 0 {
+		if it := l.outbox.pop(); it.header.Kind != kindPing {
+			l.cut = true
+		}
+	}
+	l.changed.Broadcast()
+}
+
+// fetch waits for frames and takes some; false at the end.
+func (t *transmitter) fetch() bool {
+	l := t.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.writing = false
+	for _, it := range t.items {
+		if it.chunk != nil {
+			l.freeLocked(it.chunk)
+		}
+	}
+	t.items = t.items[:0]
+	if l.outbox.n == 0 && l.calm > 0 {
+		l.changed.Broadcast()
+	}
+	for l.outbox.n == 0 && l.err == nil && !l.nextLeft {
+		l.work.Wait()
+	}
+	if l.err != nil || l.nextLeft {
+		l.dropLocked()
+		return false
+	}
+	for bytes := 0; l.outbox.n > 0 && len(t.items) < batchFrames && bytes < batchBytes; {
+		it := l.outbox.pop()
+		it.header.Length = uint32(len(it.payload))
+		bytes += len(it.payload)
+		t.items = append(t.items, it)
+		s := l.stats.of(it.header.Kind)
+		s.SentFrames++
+		s.SentBytes += int64(len(it.payload))
+	}
+	l.writing = true
+	l.lastOut, l.lastOutAt = t.items[0].header, time.Now()
+	return true
+}
+
+// write writes what was fetched.
+func (t *transmitter) write() error {
+	t.parts = t.parts[:0]
+	for i := range t.items {
+		it := &t.items[i]
+		if !it.summed {
+			it.header.Sum = crc32.Checksum(it.payload, castagnoli)
+		}
+		it.header.encode(t.heads[i][:])
+		t.parts = append(t.parts, t.heads[i][:])
+		if len(it.payload) > 0 {
+			t.parts = append(t.parts, it.payload)
+		}
+	}
+	return t.l.out.send(t.parts)
+}
