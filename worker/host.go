@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -37,10 +36,10 @@ type hosting struct {
 	self      int // own place among the members
 	link      *allreduce.Link
 	samples   *stream.Client
+	settled   settled
 	served    *data.Dataset // that this generation made the stream server serve
-	heldOut   *data.Dataset
-	saving    *saving      // the newest checkpoint on its way, published or not
-	tokensAll atomic.Int64 // of all ranks in this generation, until the last checkpoint
+	saving    *saving       // the newest checkpoint on its way, published or not
+	tokensAll atomic.Int64  // of all ranks in this generation, until the last checkpoint
 	closers   []func() error
 }
 
@@ -92,13 +91,10 @@ func (h *hosting) cause(ctx context.Context, err error) error {
 	if errors.Is(err, ErrFenced) {
 		return ErrFenced
 	}
-	if h.saving != nil { // a checkpoint that failed has closed the link
-		select {
-		case <-h.saving.done:
-			if h.saving.err != nil {
-				err = h.saving.err
-			}
-		default:
+	if errors.Is(err, allreduce.ErrLinkClosed) && h.saving != nil { // by a checkpoint that failed
+		<-h.saving.done
+		if h.saving.err != nil {
+			err = h.saving.err
 		}
 	}
 	var path *fs.PathError
@@ -222,7 +218,10 @@ func (h *hosting) leads() bool { return h.self == 0 }
 // openData begins to read the training data from the workers that serve it, and serves it.
 func (h *hosting) openData(ctx context.Context) error {
 	var err error
-	if h.served, err = serve(h.FS, h.Streams, h.dir, h.Spec.DataHash); err != nil {
+	if h.settled, err = readSettled(h.FS, h.dir); err != nil {
+		return err
+	}
+	if h.served, err = serve(h.FS, h.Streams, filepath.Join(h.dir, h.settled.Train), h.Spec.DataHash); err != nil {
 		return err
 	}
 	if h.served != nil {
@@ -254,18 +253,10 @@ func (h *hosting) openLanguage() error {
 		return err
 	}
 	h.dataSpec = DataSpec(&h.Spec.Job, h.CacheDir)
-	file, err := vfs.ReadFile(h.FS, filepath.Join(h.dir, settledName), sideBytesMax)
-	if err != nil {
-		return err
-	}
-	var s settled
-	if err := json.Unmarshal(file, &s); err != nil {
-		return fmt.Errorf("%s: %w", filepath.Join(h.dir, settledName), err)
-	}
-	if s.Validation == "" {
+	if h.settled.Validation == "" {
 		return nil
 	}
-	if h.Validation, err = data.Open(h.FS, datasetFolder(h.dir, s.Validation)); err != nil {
+	if h.Validation, err = data.Open(h.FS, filepath.Join(h.dir, h.settled.Validation)); err != nil {
 		return err
 	}
 	h.closers = append(h.closers, h.Validation.Close)

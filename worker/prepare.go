@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -96,11 +97,12 @@ func (r *run) prepared(ctx context.Context, p PrepareConfig) (Preparation, error
 	if err := r.store.describe(); err != nil {
 		return Preparation{}, err
 	}
-	if err := r.keepData(ctx); err != nil {
+	sets, err := r.keepData(ctx)
+	if err != nil {
 		return Preparation{}, adviseOnSpace(err)
 	}
 	if p.Streams != nil {
-		if _, err := serve(r.FS, p.Streams, r.dir, r.Spec.DataHash); err != nil {
+		if _, err := serve(r.FS, p.Streams, filepath.Join(r.dir, sets.Train), r.Spec.DataHash); err != nil {
 			return Preparation{}, err
 		}
 	}
@@ -118,26 +120,50 @@ const settledName = "prepared.json"
 
 // settled is that file.
 type settled struct {
-	Validation string `json:"validation,omitempty"` // content hash of the held-out data set; empty: there is none
+	Train      string `json:"train"`                // the data set's folder, from the job's
+	Validation string `json:"validation,omitempty"` // the held-out one's; empty: there is none
+}
+
+func readSettled(fsys vfs.FS, dir string) (settled, error) {
+	path := filepath.Join(dir, settledName)
+	file, err := vfs.ReadFile(fsys, path, sideBytesMax)
+	if err != nil {
+		return settled{}, err
+	}
+	var s settled
+	if err := json.Unmarshal(file, &s); err != nil {
+		return settled{}, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, p := range []string{s.Train, s.Validation} {
+		if p != "" && !filepath.IsLocal(p) {
+			return settled{}, fmt.Errorf("%s: %q leads out of the job's folder", path, p)
+		}
+	}
+	return s, nil
 }
 
 // keepData copies the data sets into the job's folder.
-func (r *run) keepData(ctx context.Context) error {
-	var s settled
-	if _, err := depot.PutDataset(ctx, r.FS, r.dir, r.Data.Train); err != nil {
-		return err
-	}
-	if r.Data.Validation != "" {
-		s.Validation = r.Data.ValidationManifest.ContentHash
-		if _, err := depot.PutDataset(ctx, r.FS, r.dir, r.Data.Validation); err != nil {
-			return err
+func (r *run) keepData(ctx context.Context) (s settled, err error) {
+	for _, set := range []struct {
+		from string
+		to   *string
+	}{{r.Data.Train, &s.Train}, {r.Data.Validation, &s.Validation}} {
+		if set.from == "" {
+			continue
+		}
+		path, err := depot.PutDataset(ctx, r.FS, r.dir, set.from)
+		if err != nil {
+			return s, err
+		}
+		if *set.to, err = filepath.Rel(r.dir, path); err != nil {
+			return s, err
 		}
 	}
 	file, err := json.Marshal(s)
 	if err != nil {
-		return err
+		return s, err
 	}
-	return vfs.WriteFile(r.FS, filepath.Join(r.dir, settledName), file)
+	return s, vfs.WriteFile(r.FS, filepath.Join(r.dir, settledName), file)
 }
 
 // publishImport writes the checkpoint of step 0: the imported weights, no moments.
@@ -184,17 +210,21 @@ func (s imported) ReadState(kind checkpoint.Kind, bucket int, lo int64, le []byt
 	return nil
 }
 
-// serve makes a stream server serve a data set of the job's folder. It returns the set if
-// it was not served before; the caller then owns it.
-func serve(fsys vfs.FS, streams *stream.Server, dir, hash string) (*data.Dataset, error) {
+// serve makes a stream server serve the data set in a folder. It returns the set if it was
+// not served before; the caller then owns it.
+func serve(fsys vfs.FS, streams *stream.Server, folder, hash string) (*data.Dataset, error) {
 	if slices.Contains(streams.Hashes(), hash) {
 		return nil, nil
 	}
-	set, err := data.Open(fsys, datasetFolder(dir, hash))
+	set, err := data.Open(fsys, folder)
 	if err != nil {
 		return nil, err
 	}
-	return set, streams.Add(set)
+	if got := set.Manifest().ContentHash; got != hash {
+		return nil, errors.Join(fmt.Errorf("%s holds data set %s, the job's is %s", folder, got, hash), set.Close())
+	}
+	if err := streams.Add(set); err != nil {
+		return nil, errors.Join(err, set.Close())
+	}
+	return set, nil
 }
-
-func datasetFolder(dir, hash string) string { return filepath.Join(dir, "data", hash) }

@@ -28,6 +28,14 @@ type team struct {
 // newTeam makes a team at step 0. open opens a worker's device.
 func newTeam(t testing.TB, open func(worker int) device.Device, g golden, c Config, workers int) *team {
 	t.Helper()
+	m := newLinkedTeam(t, open, g, c, workers)
+	m.each(t, func(_ int, tr *Trainer) error { return tr.Import(modeltest.Weights{Model: g.Config}) })
+	return m
+}
+
+// newLinkedTeam is newTeam before anything is in the trainers.
+func newLinkedTeam(t testing.TB, open func(worker int) device.Device, g golden, c Config, workers int) *team {
+	t.Helper()
 	placement, err := shard.EvenPlacement(c.WorldSize, workers)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +80,6 @@ func newTeam(t testing.TB, open func(worker int) device.Device, g golden, c Conf
 		tr.Join(m.links[w])
 		return nil
 	})
-	m.each(t, func(_ int, tr *Trainer) error { return tr.Import(modeltest.Weights{Model: g.Config}) })
 	return m
 }
 
@@ -198,7 +205,7 @@ func TestACheckpointOfATeamGoesOnAnywhere(t *testing.T) {
 	steps(t, alone, 3)
 	want := hash(t, alone)
 	for workers := 1; workers <= 3; workers++ {
-		m := newTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, c, workers)
+		m := newLinkedTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, c, workers)
 		m.each(t, func(_ int, tr *Trainer) error { return tr.Restore(states, 3, 3) })
 		m.steps(t, 3)
 		if got := m.hash(t); got != want {
@@ -207,7 +214,7 @@ func TestACheckpointOfATeamGoesOnAnywhere(t *testing.T) {
 	}
 }
 
-// saved is a copy of a trainer's state.
+// savedStates is a copy of a trainer's state.
 type savedStates map[string][]float32
 
 func statesOf(t testing.TB, tr *Trainer) savedStates {
