@@ -168,6 +168,9 @@ func TestFullDiskLeavesNothingBehind(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	wantError(t, err, "no space left")
+	if text := err.Error(); strings.Count(text, "write ") != 1 || strings.Contains(text, "\n") {
+		t.Errorf("error %q", text)
+	}
 	if names, _ := m.ReadDir("/cache"); len(names) != 0 {
 		t.Errorf("left behind: %v", names)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"strconv"
 
@@ -162,7 +163,14 @@ func (a *arrowFile) write(rec arrow.Record) (offset, size int64, err error) {
 	return offset, a.out.n - offset, nil
 }
 
-func (a *arrowFile) fail(err error) error { return fmt.Errorf("write %s: %w", a.f.Name(), err) }
+// fail says which file could not be written, unless err does.
+func (a *arrowFile) fail(err error) error {
+	var system *fs.PathError
+	if errors.As(err, &system) {
+		return fmt.Errorf("data: %w", err)
+	}
+	return fmt.Errorf("data: write %s: %w", a.f.Name(), err)
+}
 
 // finish writes the footer, syncs and closes.
 func (a *arrowFile) finish() (size int64, sum string, err error) {
@@ -173,7 +181,10 @@ func (a *arrowFile) finish() (size int64, sum string, err error) {
 	if err == nil {
 		err = a.f.Sync()
 	}
-	if err = errors.Join(err, a.f.Close()); err != nil {
+	if closeErr := a.f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
 		return 0, "", a.fail(err)
 	}
 	return a.out.n, hex.EncodeToString(a.out.sum.Sum(nil)), nil

@@ -44,7 +44,7 @@ func readHeader(r io.ReaderAt, size int64) ([]entry, error) {
 	}
 	n := binary.LittleEndian.Uint64(prefix[:])
 	if n < 2 || n > headerBytesMax {
-		return nil, fmt.Errorf("offset 0: header length %d is not from 2 to %d; this is no safetensors file", n, headerBytesMax)
+		return nil, fmt.Errorf("offset 0: header length %d is not from 2 to %d; this is no safetensors file, fetch it again", n, headerBytesMax)
 	}
 	if int64(n) > size-prefixBytes {
 		return nil, fmt.Errorf("offset 0: header length %d exceeds the file's %d bytes; the file is truncated, fetch it again", n, size)
@@ -53,7 +53,11 @@ func readHeader(r io.ReaderAt, size int64) ([]entry, error) {
 	if _, err := r.ReadAt(header, prefixBytes); err != nil {
 		return nil, fmt.Errorf("read header: %w", err)
 	}
-	return parseHeader(header, size-prefixBytes-int64(n))
+	entries, err := parseHeader(header, size-prefixBytes-int64(n))
+	if err != nil {
+		return nil, fmt.Errorf("%w; the file is damaged, or was made by a faulty program: fetch it again", err)
+	}
+	return entries, nil
 }
 
 // parseHeader checks a header against the number of bytes that follow it.
@@ -179,7 +183,7 @@ func checkTiling(entries []entry, dataBytes int64) error {
 		}
 		next = e.end
 		if next > dataBytes {
-			return fmt.Errorf("tensor %q: ends at offset %d of the data, but the file has only %d; it is truncated, fetch it again", e.name, next, dataBytes)
+			return fmt.Errorf("tensor %q: ends at offset %d of the data, but the file has only %d: it is truncated", e.name, next, dataBytes)
 		}
 	}
 	if next != dataBytes {

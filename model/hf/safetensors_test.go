@@ -86,8 +86,8 @@ func TestHostileHeadersAreRefusedByNameAndOffset(t *testing.T) {
 		{"metadata null", file(`{"__metadata__":{"format":null}}`, 0), `"format" is not a string`},
 	} {
 		_, err := readHeader(bytes.NewReader(tc.file), int64(len(tc.file)))
-		if err == nil || !strings.Contains(err.Error(), tc.want) {
-			t.Errorf("%s: error %v, want one with %q", tc.name, err, tc.want)
+		if err == nil || !strings.Contains(err.Error(), tc.want) || strings.Count(err.Error(), "fetch it again") != 1 {
+			t.Errorf("%s: error %v, want one with %q and what to do", tc.name, err, tc.want)
 		}
 	}
 }
