@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"strings"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
@@ -33,8 +34,11 @@ func appendProbe(now time.Time, list []*skeinv1.StoreProbe, h *hearing, j *fsm.J
 	if j.Nonce.Object == "" || w.Draining || !w.Has(j.Class) || !h.probe(now, w.Name, j.ID) {
 		return list
 	}
-	return append(list, &skeinv1.StoreProbe{Job: j.ID, Store: j.Store, NonceObject: j.Nonce.Object})
+	return append(list, &skeinv1.StoreProbe{Job: j.ID, Store: jobStore(j), NonceObject: j.Nonce.Object})
 }
+
+// jobStore is the job's own folder in its store: all that the job writes is below it.
+func jobStore(j *fsm.Job) string { return strings.TrimRight(j.Store, "/") + "/" + j.ID }
 
 func assignment(s *fsm.State, h *hearing, j *fsm.Job, own *fsm.Place, w *fsm.Worker) *skeinv1.Assignment {
 	newest, _ := j.Newest()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"io"
 	"net"
@@ -214,8 +215,8 @@ func call(ctx context.Context, conn grpc.ClientConnInterface, method string) err
 			if err != nil {
 				return err
 			}
-			if err := s.SendMsg(&skeinv1.BackupRequest{}); err != nil {
-				return err
+			if err := s.SendMsg(&skeinv1.BackupRequest{}); err != nil && !errors.Is(err, io.EOF) {
+				return err // EOF: it was refused already, and the answer says why
 			}
 			if err := s.CloseSend(); err != nil {
 				return err

@@ -231,6 +231,9 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 func (w *fakeWorker) obey(ctx context.Context, o *skeinv1.Orders, answers chan<- *skeinv1.WorkerMessage) (stop func()) {
 	for _, p := range o.GetProbes() {
 		read := &skeinv1.StoreRead{Job: p.GetJob(), Nonce: "42"}
+		if p.GetStore() != "/store/"+p.GetJob() || p.GetNonceObject() != "nonce" {
+			w.rig.Errorf("%s is asked to read %q from %q", w.name, p.GetNonceObject(), p.GetStore())
+		}
 		if w.unreadable {
 			read = &skeinv1.StoreRead{Job: p.GetJob(), Error: "permission denied"}
 		}

@@ -749,8 +749,8 @@ func (x *Assignment) GetCheckpointRequest() uint64 {
 type StoreProbe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	Store         string                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
-	NonceObject   string                 `protobuf:"bytes,3,opt,name=nonce_object,json=nonceObject,proto3" json:"nonce_object,omitempty"`
+	Store         string                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`                                // the job's folder: STORE/JOB
+	NonceObject   string                 `protobuf:"bytes,3,opt,name=nonce_object,json=nonceObject,proto3" json:"nonce_object,omitempty"` // below it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
