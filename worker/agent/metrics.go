@@ -92,13 +92,14 @@ func (m *metrics) finish(e Ended) {
 	m.tasks.WithLabelValues(kind, e.How.String()).Inc()
 }
 
-// step notes a step. p is nil on workers that do not host rank 0.
+// step notes a step, with the bytes that it sent. p is nil on workers that do not host
+// rank 0.
 func (m *metrics) step(p *skeinv1.Progress, phases worker.Phases) {
 	m.steps.Inc()
 	for _, v := range []struct {
 		phase string
 		d     time.Duration
-	}{{"data", phases.Data}, {"compute", phases.Compute}, {"reduce", phases.Reduce}, {"gather", phases.Gather}, {"apply", phases.Apply}} {
+	}{{"data", phases.Data}, {"compute", phases.Compute}, {"reduce", phases.Reduce}, {"gather", phases.Gather}, {"hold", phases.Hold}, {"apply", phases.Apply}} {
 		m.stepSeconds.WithLabelValues(v.phase).Observe(v.d.Seconds())
 	}
 	m.dataWaitSeconds.Add(max(phases.Data.Seconds(), 0))

@@ -15,6 +15,7 @@ import (
 type task struct {
 	cancel     context.CancelFunc
 	checkpoint chan struct{} // one token: somebody asks for a checkpoint
+	ringBytes  int64         // that it has reported; the task's own
 }
 
 // start runs do as a task, and lets the state know how it ended.
@@ -64,6 +65,7 @@ func (a *agent) prepare(o *skeinv1.Preparation) {
 		}
 		return &skeinv1.PreparedRequest{
 			Sender: a.sender(), Job: o.GetJob(), Number: o.GetNumber(), Resolved: p.Resolved, Step0: p.Step0, NonceObject: p.NonceObject, Nonce: p.Nonce,
+			MemoryBytes: p.Memory,
 		}, nil
 	})
 }
@@ -75,10 +77,10 @@ func (a *agent) host(o *skeinv1.Assignment) {
 			Order: o, Worker: a.config.Name, Ring: a.ring, Streams: a.streams, Checkpoint: t.checkpoint,
 			Publish:  func(ctx context.Context, c *skeinv1.Checkpoint) error { return a.publish(ctx, o, c) },
 			Complete: func(ctx context.Context, result []byte) error { return a.complete(ctx, o, result) },
-			Report:   func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, p, phases) },
+			Report:   func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, t, p, phases) },
 		}
 		if a.config.TLS != nil {
-			h.TLS, h.VerifyPeer = a.config.TLS.Config(), pki.RequireRole(pki.Worker)
+			h.TLS, h.VerifyPeer = a.config.TLS.Expect(pki.Worker), pki.RequireRole(pki.Worker)
 		}
 		return nil, a.config.Tasks.Host(ctx, a.emit(o.GetJob(), o.GetGeneration()), h)
 	})
@@ -98,7 +100,10 @@ func (a *agent) emit(job string, generation uint64) func(console.Event) {
 }
 
 // report takes in what a step was like. It never blocks.
-func (a *agent) report(o *skeinv1.Assignment, p *skeinv1.Progress, phases worker.Phases) {
+func (a *agent) report(o *skeinv1.Assignment, t *task, p *skeinv1.Progress, phases worker.Phases) {
+	sent := phases.RingBytes // since the generation began
+	phases.RingBytes -= t.ringBytes
+	t.ringBytes = sent
 	a.metrics.step(p, phases)
 	if p != nil {
 		a.outbox.report(&skeinv1.JobProgress{Job: o.GetJob(), Progress: p})
