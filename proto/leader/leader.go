@@ -130,7 +130,7 @@ func (c *Conn) leads(ctx context.Context, conn *grpc.ClientConn, address string)
 // "ask somebody else".
 func (c *Conn) follow(ctx context.Context, try func(*grpc.ClientConn, string) error) error {
 	pause := pauseMin
-	for {
+	for untrusted := 0; ; {
 		conn, address, err := c.conn()
 		if err != nil {
 			return err
@@ -138,6 +138,12 @@ func (c *Conn) follow(ctx context.Context, try func(*grpc.ClientConn, string) er
 		err = try(conn, address)
 		if status.Code(err) != codes.Unavailable {
 			return err
+		}
+		if !isAboutCertificates(err) {
+			untrusted = 0
+		} else if untrusted++; untrusted >= len(c.addresses()) { // waiting does not help
+			return status.Errorf(codes.Unauthenticated, "no trust between this end and the coordinators at %s: %s; make certificates of one cluster on both ends with `skein certs`",
+				strings.Join(c.addresses(), ", "), status.Convert(err).Message())
 		}
 		if c.moved(address, skeinv1.RefusalOf(err)) {
 			continue // the leader is named: ask it at once
@@ -149,6 +155,13 @@ func (c *Conn) follow(ctx context.Context, try func(*grpc.ClientConn, string) er
 			pause = min(2*pause, pauseMax)
 		}
 	}
+}
+
+// isAboutCertificates tells whether a connection failed because one end does not trust
+// the other. The library says so in words only.
+func isAboutCertificates(err error) bool {
+	text := status.Convert(err).Message()
+	return strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ") || strings.Contains(text, "is at the other end")
 }
 
 // moved chooses whom to ask next, and tells whether it is a leader that was named and
