@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skein-ml/skein/client"
@@ -86,6 +87,8 @@ func Run(ctx context.Context, c Config) (err error) {
 	if there, err := vfs.Exists(vfs.OS, sub.Job.Output.Export); err != nil || there {
 		return errors.Join(err, fmt.Errorf("output.export: %s exists already; choose another folder or remove it", sub.Job.Output.Export))
 	}
+	w := &sub.Job.Cluster.Workers
+	w.Max = min(w.Max, c.Workers) // nobody else will come
 	store := sub.Job.Checkpoint.Store
 	if inside, err := filepath.Rel(sub.Job.Output.Export, store); err == nil && filepath.IsLocal(inside) {
 		return fmt.Errorf("checkpoint.store: %s lies inside output.export %s, which must not exist before the end; choose a folder beside it", store, sub.Job.Output.Export)
@@ -202,17 +205,22 @@ func differing(was, is []byte) []string {
 	leaves(after, "", is)
 	var changed []string
 	for _, key := range slices.Sorted(maps.Keys(after)) {
-		if key != "resources.memory" && key != "resources.threads" && before[key] != after[key] {
+		if !free(key) && before[key] != after[key] {
 			changed = append(changed, fmt.Sprintf("%s was %s and is %s", key, shown(before[key]), after[key]))
 		}
 		delete(before, key)
 	}
 	for _, key := range slices.Sorted(maps.Keys(before)) {
-		if key != "resources.memory" && key != "resources.threads" {
+		if !free(key) {
 			changed = append(changed, fmt.Sprintf("%s was %s and is left out", key, before[key]))
 		}
 	}
 	return changed
+}
+
+// free tells whether a setting is of the machine more than of the job.
+func free(key string) bool {
+	return strings.HasPrefix(key, "resources.") || strings.HasPrefix(key, "cluster.workers.")
 }
 
 func shown(value string) string {

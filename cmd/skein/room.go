@@ -194,7 +194,7 @@ func classes(want string) ([]string, error) {
 
 // newTasks is what a worker of a cluster does when it is ordered to.
 func newTasks(dir string, memory int64, threads int) agent.Tasks {
-	return tasks{worker.Env{
+	return agent.Bind(worker.Env{
 		FS: vfs.OS, Program: version, CacheDir: filepath.Join(dir, "data"), MemoryFree: memory, Cluster: true,
 		OpenDevice: func(class string) (device.Device, error) {
 			path, _, _ := strings.Cut(class, " ") // "avx512 r1" is revision 1 of the path avx512
@@ -207,22 +207,5 @@ func newTasks(dir string, memory int64, threads int) agent.Tasks {
 			}
 			return dev, nil
 		},
-	}}
-}
-
-// tasks runs a worker's orders in an environment.
-type tasks struct{ env worker.Env }
-
-// Prepare implements agent.Tasks.
-func (t tasks) Prepare(ctx context.Context, emit func(console.Event), p worker.PrepareConfig) (worker.Preparation, error) {
-	env := t.env
-	env.Emit = emit
-	return worker.Prepare(ctx, env, p)
-}
-
-// Host implements agent.Tasks.
-func (t tasks) Host(ctx context.Context, emit func(console.Event), h worker.HostConfig) error {
-	env := t.env
-	env.Emit = emit
-	return worker.Host(ctx, env, h)
+	})
 }
