@@ -261,8 +261,8 @@ func TestErrorsOfTheDiskNameTheObjectOnce(t *testing.T) {
 	m := save(t, mem, table, 5)
 	object := m.Objects[0].File
 	_, _, readErr := Latest(vfs.NewFault(mem, vfs.Rule{Ops: vfs.OpRead, Path: object, Nth: 1, Err: syscall.EIO}), "ckpt", true)
-	_, writeErr := Save(t.Context(), vfs.NewFault(mem, vfs.Rule{Ops: vfs.OpWrite, Path: "manifest.json.tmp", Nth: 1, Err: syscall.ENOSPC}), "ckpt", table, testState(6), fake{table, 6})
-	for name, err := range map[string]error{object: readErr, "manifest.json.tmp": writeErr} {
+	_, writeErr := Save(t.Context(), vfs.NewFault(mem, vfs.Rule{Ops: vfs.OpWrite, Path: "manifest-g0-", Nth: 1, Err: syscall.ENOSPC}), "ckpt", table, testState(6), fake{table, 6})
+	for name, err := range map[string]error{object: readErr, "manifest-g0-": writeErr} {
 		if err == nil || strings.Count(err.Error(), name) != 1 {
 			t.Errorf("error %v, want %s in it once", err, name)
 		}

@@ -272,6 +272,26 @@ func TestLineageIsReplacedWholeOrNotAtAll(t *testing.T) {
 	}
 }
 
+func TestALineageIsNotSetBack(t *testing.T) {
+	fsys := vfs.NewMem()
+	older := testLineage()
+	newer := testLineage()
+	newer.Chain = Extend(newer.Chain, newer.SpecHash, newer.DataHash, 30, shard.Digest{5})
+	other := testLineage()
+	other.SpecHash, other.Chain = shard.Digest{9}, nil
+	for _, x := range []struct {
+		write Lineage
+		chain int
+	}{{older, 2}, {newer, 3}, {older, 3}, {newer, 3}, {other, 0}} {
+		if err := AdvanceLineage(fsys, "lineage.json", x.write); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := ReadLineage(fsys, "lineage.json"); err != nil || len(l.Chain) != x.chain {
+			t.Errorf("a chain of %d links was written, %d are there, %v; want %d", len(x.write.Chain), len(l.Chain), err, x.chain)
+		}
+	}
+}
+
 func TestChainFollowsFromSpecDataStepsAndWeights(t *testing.T) {
 	spec, data, weights := shard.Digest{1}, shard.Digest{2}, shard.Digest{3}
 	base := Extend(nil, spec, data, 5, weights)

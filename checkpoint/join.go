@@ -58,16 +58,24 @@ func writeManifest(ctx context.Context, fsys vfs.FS, dir string, table shard.Tab
 		return Manifest{}, "", 0, err
 	}
 	name = manifestPath(m.Step, generation, sha256.Sum256(file))
-	temp := filepath.Join(folder, tempName(manifestStem(generation)))
-	if err := vfs.WriteFile(fsys, temp, file); err != nil {
-		return Manifest{}, "", 0, err
-	}
 	// What has this name has these bytes, or was damaged.
-	if err := fsys.Rename(temp, filepath.Join(folder, baseName(name))); err != nil {
-		_ = fsys.Remove(temp) // best effort: the rename's error is the one to report
+	temp := filepath.Join(folder, tempName(manifestStem(generation)))
+	if err := replaceFile(fsys, temp, filepath.Join(folder, baseName(name)), file); err != nil {
 		return Manifest{}, "", 0, err
 	}
 	return m, name, bytes, syncFolders(fsys, folder, dir)
+}
+
+// replaceFile writes temp, durable, and renames it to path.
+func replaceFile(fsys vfs.FS, temp, path string, b []byte) error {
+	if err := vfs.WriteFile(fsys, temp, b); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temp, path); err != nil {
+		_ = fsys.Remove(temp) // best effort: the rename's error is the one to report
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(path))
 }
 
 // hasSize fails unless a file that another worker wrote is here too.

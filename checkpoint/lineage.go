@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 
 	"github.com/skein-ml/skein/internal/vfs"
@@ -109,10 +108,32 @@ func WriteLineage(fsys vfs.FS, path string, l Lineage) error {
 	if err != nil {
 		return fmt.Errorf("lineage: %w", err)
 	}
-	if err := replaceFile(fsys, path, seal("lineage", body)); err != nil {
+	if err := vfs.ReplaceFile(fsys, path, seal("lineage", body)); err != nil {
 		return fmt.Errorf("lineage: %w", err)
 	}
 	return nil
+}
+
+// AdvanceLineage is WriteLineage, but leaves alone what is there if it is of the same
+// job and further on: a worker that was given up for dead does not set the record
+// back. Where several workers may write it, that is the one to use.
+func AdvanceLineage(fsys vfs.FS, path string, l Lineage) error {
+	if was, err := ReadLineage(fsys, path); err == nil && was.SpecHash == l.SpecHash && was.DataHash == l.DataHash && was.last() > l.last() {
+		return nil
+	}
+	return WriteLineage(fsys, path, l)
+}
+
+// last is the newest step that a lineage tells of.
+func (l *Lineage) last() int64 {
+	var step int64
+	if n := len(l.Steps); n > 0 {
+		step = l.Steps[n-1].Step
+	}
+	if n := len(l.Chain); n > 0 {
+		step = max(step, l.Chain[n-1].Step)
+	}
+	return step
 }
 
 // ReadLineage reads what WriteLineage wrote. A file that was damaged or edited is
@@ -142,18 +163,4 @@ func decodeLineage(file []byte) (Lineage, error) {
 		return Lineage{}, err
 	}
 	return l, checkChain(l.Chain, l.SpecHash, l.DataHash)
-}
-
-// replaceFile writes a new file beside path, makes it durable and renames it over
-// path.
-func replaceFile(fsys vfs.FS, path string, b []byte) error {
-	temp := path + tempSuffix
-	if err := vfs.WriteFile(fsys, temp, b); err != nil {
-		return err
-	}
-	if err := fsys.Rename(temp, path); err != nil {
-		_ = fsys.Remove(temp) // best effort: the rename's error is the one to report
-		return err
-	}
-	return fsys.SyncDir(filepath.Dir(path))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
@@ -28,6 +29,14 @@ type Part struct {
 	Weights *shard.Digest `json:"weights,omitempty"` // hash of all master weights; only from the worker of the last rank
 }
 
+// Releaser is a Source that wants to know when it is free again. SavePart calls
+// ReadDone once, after it has read the last number and before it waits for the disk;
+// if it fails, at the latest before it returns.
+type Releaser interface {
+	Source
+	ReadDone()
+}
+
 // partSaver is one SavePart under way.
 type partSaver struct {
 	table shard.Table
@@ -44,13 +53,20 @@ type partSaver struct {
 //
 // Names hold generation and content hash. A file of that name that is there and whole
 // is used as it is, so a step may be saved twice. When SavePart fails, what it wrote
-// is removed and what was there before is untouched.
+// is removed, but for finished objects of generation 0, and what was there before is
+// untouched.
 //
 // src is read from the calling goroutine, bucket by bucket: weights first, then the
 // moments.
 func SavePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, step int64, generation uint64,
 	ranks []shard.Rank, src Source, chain Chain) (Part, error) {
-	part, err := savePart(ctx, fsys, dir, table, step, generation, ranks, src, chain)
+	release := sync.OnceFunc(func() {
+		if r, ok := src.(Releaser); ok {
+			r.ReadDone()
+		}
+	})
+	defer release()
+	part, err := savePart(ctx, fsys, dir, table, step, generation, ranks, src, chain, release)
 	if err != nil {
 		return Part{}, saveError(step, dir, err)
 	}
@@ -58,7 +74,7 @@ func SavePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 }
 
 func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, step int64, generation uint64,
-	ranks []shard.Rank, src Source, chain Chain) (Part, error) {
+	ranks []shard.Rank, src Source, chain Chain, release func()) (Part, error) {
 	if err := checkRanks(ranks, table.WorldSize(), chain); err != nil {
 		return Part{}, err
 	}
@@ -76,7 +92,9 @@ func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 	}
 	p := &partSaver{table: table, ranks: ranks, src: src, chain: chain, hash: shard.NewWeightsHash(table),
 		spool: newSpool(ctx, fsys, folder, step, generation, table.BucketMax()/int64(table.WorldSize())*4)}
-	objects, err := p.spool.wait(p.read(p.spool.ctx))
+	err := p.read(p.spool.ctx)
+	release()
+	objects, err := p.spool.wait(err)
 	if err != nil {
 		return Part{}, err
 	}

@@ -442,3 +442,33 @@ func FuzzJoin(f *testing.F) {
 		}
 	})
 }
+
+// lent is a source that is told when it is free again.
+type lent struct {
+	Source
+	done func()
+}
+
+func (l lent) ReadDone() { l.done() }
+
+func TestASourceIsFreeBeforeTheDiskIsWaitedFor(t *testing.T) {
+	table := testTable(t, 2, 3000)
+	all := []shard.Rank{0, 1}
+	for what, src := range map[string]Source{"sound": fake{table, 1}, "broken": broken{fake{table, 1}}} {
+		fault := vfs.NewFault(vfs.NewMem())
+		calls := 0
+		lent := lent{src, func() {
+			calls++
+			if log := strings.Join(fault.Log(), " "); strings.Contains(log, "sync ") {
+				t.Errorf("%s: freed after %s", what, log)
+			}
+		}}
+		if _, err := SavePart(t.Context(), fault, "ckpt", table, 1, 2, all, lent, nil); (err == nil) != (what == "sound") || calls != 1 {
+			t.Errorf("%s: told %d times, %v", what, calls, err)
+		}
+	}
+	calls := 0
+	if _, err := SavePart(t.Context(), vfs.NewMem(), "ckpt", table, 1, 2, nil, lent{fake{table, 1}, func() { calls++ }}, nil); err == nil || calls != 1 {
+		t.Errorf("no ranks: told %d times, %v", calls, err)
+	}
+}

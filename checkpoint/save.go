@@ -82,7 +82,7 @@ func saveAll(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, st
 	for i := range ranks {
 		ranks[i] = shard.Rank(i)
 	}
-	part, err := savePart(ctx, fsys, dir, table, state.Step, 0, ranks, src, nil)
+	part, err := savePart(ctx, fsys, dir, table, state.Step, 0, ranks, src, nil, func() {})
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -97,7 +97,7 @@ func saveAll(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, st
 	if err != nil {
 		return Manifest{}, err
 	}
-	return m, replaceFile(fsys, filepath.Join(folder, manifestName), file)
+	return m, replaceFile(fsys, filepath.Join(folder, tempName(manifestStem(0))), filepath.Join(folder, manifestName), file)
 }
 
 func saveError(step int64, dir string, err error) error {

@@ -29,7 +29,8 @@ type spool struct {
 	free  chan []byte
 
 	// Of the goroutine until wait has returned.
-	open    map[*spooled]bool
+	order   []*spooled
+	open    map[*spooled]bool // of these, what is not closed yet
 	objects []Object
 	created []string // paths that were not there before
 }
@@ -44,6 +45,7 @@ type spooled struct {
 	temp string
 	file vfs.File
 	w    *objectWriter
+	sum  shard.Digest
 }
 
 // spoolWork is a block of an object, or its end.
@@ -108,22 +110,37 @@ func (s *spool) run() error {
 		if err := s.ctx.Err(); err != nil {
 			return err
 		}
-		if w.object.file == nil {
-			if err := s.begin(w.object); err != nil {
-				return err
-			}
-		}
-		if w.end {
-			if err := s.end(w.object); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := w.object.w.data(w.le); err != nil {
+		if err := s.write(w); err != nil {
 			return err
 		}
-		s.free <- w.le // never waits: it has room for every buffer
 	}
+	// Only now, for disks take their time and the source is free again already.
+	for _, o := range s.order {
+		if err := s.ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.end(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *spool) write(w spoolWork) (err error) {
+	o := w.object
+	if o.file == nil {
+		if err := s.begin(o); err != nil {
+			return err
+		}
+	}
+	if w.end {
+		o.sum, err = o.w.finish()
+		return err
+	}
+	if err := o.w.data(w.le); err != nil {
+		return err
+	}
+	s.free <- w.le // never waits: it has room for every buffer
 	return nil
 }
 
@@ -132,26 +149,23 @@ func (s *spool) begin(o *spooled) (err error) {
 	if o.file, err = s.fsys.Create(o.temp); err != nil {
 		return err
 	}
-	s.open[o] = true
+	s.order, s.open[o] = append(s.order, o), true
 	o.w, err = newObjectWriter(o.file, header{kind: o.kind, step: s.step, rank: o.rank, elems: o.elems})
 	return err
 }
 
 // end makes an object durable and gives it its name.
 func (s *spool) end(o *spooled) error {
-	sum, err := o.w.finish()
-	if err == nil {
-		err = o.file.Sync()
-	}
-	if err != nil {
-		return err // discard closes the file
+	if err := o.file.Sync(); err != nil {
+		return err // discard closes and removes the file
 	}
 	delete(s.open, o)
-	if err := o.file.Close(); err != nil {
-		return errors.Join(err, s.fsys.Remove(o.temp))
+	object := Object{objectName(o.kind, o.rank, s.generation, o.sum), o.kind, o.rank, o.elems, objectBytes(o.elems), o.sum}
+	err := o.file.Close()
+	if err == nil {
+		err = s.place(o.temp, object)
 	}
-	object := Object{objectName(o.kind, o.rank, s.generation, sum), o.kind, o.rank, o.elems, objectBytes(o.elems), sum}
-	if err := s.place(o.temp, object); err != nil {
+	if err != nil {
 		_ = s.fsys.Remove(o.temp) // best effort: the first error is the one to report
 		return err
 	}
@@ -193,11 +207,16 @@ func isWhole(fsys vfs.FS, path string, step int64, want Object) bool {
 }
 
 // discard removes what this spool wrote, as well as it can. What stays is named by no
-// manifest.
+// manifest. An object of generation 0 stays once it has its name: step 0 is imported
+// by one worker after the other until one succeeds, and the next one may have found it
+// already. In every other generation a rank has one worker.
 func (s *spool) discard() {
 	for o := range s.open {
 		_ = o.file.Close()
 		_ = s.fsys.Remove(o.temp)
+	}
+	if s.generation == 0 {
+		return
 	}
 	for _, path := range s.created {
 		_ = s.fsys.Remove(path)

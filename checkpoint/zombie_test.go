@@ -195,3 +195,26 @@ func TestAFullStoreFailsTheSaveAndHarmsNothing(t *testing.T) {
 		sound(t, "with space again", mem, 10)
 	}
 }
+
+// TestAnImportThatFailsTakesNothingFromTheNextOne stops a worker that imports step 0
+// before each change; another one imports it; then the first one fails.
+func TestAnImportThatFailsTakesNothingFromTheNextOne(t *testing.T) {
+	table := testTable(t, 2, 3000)
+	for n := 1; ; n++ {
+		mem := vfs.NewMem()
+		ctx, cancel := context.WithCancel(t.Context())
+		view := vfs.NewFault(mem, vfs.Rule{Nth: n, Do: func() {
+			if _, err := attempt(t.Context(), table, 0, 0, savers(1, mem, fake{table, 0}), true); err != nil {
+				t.Errorf("stopped before change %d: the next import: %v", n, err)
+			}
+			cancel()
+		}})
+		_, err := attempt(ctx, table, 0, 0, savers(1, view, fake{table, 0}), true)
+		cancel()
+		if view.Changes() < n {
+			return
+		}
+		mem.Crash()
+		sound(t, fmt.Sprintf("stopped before change %d, then %v", n, err), mem, 0)
+	}
+}

@@ -170,6 +170,20 @@ func WriteFile(fsys FS, name string, b []byte) error {
 	return err // names the file already
 }
 
+// ReplaceFile makes b the content of a file, durable: at any moment, for every reader and after any kill, it holds what it held
+// before or b. Several may do so at once; the last rename wins.
+func ReplaceFile(fsys FS, name string, b []byte) error {
+	temp := name + "-" + Unique() + ".tmp"
+	if err := WriteFile(fsys, temp, b); err != nil {
+		return err
+	}
+	if err := fsys.Rename(temp, name); err != nil {
+		_ = fsys.Remove(temp) // best effort: the rename's error is the one to report
+		return err
+	}
+	return fsys.SyncDir(filepath.Dir(name))
+}
+
 // Publish makes a finished folder appear under its final name, whole or not at all: the names in temp are synced, temp is
 // renamed, and the parent is synced. Files in temp must have been synced by their writer. If final exists, be it an empty
 // folder, the error is fs.ErrExist and temp is left for the caller to remove.

@@ -330,3 +330,23 @@ func TestARuleWithDoLetsOthersActAndGoesAhead(t *testing.T) {
 		t.Errorf("the rename did not go ahead: %v", err)
 	}
 }
+
+func TestAReplacedFileIsWholeWhateverIsKilled(t *testing.T) {
+	for n := 1; ; n++ {
+		mem := NewMem()
+		if err := ReplaceFile(mem, "f", []byte("before")); err != nil {
+			t.Fatal(err)
+		}
+		rule := CrashAt(n)
+		rule.Torn = 2
+		err := ReplaceFile(NewFault(mem, rule), "f", []byte("after"))
+		mem.Crash()
+		b, readErr := ReadFile(mem, "f", 10)
+		if got := string(b); readErr != nil || got != "after" && (err == nil || got != "before") {
+			t.Fatalf("killed at change %d: %q, %v; the writer was told %v", n, got, readErr, err)
+		}
+		if err == nil {
+			return
+		}
+	}
+}
