@@ -103,6 +103,9 @@ func (c *Config) Validate() error {
 	if c.Listen == "" {
 		errs = append(errs, errors.New("listen: a host:port is needed"))
 	}
+	if host, _, err := net.SplitHostPort(c.Listen); err == nil && c.Advertise == "" && isUnspecified(host) {
+		errs = append(errs, fmt.Errorf("advertise: %s means every address of this machine; say at which host:port the others reach it", c.Listen))
+	}
 	if c.Alone && len(c.Members) > 0 {
 		errs = append(errs, errors.New("members: a coordinator that begins alone has no others; give one or the other"))
 	}
@@ -232,6 +235,12 @@ func (c *Coordinator) Stop() error {
 	c.done.Wait()
 	c.metrics.unregister(c.config.Registry)
 	return errors.Join(c.node.Close(), c.port.Close())
+}
+
+// isUnspecified tells whether a host means all addresses of a machine.
+func isUnspecified(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 // isLoopback tells whether a host:port cannot be reached from other machines.

@@ -352,7 +352,7 @@ func TestAWorkersResolutionIsCheckedByTheCoordinator(t *testing.T) {
 }
 
 func TestPlainTextIsForLoopbackAlone(t *testing.T) {
-	c := Config{ID: "c1", Dir: t.TempDir(), Listen: "0.0.0.0:0", Alone: true}
+	c := Config{ID: "c1", Dir: t.TempDir(), Listen: "0.0.0.0:0", Advertise: "127.0.0.1:7401", Alone: true}
 	if _, err := Start(c); err == nil || !strings.Contains(err.Error(), "needs TLS") {
 		t.Fatalf("it listens to everybody: %v", err)
 	}
@@ -376,6 +376,7 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 		"folder in use":     {func(c *Config) { c.Listen = freeAddress(t); c.Advertise = c.Listen; c.Members = nil }, "another process"},
 		"no id":             {func(c *Config) { c.ID = "" }, "id:"},
 		"no address":        {func(c *Config) { c.Listen = "" }, "listen:"},
+		"every address":     {func(c *Config) { c.Listen = ":7401" }, "advertise:"},
 		"alone with others": {func(c *Config) { c.Alone = true }, "members:"},
 		"short lease":       {func(c *Config) { c.Membership.Lease = time.Millisecond }, "lease:"},
 		"not a member":      {func(c *Config) { c.ID, c.Listen = "c9", freeAddress(t) }, "not among"},

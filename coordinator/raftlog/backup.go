@@ -44,7 +44,11 @@ func (n *Node) Backup(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	head, err := json.Marshal(BackupHead{Cluster: n.config.Cluster, ID: n.config.ID, Index: s.Index, At: time.Now().UnixMilli()})
+	return writeBackup(w, BackupHead{Cluster: n.config.Cluster, ID: n.config.ID, Index: s.Index, At: time.Now().UnixMilli()}, s)
+}
+
+func writeBackup(w io.Writer, h BackupHead, s *fsm.State) error {
+	head, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}

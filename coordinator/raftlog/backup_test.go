@@ -139,6 +139,13 @@ func TestADamagedBackupIsNamedAndLeavesNothing(t *testing.T) {
 func FuzzReadBackup(f *testing.F) {
 	f.Add([]byte("SKNB\x01\x00\x00\x00\x02\x00\x00\x00{}\x00\x00\x00\x00"))
 	f.Add([]byte("SKNB\x01\x00\x00\x00\xff\xff\xff\xff"))
+	var whole bytes.Buffer
+	if err := writeBackup(&whole, BackupHead{Cluster: "test", ID: "c1", At: 1}, fsm.New()); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(whole.Bytes())
+	f.Add(whole.Bytes()[:whole.Len()-1])
+	f.Add(append(whole.Bytes(), whole.Bytes()...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		head, s, err := ReadBackup(bytes.NewReader(b))
 		if (err == nil) != (s != nil) || err == nil && head.Index != s.Index {
