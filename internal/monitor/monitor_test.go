@@ -30,7 +30,7 @@ func get(t *testing.T, c *http.Client, url string) (int, string) {
 }
 
 func TestAProcessIsSeenFromOutside(t *testing.T) {
-	reg := prometheus.NewRegistry()
+	reg := NewRegistry()
 	steps := prometheus.NewCounter(prometheus.CounterOpts{Name: "skein_steps_total", Help: "Steps."})
 	reg.MustRegister(steps)
 	steps.Add(3)
@@ -53,6 +53,8 @@ func TestAProcessIsSeenFromOutside(t *testing.T) {
 		want  string
 	}{
 		{"/metrics", false, 200, "skein_steps_total 3"},
+		{"/metrics", false, 200, "go_goroutines "},
+		{"/metrics", false, 200, "process_resident_memory_bytes "},
 		{"/healthz", true, 200, "ok"},
 		{"/readyz", false, 200, "ready"},
 		{"/readyz", true, 503, "no leader"},
