@@ -104,7 +104,6 @@ func TestLinesGoWithTheirJob(t *testing.T) {
 type record struct {
 	events []*skeinv1.Event
 	lines  []*skeinv1.Line
-	first  []string // what came before the first job message, as kinds
 	ended  error
 }
 

@@ -28,10 +28,7 @@ func (d *decision) short(j *fsm.Job, need int, why string) {
 	if len(d.s.Workers) == 0 {
 		text += ", because the cluster has no workers yet"
 	}
-	for _, o := range limited(d.others(j), othersShown) {
-		text += "; " + o
-	}
-	d.wait(j, "%s", text)
+	d.wait(j, "%s", strings.Join(append([]string{text}, limited(d.others(j), othersShown)...), "; "))
 	if len(d.fit(j)) >= need { // there are enough: they will be free some day
 		d.promise(j)
 	}

@@ -182,6 +182,13 @@ func TestFilesThatCannotBeUsedAreNamed(t *testing.T) {
 			}
 		}
 	}
+	removed := func(name string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	mode := func(name string, m os.FileMode) func(t *testing.T, dir string) {
 		return func(t *testing.T, dir string) {
 			if err := os.Chmod(filepath.Join(dir, name), m); err != nil {
@@ -197,9 +204,9 @@ func TestFilesThatCannotBeUsedAreNamed(t *testing.T) {
 	}{
 		"expired":           {nil, day, "tls.crt: it expired on "},
 		"too early":         {nil, -day, "set the clock"},
-		"no authority":      {func(_ *testing.T, dir string) { os.Remove(filepath.Join(dir, caFile)) }, 0, "ca.crt is missing; make it with `skein certs`"},
-		"no certificate":    {func(_ *testing.T, dir string) { os.Remove(filepath.Join(dir, certFile)) }, 0, "tls.crt is missing"},
-		"no key":            {func(_ *testing.T, dir string) { os.Remove(filepath.Join(dir, keyFile)) }, 0, "tls.key is missing"},
+		"no authority":      {removed(caFile), 0, "ca.crt is missing; make it with `skein certs`"},
+		"no certificate":    {removed(certFile), 0, "tls.crt is missing"},
+		"no key":            {removed(keyFile), 0, "tls.key is missing"},
 		"another's key":     {copied(keyFile, stranger), 0, "the key is not that of tls.crt"},
 		"another's CA":      {copied(caFile, stranger), 0, "ca.crt did not sign it"},
 		"key for the group": {mode(keyFile, 0o640), 0, "chmod 600 "},
