@@ -25,13 +25,19 @@ const (
 	published                    // with a manifest, which may be damaged or of another version
 )
 
-// kindOf looks into a folder that is named like a step's.
+// kindOf looks into a folder that is named like a step's. One that vanishes meanwhile,
+// as folders do when another worker prunes, is foreign.
 func kindOf(fsys vfs.FS, folder string) (folderKind, error) {
-	info, err := fsys.Stat(folder)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
+	kind, err := look(fsys, folder)
+	if errors.Is(err, fs.ErrNotExist) {
 		return foreign, nil
 	}
-	if err != nil {
+	return kind, err
+}
+
+func look(fsys vfs.FS, folder string) (folderKind, error) {
+	info, err := fsys.Stat(folder)
+	if err != nil || !info.IsDir() {
 		return foreign, err
 	}
 	names, err := fsys.ReadDir(folder)

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
@@ -216,5 +219,38 @@ func TestAnImportThatFailsTakesNothingFromTheNextOne(t *testing.T) {
 		}
 		mem.Crash()
 		sound(t, fmt.Sprintf("stopped before change %d, then %v", n, err), mem, 0)
+	}
+}
+
+// TestGenerationsThatAllWriteAtOnceEndOnAWholeCheckpoint lets four generations of two
+// workers each save, commit and prune the same steps at the same time, on the host's
+// file system. A generation may fail when others have pruned what it works on.
+func TestGenerationsThatAllWriteAtOnceEndOnAWholeCheckpoint(t *testing.T) {
+	table := testTable(t, 3, 3000)
+	for round := range 5 {
+		t.Chdir(t.TempDir())
+		var group errgroup.Group
+		var through atomic.Int32
+		for generation := range uint64(4) {
+			group.Go(func() error {
+				for step := int64(10); step <= 12; step++ {
+					_, err := attempt(t.Context(), table, step, generation, savers(2, vfs.OS, fake{table, step}), false)
+					switch {
+					case err == nil && step == 12:
+						through.Add(1)
+					case errors.Is(err, ErrDiverged), errors.Is(err, ErrForeign), errors.Is(err, ErrVersion), err != nil && step == 12:
+						return fmt.Errorf("generation %d, step %d: %w", generation, step, err)
+					}
+				}
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		if through.Load() != 4 {
+			t.Errorf("round %d: %d of 4 generations saved the last step", round, through.Load())
+		}
+		sound(t, fmt.Sprintf("round %d", round), vfs.OS, 12)
 	}
 }
