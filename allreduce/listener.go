@@ -223,14 +223,18 @@ func (l *Listener) find(h *hello) (*slot, answer) {
 // judge takes the slot that a greeting asks for, or says why not.
 func (l *Listener) judge(h *hello) (*slot, answer) {
 	s := l.jobs[h.Key.Job]
-	if s == nil || h.Key.Generation > s.own.Key.Generation || h.Key.Generation == s.own.Key.Generation && s.gone {
-		return nil, answer{refusedNotYet, fmt.Sprintf("generation %d of job %q is not known here", h.Key.Generation, h.Key.Job)}
+	notYet := answer{refusedNotYet, fmt.Sprintf("generation %d of job %q is not known here", h.Key.Generation, h.Key.Job)}
+	if s == nil || h.Key.Generation > s.own.Key.Generation {
+		return nil, notYet
 	}
 	if h.Key.Generation < s.own.Key.Generation {
 		return nil, answer{refusedGeneration, fmt.Sprintf("generation %d is over, this worker is in %d", h.Key.Generation, s.own.Key.Generation)}
 	}
 	if why := h.differs(&s.own); why != "" {
 		return nil, answer{refusedJob, why}
+	}
+	if s.gone {
+		return nil, notYet // its Connect gave up, and may try again
 	}
 	if s.taken {
 		return nil, answer{refusedTaken, fmt.Sprintf("generation %d has its connection from %s", h.Key.Generation, h.FromName)}

@@ -54,7 +54,9 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	number := l.exchanged
 	x, err := l.exchangeLocked(number, sum)
 	if err != nil {
-		return nil, fmt.Errorf("ring: exchange %q: another worker exchanges something else at this point", name)
+		// Two programs that disagree on what comes next: nobody knows which is wrong.
+		l.failLocked(&LinkError{Accused: -1, Err: fmt.Errorf("exchange %q: another worker exchanges something else at this point: %w", name, err)})
+		return nil, l.err
 	}
 	x.blobs[l.c.Worker] = blob{own, int64(len(own)), true}
 	x.left--
