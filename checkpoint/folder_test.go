@@ -268,3 +268,45 @@ func TestErrorsOfTheDiskNameTheObjectOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestAStoreFromBeforeGenerationsIsReadAndGoneOnWith(t *testing.T) {
+	fsys := vfs.NewMem()
+	table := testTable(t, 2, 3000)
+	m := save(t, fsys, table, 5)
+	folder := filepath.Join("ckpt", stepName(5))
+	for i := range m.Objects {
+		o := &m.Objects[i]
+		was := o.File
+		o.File = strings.Replace(was, "-g0-", "-", 1)
+		if o.File == was || !ofGeneration(o.File, 0) || ofGeneration(o.File, 1) {
+			t.Fatalf("%s is not the old name of an object", o.File)
+		}
+		if err := fsys.Rename(filepath.Join(folder, was), filepath.Join(folder, o.File)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := m.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, fsys, map[string]string{filepath.Join(folder, manifestName): string(file), filepath.Join(folder, "rank-00-m.tmp"): "left by a kill"})
+	c, _, err := Latest(fsys, "ckpt", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, c, 3)
+	c.Close()
+	publish(t, fsys, table, 5, 4, 2) // a cluster goes on with it
+	again := save(t, fsys, table, 5) // and so does one machine
+	for path := range readFolder(t, fsys, 5) {
+		if name := filepath.Base(path); ofGeneration(name, 0) && !strings.Contains(name, "-g0-") {
+			t.Errorf("%s was left behind", name)
+		}
+	}
+	if again.Weights != m.Weights {
+		t.Error("other weights")
+	}
+	if _, err := Prune(fsys, "ckpt", 1); err != nil {
+		t.Fatal(err)
+	}
+}
