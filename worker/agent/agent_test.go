@@ -23,7 +23,7 @@ func TestAJobGoesFromPreparingToDoneOnThreeWorkers(t *testing.T) {
 		r.worker(name, nil)
 	}
 	r.joined(3)
-	id := r.submit(nil)
+	id := r.submit(func(j *jobspec.Job) { j.Cluster.WorldSize, j.Cluster.Workers.Max, j.Train.GlobalBatch = 3, 3, 3 })
 	stream, err := r.jobs.Watch(r.ctx(), &skeinv1.WatchRequest{Job: id, Lines: true, LinesBefore: -1})
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +127,14 @@ func TestLosingTheLeaderStopsNothing(t *testing.T) {
 
 func TestABrokenTaskGoesOnInANewGeneration(t *testing.T) {
 	r := newRig(t, 1)
-	r.worker("w1", nil)
+	r.worker("w1", func(_ *Config, f *fake) {
+		f.host = func(ctx context.Context, emit func(console.Event), h worker.HostConfig) (bool, error) {
+			if h.Order.GetGeneration() == 1 {
+				return untilStopped(ctx, emit, h) // its ring does not turn
+			}
+			return false, nil
+		}
+	})
 	r.worker("w2", func(_ *Config, f *fake) {
 		f.host = func(_ context.Context, _ func(console.Event), h worker.HostConfig) (bool, error) {
 			if h.Order.GetGeneration() == 1 {

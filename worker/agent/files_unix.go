@@ -21,10 +21,22 @@ func ensureFiles(log *slog.Logger) error {
 		return nil
 	}
 	before := limit.Cur
-	limit.Cur = limit.Max
-	if limit.Max >= filesMin && unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil {
-		log.Warn("the limit of open files was low and has been raised", "from", before, "to", limit.Cur)
-		return nil
+	if err := enoughFiles(&limit); err != nil {
+		return err
 	}
-	return fmt.Errorf("%d files may be open in one process, and a worker needs %d; raise the limit with `ulimit -n %d`, or LimitNOFILE= in its service file", before, filesMin, 4*filesMin)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fmt.Errorf("the limit of %d open files is too low and cannot be raised: %w; raise it with `ulimit -n %d`", before, err, 4*filesMin)
+	}
+	log.Warn("the limit of open files was low and has been raised", "from", before, "to", limit.Cur)
+	return nil
+}
+
+// enoughFiles raises a limit as far as it goes, and refuses one that does not go far
+// enough.
+func enoughFiles(limit *unix.Rlimit) error {
+	if limit.Max < filesMin {
+		return fmt.Errorf("%d files may be open in one process, and a worker needs %d; raise the limit with `ulimit -n %d`, or LimitNOFILE= in its service file", limit.Max, filesMin, 4*filesMin)
+	}
+	limit.Cur = limit.Max
+	return nil
 }

@@ -37,8 +37,8 @@ const patience = 60 * time.Second
 type rig struct {
 	*testing.T
 	dir     string
-	store   string // of its jobs
-	tls     *pki.Files
+	store   string  // of its jobs
+	ca      *pki.CA // nil: plain text
 	members []raftlog.Server
 	running map[string]*coordinator.Coordinator
 	jobs    skeinv1.JobsClient
@@ -46,8 +46,10 @@ type rig struct {
 	board   *board
 }
 
-func newRig(t *testing.T, size int) *rig {
-	r := &rig{T: t, dir: t.TempDir(), running: map[string]*coordinator.Coordinator{}, board: newBoard()}
+func newRig(t *testing.T, size int) *rig { return newSecureRig(t, size, nil) }
+
+func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
+	r := &rig{T: t, ca: ca, dir: t.TempDir(), running: map[string]*coordinator.Coordinator{}, board: newBoard()}
 	r.store = filepath.Join(r.dir, "store")
 	var addresses []string
 	for i := range size {
@@ -58,6 +60,7 @@ func newRig(t *testing.T, size int) *rig {
 	for _, m := range r.members {
 		c, err := coordinator.Start(coordinator.Config{
 			Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members,
+			TLS:             r.issue(ca, pki.Coordinator, m.ID),
 			ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
 			Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
 			Recovery:   recovery.Config{Grace: 300 * time.Millisecond},
@@ -73,13 +76,43 @@ func newRig(t *testing.T, size int) *rig {
 			r.stop(id)
 		}
 	})
-	conn, err := leader.New(leader.Config{Addresses: addresses, Build: "test"})
+	c := leader.Config{Addresses: addresses, Build: "test"}
+	if ca != nil {
+		c.TLS = r.issue(ca, pki.Client, "somebody").Expect(pki.Coordinator)
+	}
+	conn, err := leader.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	r.jobs, r.ops = skeinv1.NewJobsClient(conn), skeinv1.NewClusterClient(conn)
 	return r
+}
+
+// issue makes the files of somebody on loopback; nil without an authority.
+func (r *rig) issue(ca *pki.CA, role pki.Role, name string) *pki.Files {
+	r.Helper()
+	if ca == nil {
+		return nil
+	}
+	dir := filepath.Join(r.TempDir(), name)
+	if err := ca.IssueTo(dir, role, name, []string{"127.0.0.1"}, time.Hour); err != nil {
+		r.Fatal(err)
+	}
+	f, err := pki.Load(dir)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return f
+}
+
+func newCA(t *testing.T) *pki.CA {
+	t.Helper()
+	ca, err := pki.NewCA("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
 }
 
 // stop ends a coordinator.
@@ -208,7 +241,7 @@ func (r *rig) worker(name string, change func(*Config, *fake)) *process {
 	tasks := &fake{name: name, board: r.board}
 	c := Config{
 		Cluster: "test", Name: name, Node: "node-" + name, Build: "test", Dir: filepath.Join(r.dir, "cache-"+name), Classes: []string{"generic r1"}, Memory: 1 << 30,
-		DrainWait: patience, NameWait: 300 * time.Millisecond, Tasks: tasks,
+		DrainWait: patience, NameWait: 300 * time.Millisecond, Tasks: tasks, TLS: r.issue(r.ca, pki.Worker, name),
 	}
 	for _, m := range r.members {
 		c.Coordinators = append(c.Coordinators, m.Address)
@@ -365,10 +398,10 @@ func (f *fake) train(ctx context.Context, emit func(console.Event), h worker.Hos
 		}
 		emit(console.Published{Step: step, Bytes: 5, Seconds: .1})
 	}
+	emit(console.Note{Text: "all done"})
 	if err := h.Complete(ctx, []byte(`{"loss":1.6}`)); err != nil {
 		return err
 	}
-	emit(console.Note{Text: "all done"})
 	close(over)
 	return nil
 }
@@ -378,4 +411,3 @@ func untilStopped(ctx context.Context, _ func(console.Event), _ worker.HostConfi
 	<-ctx.Done()
 	return true, ctx.Err()
 }
-
