@@ -82,8 +82,8 @@ func (p *proxy) serve(from net.Conn) {
 			_ = to.Close()
 			return
 		}
-		h, err := decodeHeader(frame)
-		if err != nil {
+		var h header
+		if err := h.decode(frame); err != nil {
 			p.t.Error(err)
 			return
 		}
@@ -422,8 +422,8 @@ func FuzzDecodeHeader(f *testing.F) {
 	}
 	f.Add([]byte("SK"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := decodeHeader(b)
-		if err != nil {
+		var h header
+		if err := h.decode(b); err != nil {
 			if !errors.Is(err, errHeader) {
 				t.Fatalf("error %v", err)
 			}

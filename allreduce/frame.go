@@ -85,26 +85,26 @@ func (h *header) encode(b []byte) {
 	le.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli))
 }
 
-// decodeHeader reads headerSize bytes. It knows nothing of the job: what a frame says
-// may still be out of place.
-func decodeHeader(b []byte) (header, error) {
+// decode reads headerSize bytes. It knows nothing of the job: what a frame says may
+// still be out of place.
+func (h *header) decode(b []byte) error {
 	le := binary.LittleEndian
 	switch {
 	case len(b) != headerSize:
-		return header{}, fmt.Errorf("%w: a header of %d bytes", errHeader, len(b))
+		return fmt.Errorf("%w: a header of %d bytes", errHeader, len(b))
 	case string(b[:2]) != headerMagic || b[3] != 0:
-		return header{}, fmt.Errorf("%w: it begins with % x", errHeader, b[:4])
+		return fmt.Errorf("%w: it begins with % x", errHeader, b[:4])
 	case le.Uint32(b[44:]) != crc32.Checksum(b[:44], castagnoli):
-		return header{}, fmt.Errorf("%w: the checksum of its header differs", errHeader)
+		return fmt.Errorf("%w: the checksum of its header differs", errHeader)
 	}
-	h := header{
+	*h = header{
 		Kind: kind(b[2]), Length: le.Uint32(b[4:]), Step: int64(le.Uint64(b[8:])), Lo: int64(le.Uint64(b[16:])), Hi: int64(le.Uint64(b[24:])),
 		Bucket: le.Uint32(b[32:]), Piece: le.Uint16(b[36:]), From: le.Uint16(b[38:]), Sum: le.Uint32(b[40:]),
 	}
 	if why := h.impossible(); why != "" {
-		return header{}, fmt.Errorf("%w: %v: %s", errHeader, &h, why)
+		return fmt.Errorf("%w: %v: %s", errHeader, h, why)
 	}
-	return h, nil
+	return nil
 }
 
 // impossible says why no job can make this header, or "".

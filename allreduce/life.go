@@ -161,7 +161,8 @@ func (l *Link) listenBack() {
 			l.nextFault(err)
 			return
 		}
-		h, err := decodeHeader(head[:])
+		var h header
+		err := h.decode(head[:])
 		if err == nil && h.Kind != kindBye {
 			err = outOfPlace(&h, "it travels against the ring")
 		}

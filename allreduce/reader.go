@@ -21,10 +21,10 @@ var errSum = errors.New("the checksum of its payload differs")
 
 // receiver is the reader's side of a link, for one goroutine.
 type receiver struct {
-	l     *Link
-	r     *bufio.Reader
-	head  [headerSize]byte
-	small []byte // payload of votes and decisions
+	l    *Link
+	r    *bufio.Reader
+	head [headerSize]byte
+	h    header
 }
 
 // timedReader notes since when the reader waits for bytes, 0 while it does not.
@@ -64,30 +64,30 @@ func (r *receiver) frame() (bye bool, err error) {
 	if _, err := io.ReadFull(r.r, r.head[:]); err != nil {
 		return false, err
 	}
-	h, err := decodeHeader(r.head[:])
-	if err != nil {
+	h := &r.h
+	if err := h.decode(r.head[:]); err != nil {
 		return false, err
 	}
-	if err := r.l.noteReceived(&h); err != nil {
+	if err := r.l.noteReceived(h); err != nil {
 		return false, err
 	}
 	switch h.Kind {
 	case kindReduce:
-		err = r.reduce(&h)
+		err = r.reduce(h)
 	case kindGather:
-		err = r.gather(&h)
+		err = r.gather(h)
 	case kindRows:
-		err = r.rows(&h)
+		err = r.rows(h)
 	case kindVote:
-		err = r.vote(&h)
+		err = r.vote(h)
 	case kindDecision:
-		err = r.decision(&h)
+		err = r.decision(h)
 	case kindExchange:
-		err = r.exchange(&h)
+		err = r.exchange(h)
 	case kindPass:
-		err = r.message(&h)
+		err = r.message(h)
 	case kindBye:
-		return r.l.hearBye(&h, r.l.prev, &r.l.prevLeft), nil
+		return r.l.hearBye(h, r.l.prev, &r.l.prevLeft), nil
 	default: // a ping
 	}
 	return false, err
