@@ -25,6 +25,9 @@ type Config struct {
 	BackoffFrom int
 	// BackoffMax is the longest such wait; 60 s.
 	BackoffMax time.Duration
+	// BackoffLost is the longest such wait if workers are gone, which is seldom the job's
+	// own fault; 4 s.
+	BackoffLost time.Duration
 }
 
 // EnsureDefaults fills in what is zero.
@@ -40,6 +43,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.BackoffMax == 0 {
 		c.BackoffMax = time.Minute
+	}
+	if c.BackoffLost == 0 {
+		c.BackoffLost = 4 * time.Second
 	}
 }
 
@@ -68,11 +74,11 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Ent
 		if j.Phase != fsm.Running {
 			continue
 		}
-		why := cause(now, s, j, seen, c)
+		why, backoffMax := cause(now, s, j, seen, c)
 		if why == "" {
 			continue
 		}
-		if note := notYet(now, s, j, seen, c); note != "" {
+		if note := notYet(now, s, j, seen, c.BackoffFrom, backoffMax); note != "" {
 			notes[j.ID] = why + "; " + note
 			continue
 		}
@@ -85,8 +91,9 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Ent
 	return entries, notes
 }
 
-// cause says why a job's generation cannot go on; empty if it can.
-func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string {
+// cause says why a job's generation cannot go on, empty if it can, and how long the next
+// one may have to wait.
+func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) (reason string, backoffMax time.Duration) {
 	var why []string
 	for _, p := range j.Placement {
 		w := s.Workers[p.Worker]
@@ -106,20 +113,20 @@ func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string 
 		}
 	}
 	if b, ok := seen.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation && now.Sub(b.At) > c.Grace {
-		why = append(why, fmt.Sprintf("%s reports: %s", b.By, b.Reason))
+		return fmt.Sprintf("%s reports: %s", b.By, b.Reason), c.BackoffMax
 	}
-	return strings.Join(why, "; ")
+	return strings.Join(why, "; "), c.BackoffLost
 }
 
 // notYet says why the next generation has to wait; empty if it need not.
-func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) string {
+func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, backoffFrom int, backoffMax time.Duration) string {
 	for _, p := range j.Placement {
 		if s.Is(p.Worker, p.Incarnation) && !seen.Alive[p.Worker] {
 			return fmt.Sprintf("looks whether %s is alive", p.Worker)
 		}
 	}
-	if over := j.Setbacks - c.BackoffFrom; over >= 0 {
-		wait := min(time.Second<<min(over, 16), c.BackoffMax)
+	if over := j.Setbacks - backoffFrom; over >= 0 {
+		wait := min(time.Second<<min(over, 16), backoffMax)
 		if left := wait - now.Sub(time.UnixMilli(j.Changed)); left > 0 && left <= wait {
 			return fmt.Sprintf("waits %.0f s, because %d generations brought no checkpoint", wait.Seconds(), j.Setbacks)
 		}
