@@ -73,7 +73,12 @@ func (c *Client) explain(ctx context.Context, err error, tries []Try) error {
 	}
 	s := status.Convert(err)
 	switch s.Code() {
-	case codes.NotFound, codes.FailedPrecondition, codes.ResourceExhausted, codes.PermissionDenied, codes.Unauthenticated, codes.Aborted:
+	case codes.Unauthenticated: // the connection's ends do not trust each other
+		if tries := c.look(ctx); hopeless(tries) {
+			return &UnreachableError{tries}
+		}
+		return &AnsweredError{s.Code(), s.Message()}
+	case codes.NotFound, codes.FailedPrecondition, codes.ResourceExhausted, codes.PermissionDenied, codes.Aborted:
 		return &AnsweredError{s.Code(), s.Message()}
 	case codes.InvalidArgument:
 		return &RejectedError{s.Message()}
