@@ -69,7 +69,7 @@ type Config struct {
 	Logger *slog.Logger // nil: nobody listens
 	Tasks  Tasks
 
-	readWait time.Duration // tests are impatient
+	readWait, openWait time.Duration // tests are impatient
 }
 
 // EnsureDefaults fills in what is zero.
@@ -91,7 +91,7 @@ func (c *Config) EnsureDefaults() {
 	for _, d := range []struct {
 		p   *time.Duration
 		def time.Duration
-	}{{&c.DrainWait, 30 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}} {
+	}{{&c.DrainWait, 30 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}} {
 		if *d.p == 0 {
 			*d.p = d.def
 		}

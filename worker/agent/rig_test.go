@@ -52,8 +52,7 @@ func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
 	r := &rig{T: t, ca: ca, dir: t.TempDir(), running: map[string]*coordinator.Coordinator{}, board: newBoard()}
 	r.store = filepath.Join(r.dir, "store")
 	var addresses []string
-	for i := range size {
-		a := freeAddress(t)
+	for i, a := range freeAddresses(t, size) {
 		addresses = append(addresses, a)
 		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: a})
 	}
@@ -125,14 +124,24 @@ func (r *rig) stop(id string) {
 	}
 }
 
+// freeAddresses are addresses of loopback where nobody listens.
+func freeAddresses(t *testing.T, n int) []string {
+	t.Helper()
+	var list []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // at the end, so that none is given twice
+		list = append(list, l.Addr().String())
+	}
+	return list
+}
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return freeAddresses(t, 1)[0]
 }
 
 func (r *rig) ctx() context.Context {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,21 +29,23 @@ func TestACompleteJobRunsUnderMutualTLS(t *testing.T) {
 	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
 }
 
-func TestWithAnotherAuthorityAWorkerGetsNothing(t *testing.T) {
+func TestWithoutACertificateOfTheClusterAWorkerGetsNothing(t *testing.T) {
 	r := newSecureRig(t, 1, newCA(t))
-	for what, files := range map[string]*pki.Files{"another authority": r.issue(newCA(t), pki.Worker, "w1"), "plain text": nil} {
-		monitor := freeAddress(t)
-		p := r.worker("w1", func(c *Config, _ *fake) { c.TLS, c.MonitorListen = files, monitor })
-		var code int
-		var body string
-		r.until(what+": it has tried", func() bool {
-			code, body = fetch(t, "http://"+monitor+"/readyz")
-			return code == http.StatusServiceUnavailable && !strings.Contains(body, "no coordinator has been reached yet")
-		}, func() any { return body })
-		p.drain()
-		if err := p.wait(); err != nil {
-			t.Errorf("%s: %v", what, err)
-		}
+	err := r.worker("w1", func(c *Config, _ *fake) { c.TLS, c.openWait = r.issue(newCA(t), pki.Worker, "w1"), time.Second }).wait()
+	if err == nil || !strings.Contains(err.Error(), "`skein certs`") {
+		t.Errorf("with another authority: it ended with %v", err)
+	}
+	monitor := freeAddress(t)
+	p := r.worker("w1", func(c *Config, _ *fake) { c.TLS, c.MonitorListen, c.openWait = nil, monitor, time.Second })
+	var code int
+	var body string
+	r.until("it has tried in plain text", func() bool {
+		code, body = fetch(t, "http://"+monitor+"/readyz")
+		return code == http.StatusServiceUnavailable && !strings.Contains(body, "no coordinator has been reached yet")
+	}, func() any { return body })
+	p.drain()
+	if err := p.wait(); err != nil {
+		t.Errorf("in plain text: %v", err)
 	}
 	out, err := r.ops.Nodes(r.ctx(), &skeinv1.NodesRequest{})
 	if err != nil || len(out.GetWorkers()) > 0 {

@@ -24,9 +24,11 @@ const (
 	flushWait    = 500 * time.Millisecond
 )
 
-// sessions keeps a session with whoever leads, until the process ends.
+// sessions keeps a session with whoever leads, until the process ends. A worker that has
+// never been let in, and hears why, ends with the reason; one that has been let in goes
+// on trying, as its task does.
 func (a *agent) sessions() {
-	pause, taken := pauseMin, time.Time{}
+	pause, taken, known := pauseMin, time.Time{}, false
 	for a.ctx.Err() == nil {
 		stood, err := a.oneSession()
 		if a.ctx.Err() != nil {
@@ -35,12 +37,12 @@ func (a *agent) sessions() {
 		kind := skeinv1.RefusalOf(err).GetKind()
 		a.lose(err, stood, kind)
 		if stood {
-			pause, taken = pauseMin, time.Time{}
+			pause, taken, known = pauseMin, time.Time{}, true
 			a.post(Lost{Fenced: kind == skeinv1.Refusal_KIND_FENCED})
 		}
 		switch code := status.Code(err); {
-		case kind == skeinv1.Refusal_KIND_CLUSTER, kind == skeinv1.Refusal_KIND_PROTOCOL,
-			code == codes.InvalidArgument, code == codes.PermissionDenied, code == codes.Unauthenticated:
+		case !known && (kind == skeinv1.Refusal_KIND_CLUSTER || kind == skeinv1.Refusal_KIND_PROTOCOL ||
+			code == codes.InvalidArgument || code == codes.PermissionDenied || code == codes.Unauthenticated):
 			a.stop(fmt.Errorf("the coordinator at %s refuses this worker: %s", a.conn.Address(), said(err)))
 			return
 		case code == codes.AlreadyExists:
@@ -85,7 +87,7 @@ func (a *agent) lose(err error, stood bool, kind skeinv1.Refusal_Kind) {
 func (a *agent) oneSession() (stood bool, err error) {
 	ctx, cancel := context.WithCancelCause(a.ctx)
 	defer cancel(nil)
-	late := time.AfterFunc(openWait, func() { cancel(fmt.Errorf("no leader has answered for %s", openWait)) })
+	late := time.AfterFunc(a.config.openWait, func() { cancel(fmt.Errorf("no leader has answered for %s", a.config.openWait)) })
 	defer late.Stop()
 	s, err := a.api.Session(ctx)
 	if err != nil {
