@@ -163,7 +163,7 @@ func (r *run) keepData(ctx context.Context) (s settled, err error) {
 	if err != nil {
 		return s, err
 	}
-	return s, vfs.WriteFile(r.FS, filepath.Join(r.dir, settledName), file)
+	return s, vfs.ReplaceFile(r.FS, filepath.Join(r.dir, settledName), file)
 }
 
 // publishImport writes the checkpoint of step 0: the imported weights, no moments.

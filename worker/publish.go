@@ -12,6 +12,7 @@ import (
 	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/internal/console"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/worker/trainer"
 )
 
 // saving is a checkpoint on its way: every worker writes its own pieces while the next
@@ -89,8 +90,7 @@ func (h *hosting) failedSave() error {
 // write writes this worker's pieces, hears of the others', and has it all published.
 func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- struct{}) error {
 	part, err := checkpoint.SavePart(ctx, h.FS, h.dir, h.Table, s.state.Step, h.Order.GetGeneration(),
-		h.Config.Placement.Ranks(h.self), h.tr, h.chain(s.state.Step))
-	close(read)
+		h.Config.Placement.Ranks(h.self), reading{h.tr, read}, h.chain(s.state.Step))
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,15 @@ func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- s
 	return h.published(s, m, ck, tokens)
 }
 
+// reading lets training go on as soon as its state has been read.
+type reading struct {
+	*trainer.Trainer
+	done chan<- struct{}
+}
+
+// ReadDone implements [checkpoint.Releaser].
+func (r reading) ReadDone() { close(r.done) }
+
 // published follows up on a checkpoint that is in the log: what reads the folder sees it
 // too, and old ones go.
 func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkpoint, tokens int64) error {
@@ -118,7 +127,7 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 		return err
 	}
 	s.lineage.Chain, s.lineage.Steps = m.Chain, s.state.History
-	if err := checkpoint.WriteLineage(h.FS, h.store.lineagePath(), s.lineage); err != nil {
+	if err := checkpoint.AdvanceLineage(h.FS, h.store.lineagePath(), s.lineage); err != nil {
 		return err
 	}
 	if _, err := checkpoint.PruneOlder(h.FS, h.dir, h.Spec.Job.Checkpoint.Keep); err != nil {

@@ -272,7 +272,11 @@ func adviseOnSpace(err error) error {
 
 func (s *store) writeLineage() error {
 	s.lineage.Chain, s.lineage.Steps = s.state.Chain, s.state.History
-	return adviseOnSpace(checkpoint.WriteLineage(s.env.FS, s.lineagePath(), s.lineage))
+	write := checkpoint.WriteLineage
+	if s.env.Cluster { // a worker that was given up may still be writing
+		write = checkpoint.AdvanceLineage
+	}
+	return adviseOnSpace(write(s.env.FS, s.lineagePath(), s.lineage))
 }
 
 func (s *store) lineagePath() string { return filepath.Join(s.dir, lineageName) }
