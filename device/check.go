@@ -156,6 +156,41 @@ func CheckRMSNormGrad(dx, dw, dy, x, rstd, w, add Tensor, seq int) {
 	c.seq(x.Rows, seq)
 }
 
+// CheckLayerNorm checks the operands of LayerNorm.
+func CheckLayerNorm(y, stats, x, w, b Tensor) {
+	c := check{"LayerNorm"}
+	c.float("x", x, x.Rows, x.Cols)
+	c.tensor("y", y, x.DT, x.Rows, x.Cols)
+	c.tensor("w", w, x.DT, 1, x.Cols)
+	c.tensor("b", b, x.DT, 1, x.Cols)
+	if !stats.IsZero() {
+		c.stats(stats, x.Rows)
+	}
+}
+
+func (c check) stats(t Tensor, rows int) {
+	c.tensor("stats", t, F32, rows, 2)
+	if t.Ld != 2 && rows > 1 {
+		c.fail("stats is %v, want it dense", t)
+	}
+}
+
+// CheckLayerNormGrad checks the operands of LayerNormGrad.
+func CheckLayerNormGrad(dx, dw, db, dy, x, stats, w, add Tensor, seq int) {
+	c := check{"LayerNormGrad"}
+	c.float("x", x, x.Rows, x.Cols)
+	c.tensor("dx", dx, x.DT, x.Rows, x.Cols)
+	c.tensor("dy", dy, x.DT, x.Rows, x.Cols)
+	c.tensor("w", w, x.DT, 1, x.Cols)
+	c.tensor("dw", dw, F32, 1, x.Cols)
+	c.tensor("db", db, F32, 1, x.Cols)
+	c.stats(stats, x.Rows)
+	if !add.IsZero() {
+		c.tensor("add", add, x.DT, x.Rows, x.Cols)
+	}
+	c.seq(x.Rows, seq)
+}
+
 // CheckRope checks the operands of Rope.
 func CheckRope(q, k, table, pos Tensor, headDim int) {
 	c := check{"Rope"}
@@ -173,7 +208,7 @@ func CheckRope(q, k, table, pos Tensor, headDim int) {
 // CheckGLU checks the operands of GLU.
 func CheckGLU(y, gateUp Tensor, act Act) {
 	c := check{"GLU"}
-	c.act(act)
+	c.act(act == SiLU, act)
 	c.float("y", y, y.Rows, y.Cols)
 	c.tensor("gateUp", gateUp, y.DT, y.Rows, 2*y.Cols)
 }
@@ -181,15 +216,33 @@ func CheckGLU(y, gateUp Tensor, act Act) {
 // CheckGLUGrad checks the operands of GLUGrad.
 func CheckGLUGrad(dGateUp, dy, gateUp Tensor, act Act) {
 	c := check{"GLUGrad"}
-	c.act(act)
+	c.act(act == SiLU, act)
 	c.float("dy", dy, dy.Rows, dy.Cols)
 	c.tensor("gateUp", gateUp, dy.DT, dy.Rows, 2*dy.Cols)
 	c.tensor("dGateUp", dGateUp, dy.DT, dy.Rows, 2*dy.Cols)
 }
 
-func (c check) act(act Act) {
-	if act != SiLU {
-		c.fail("unknown activation %d", act)
+// CheckActivate checks the operands of Activate.
+func CheckActivate(y, x Tensor, act Act) {
+	c := check{"Activate"}
+	c.act(act == GELU || act == GELUTanh, act)
+	c.float("x", x, x.Rows, x.Cols)
+	c.tensor("y", y, x.DT, x.Rows, x.Cols)
+}
+
+// CheckActivateGrad checks the operands of ActivateGrad.
+func CheckActivateGrad(dx, dy, x Tensor, act Act) {
+	c := check{"ActivateGrad"}
+	c.act(act == GELU || act == GELUTanh, act)
+	c.float("x", x, x.Rows, x.Cols)
+	c.tensor("dy", dy, x.DT, x.Rows, x.Cols)
+	c.tensor("dx", dx, x.DT, x.Rows, x.Cols)
+}
+
+// act demands an activation that the operation has.
+func (c check) act(has bool, act Act) {
+	if !has {
+		c.fail("activation %d is not one of this operation", act)
 	}
 }
 

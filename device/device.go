@@ -139,13 +139,14 @@ const (
 	OpHeadLoss
 	OpNormGrad
 	OpEmbedGrad
+	OpLayerNormGrad
 )
 
 // Shape carries the sizes that an operation's workspace depends on; zero where they do not matter.
 type Shape struct {
 	Rows    int // tokens in the call
 	Seq     int // tokens of one sequence; Rows is a multiple of it
-	In, Out int // of a weight; for NormGrad and EmbedGrad In is the width
+	In, Out int // of a weight; for NormGrad, LayerNormGrad and EmbedGrad In is the width
 	DT      DType
 
 	Heads, KVHeads, HeadDim int
@@ -188,9 +189,11 @@ type Device interface {
 // Act is an activation function.
 type Act uint8
 
-// The activation functions of gated MLPs.
+// The activation functions: SiLU in gated MLPs, the others in plain ones.
 const (
-	SiLU Act = iota
+	SiLU     Act = iota // x·σ(x)
+	GELU                // x·Φ(x), Φ the normal distribution function
+	GELUTanh            // x·σ(2u), u = √(2/π)·(x + 0.044715·x³), which is x/2·(1 + tanh u)
 )
 
 // Epilogue is what a product does to its sum before the one rounding: y = sum + Bias + Add.
@@ -223,6 +226,13 @@ type Norms interface {
 	// residual's gradient; may be dx itself); dw [1, cols] F32 += by blocks, of dy
 	// times the rounded x̂.
 	RMSNormGrad(s Stream, dx, dw, dy, x, rstd, w, add Tensor, seq int, ws Buf)
+	// LayerNorm: y = x̂·w + b with x̂ = (x − mean)·rstd, rstd = 1/√(mean((x − mean)²)+eps), all
+	// in F32, rounded once. stats [rows, 2] F32, dense, keeps mean and rstd of each row
+	// for the backward; zero Tensor: not wanted. x, y, w and b [1, cols] have one type.
+	LayerNorm(s Stream, y, stats, x, w, b Tensor, eps float32)
+	// LayerNormGrad: dx = gradient of LayerNorm at x, + add unless that is zero (may be dx
+	// itself); dw += by blocks, of dy·x̂; db += by blocks, of dy; both [1, cols] F32.
+	LayerNormGrad(s Stream, dx, dw, db, dy, x, stats, w, add Tensor, seq int, ws Buf)
 	// Rope rotates heads of q [rows, heads·D] and k [rows, kvHeads·D] in place, pairing
 	// element j with j+D/2, by the row's position: table [positions, D] F32 holds
 	// cos for j in [0, D/2) and then sin; pos [1, rows] I32. inverse rotates back,
@@ -232,6 +242,10 @@ type Norms interface {
 	GLU(s Stream, y, gateUp Tensor, act Act)
 	// GLUGrad: dGateUp from dy and gateUp; dGateUp may be gateUp.
 	GLUGrad(s Stream, dGateUp, dy, gateUp Tensor, act Act)
+	// Activate: y = act(x), of one shape and type; act is GELU or GELUTanh.
+	Activate(s Stream, y, x Tensor, act Act)
+	// ActivateGrad: dx = dy·act'(x); dx may be x or dy.
+	ActivateGrad(s Stream, dx, dy, x Tensor, act Act)
 	// Add: dst = a + b, all of one type, rounded once; dst may be a or b.
 	Add(s Stream, dst, a, b Tensor)
 	// Fill sets every element of an F32, BF16 or F64 tensor to v.

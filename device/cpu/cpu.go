@@ -248,6 +248,8 @@ func (d *Device) Need(op device.Op, sh device.Shape) int64 {
 		return int64(sh.Heads) * int64(sh.Rows) * 4
 	case device.OpNormGrad:
 		return int64(normChunks(sh.Rows, sh.Seq)) * int64(sh.In) * 4
+	case device.OpLayerNormGrad:
+		return 2 * int64(normChunks(sh.Rows, sh.Seq)) * int64(sh.In) * 4
 	case device.OpEmbedGrad:
 		return int64(d.pool.Workers()) * int64(sh.In) * 4
 	case device.OpHeadLoss:

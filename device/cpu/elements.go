@@ -7,11 +7,14 @@ import (
 	"github.com/skein-ml/skein/device/cpu/kernel"
 )
 
-// elements is the task of Add and Cast. Dense operands are cut into runs of
-// pieceElements, others into rows.
+// elements is the task of Add, Cast, Activate and ActivateGrad, of which it has one
+// function. Dense operands are cut into runs of pieceElements, others into rows.
 type elements struct {
 	add       func(dst, a, b unsafe.Pointer, n int)
 	cast      func(dst, src unsafe.Pointer, n int)
+	activate  func(y, x unsafe.Pointer, n int, act device.Act)
+	grad      func(dx, dy, x unsafe.Pointer, n int, act device.Act)
+	act       device.Act
 	dst, a, b kernel.Matrix
 	dense     bool
 	step      int // elements or rows of a piece
@@ -79,11 +82,17 @@ func (t *elements) Piece(i, _ int) {
 
 // run computes n elements from column c of row r.
 func (t *elements) run(r, c, n int) {
-	if t.cast != nil {
-		t.cast(element(t.dst, r, c), element(t.a, r, c), n)
-		return
+	dst, a := element(t.dst, r, c), element(t.a, r, c)
+	switch {
+	case t.cast != nil:
+		t.cast(dst, a, n)
+	case t.activate != nil:
+		t.activate(dst, a, n, t.act)
+	case t.grad != nil:
+		t.grad(dst, a, element(t.b, r, c), n, t.act)
+	default:
+		t.add(dst, a, element(t.b, r, c), n)
 	}
-	t.add(element(t.dst, r, c), element(t.a, r, c), element(t.b, r, c), n)
 }
 
 func element(m kernel.Matrix, r, c int) unsafe.Pointer {

@@ -19,6 +19,11 @@ func genericTable() kernel.Table {
 		GLU:         [2]func(*kernel.GLU, int, int){f: glu(f), b: glu(b)},
 		GLUGrad:     [2]func(*kernel.GLUGrad, int, int){f: gluGrad(f), b: gluGrad(b)},
 
+		LayerNorm:     [2]func(*kernel.LayerNorm, int, int){f: layerNorm(f), b: layerNorm(b)},
+		LayerNormGrad: [2]func(*kernel.LayerNormGrad, int, int, unsafe.Pointer){f: layerNormGrad(f), b: layerNormGrad(b)},
+		Activate:      [2]func(y, x unsafe.Pointer, n int, act device.Act){f: activate(f), b: activate(b)},
+		ActivateGrad:  [2]func(dx, dy, x unsafe.Pointer, n int, act device.Act){f: activateGrad(f), b: activateGrad(b)},
+
 		Add:  [2]func(dst, a, b unsafe.Pointer, n int){f: addElements(f), b: addElements(b)},
 		Cast: [2]func(dst, src unsafe.Pointer, n int){f: castElements(f), b: castElements(b)},
 

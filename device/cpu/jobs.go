@@ -12,13 +12,15 @@ const pieceElements = 1 << 15
 
 // jobs are the tasks of all operations, kept in the device so that none allocates.
 type jobs struct {
-	rmsNorm     ranges[kernel.RMSNorm]
-	rmsNormGrad normGrad
-	rope        ranges[kernel.Rope]
-	glu         ranges[kernel.GLU]
-	gluGrad     ranges[kernel.GLUGrad]
-	elements    elements
-	fill        fill
+	rmsNorm       ranges[kernel.RMSNorm]
+	rmsNormGrad   normGrad[kernel.RMSNormGrad]
+	layerNorm     ranges[kernel.LayerNorm]
+	layerNormGrad normGrad[kernel.LayerNormGrad]
+	rope          ranges[kernel.Rope]
+	glu           ranges[kernel.GLU]
+	gluGrad       ranges[kernel.GLUGrad]
+	elements      elements
+	fill          fill
 
 	attention tiles[kernel.Attention]
 	gradQ     tiles[kernel.AttentionGrad]

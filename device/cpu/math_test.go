@@ -37,6 +37,27 @@ func TestExpAndLogErrByOneUnitAtMost(t *testing.T) {
 	})
 }
 
+func TestTheNormalDistributionErrsByTwoUnitsAtMost(t *testing.T) {
+	floats(9973, func(x float32) {
+		if x != x || math.Abs(float64(x)) > 13 { // beyond, values are subnormal
+			return
+		}
+		cdf, density := normal(x)
+		v := float64(x)
+		if got, want := float32(cdf), float32(math.Erfc(-v/math.Sqrt2)/2); ulps(got, want) > 2 {
+			t.Fatalf("Φ(%g) = %g, want %g", x, got, want)
+		}
+		if got, want := float32(density), float32(math.Exp(-v*v/2)/math.Sqrt(2*math.Pi)); ulps(got, want) > 2 {
+			t.Fatalf("φ(%g) = %g, want %g", x, got, want)
+		}
+	})
+	for x, want := range map[float32]float64{0: 0.5, float32(math.Inf(1)): 1, float32(math.Inf(-1)): 0, 40: 1, -40: 0} {
+		if cdf, _ := normal(x); math.Abs(cdf-want) > 1e-9 {
+			t.Errorf("Φ(%g) = %g, want %g", x, cdf, want)
+		}
+	}
+}
+
 func TestExpAndLogHaveTheirLimits(t *testing.T) {
 	inf := float32(math.Inf(1))
 	for _, c := range []struct{ got, want float32 }{

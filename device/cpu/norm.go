@@ -51,12 +51,13 @@ func sumSquares(x vec, n int) float32 {
 	return sum
 }
 
-// normGrad is the task of RMSNormGrad: a piece is a chunk of a block.
-type normGrad struct {
-	a       kernel.RMSNormGrad
-	f       func(a *kernel.RMSNormGrad, lo, hi int, partial unsafe.Pointer)
+// normGrad is the task of a norm's gradient: a piece is a chunk of a block.
+type normGrad[A any] struct {
+	a       A
+	f       func(a *A, lo, hi int, partial unsafe.Pointer)
 	seq     int
-	partial unsafe.Pointer // F32 [chunks, cols]
+	partial unsafe.Pointer // F32 [chunks, width]: sums of a chunk's rows
+	width   int
 }
 
 // RMSNormGrad: dx (+ add), and dw by blocks.
@@ -75,9 +76,10 @@ func (d *Device) RMSNormGrad(s device.Stream, dx, dw, dy, x, rstd, w, add device
 	}
 	defer st.end()
 	job := &d.jobs.rmsNormGrad
-	*job = normGrad{a: a, f: d.kernels.RMSNormGrad[x.DT], seq: seq, partial: unsafe.Pointer(unsafe.SliceData(mem))}
+	*job = normGrad[kernel.RMSNormGrad]{a: a, f: d.kernels.RMSNormGrad[x.DT], seq: seq,
+		partial: unsafe.Pointer(unsafe.SliceData(mem)), width: x.Cols}
 	d.pool.Run(normChunks(x.Rows, seq), job)
-	job.fold(f32s(sum, 0, x.Cols), x.Rows)
+	job.fold(f32s(sum, 0, x.Cols), 0, x.Rows)
 }
 
 // normChunks is the number of chunks of rows: blocks are cut into chunks as
@@ -90,29 +92,29 @@ func normChunks(rows, seq int) int {
 	return rows / seq * perSeq
 }
 
-func (t *normGrad) Piece(i, _ int) {
+func (t *normGrad[A]) Piece(i, _ int) {
 	perSeq := normChunks(t.seq, t.seq)
 	first := i / perSeq * t.seq
 	lo := first + i%perSeq*kernel.NormChunk
-	t.f(&t.a, lo, min(lo+kernel.NormChunk, first+t.seq), unsafe.Add(t.partial, i*t.a.Cols*4))
+	t.f(&t.a, lo, min(lo+kernel.NormChunk, first+t.seq), unsafe.Add(t.partial, i*t.width*4))
 }
 
-// fold adds up chunks into blocks and blocks into dw, all in order. A chunk ends
-// where its block does, since NormChunk divides BlockRows.
-func (t *normGrad) fold(dw []float32, rows int) {
+// fold adds up chunks into blocks and blocks into sum, all in order; sum's columns begin at
+// column at of the partials. A chunk ends where its block does, since NormChunk divides BlockRows.
+func (t *normGrad[A]) fold(sum []float32, at, rows int) {
 	chunk := 0
 	for first := 0; first < rows; {
 		end := blockEnd(first, t.seq)
-		block := f32s(t.partial, chunk*len(dw), len(dw))
+		block := f32s(t.partial, chunk*t.width+at, len(sum))
 		for lo := first + kernel.NormChunk; lo < end; lo += kernel.NormChunk {
 			chunk++
-			for i, v := range f32s(t.partial, chunk*len(dw), len(dw)) {
+			for i, v := range f32s(t.partial, chunk*t.width+at, len(sum)) {
 				block[i] += v
 			}
 		}
 		chunk++
 		for i, v := range block {
-			dw[i] += v
+			sum[i] += v
 		}
 		first = end
 	}

@@ -208,6 +208,7 @@ func trials() []trial {
 	var all []trial
 	all = append(all, linearTrials()...)
 	all = append(all, normTrials()...)
+	all = append(all, plainLayerTrials()...)
 	all = append(all, elementTrials()...)
 	all = append(all, attentionTrials()...)
 	all = append(all, tokenTrials()...)

@@ -24,6 +24,39 @@ func Digest(t *testing.T, d device.Device) string {
 	return fmt.Sprintf("%x", h.Sum(nil)[:12])
 }
 
+// PlainDigest is Digest for the operations that layers of the GPT-2 kind need besides.
+func PlainDigest(t *testing.T, d device.Device) string {
+	h := sha256.New()
+	for _, dt := range bothTypes {
+		r := newRig(t, d, layouts[0])
+		for _, out := range plainDigestRun(r, dt) {
+			h.Write(r.raw(out))
+		}
+		r.close()
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)[:12])
+}
+
+func plainDigestRun(r *rig, dt device.DType) []device.Tensor {
+	const seq, n, d = 530, 1060, 83
+	rng := rand.New(rand.NewPCG(3, 4))
+	in := func(dt device.DType, rows, cols int) device.Tensor { return r.in(dt, dyadic(rng, rows, cols)) }
+	x, w, b, dy := in(dt, n, d), in(dt, 1, d), in(dt, 1, d), in(dt, n, d)
+	y, stats, dx := r.out(dt, n, d), r.make(device.F32, n, 2, 2, nil), r.out(dt, n, d)
+	dw, db := r.in(device.F32, newMat(1, d)), r.in(device.F32, newMat(1, d))
+	r.d.LayerNorm(r.s, y, stats, x, w, b, 1e-5)
+	ws := r.workspace(device.OpLayerNormGrad, device.Shape{Rows: n, Seq: seq, In: d, DT: dt})
+	r.d.LayerNormGrad(r.s, dx, dw, db, dy, x, stats, w, x, seq, ws)
+	outs := []device.Tensor{y, stats, dx, dw, db}
+	for _, act := range activations {
+		a, da := r.out(dt, n, d), r.out(dt, n, d)
+		r.d.Activate(r.s, a, y, act)
+		r.d.ActivateGrad(r.s, da, dy, y, act)
+		outs = append(outs, a, da)
+	}
+	return outs
+}
+
 // dyadic numbers are in [−2, 2), and exact in BF16.
 func dyadic(rng *rand.Rand, rows, cols int) mat {
 	m := newMat(rows, cols)

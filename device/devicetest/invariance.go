@@ -91,6 +91,21 @@ func runRows(t *testing.T, d device.Device, dt device.DType) {
 			}}
 		},
 		func(r *rig) parts {
+			y, stats, xt, wt := r.out(dt, n, in), r.make(device.F32, n, 2, 2, nil), r.in(dt, x), r.in(dt, norm)
+			return parts{"LayerNorm", []device.Tensor{y, stats}, func(lo, hi int) {
+				r.d.LayerNorm(r.s, rows(y, lo, hi), rows(stats, lo, hi), rows(xt, lo, hi), wt, wt, eps)
+			}}
+		},
+		func(r *rig) parts {
+			_, factors := layerNorm(x, norm, norm, eps)
+			dx, dw, db, g, xt := r.out(dt, n, in), r.in(device.F32, newMat(1, in)), r.in(device.F32, newMat(1, in)), r.in(dt, x), r.in(dt, x)
+			stats, wt := r.make(device.F32, n, 2, 2, encode(device.F32, factors.v)), r.in(dt, norm)
+			ws := r.workspace(device.OpLayerNormGrad, device.Shape{Rows: n, Seq: n, In: in, DT: dt})
+			return parts{"LayerNormGrad", []device.Tensor{dx}, func(lo, hi int) {
+				r.d.LayerNormGrad(r.s, rows(dx, lo, hi), dw, db, rows(g, lo, hi), rows(xt, lo, hi), rows(stats, lo, hi), wt, device.Tensor{}, hi-lo, ws)
+			}}
+		},
+		func(r *rig) parts {
 			q, k, tt, pt := r.in(dt, x), r.in(dt, roundMat(x.clone(), dt)), r.in(device.F32, table), r.ints(pos)
 			return parts{"Rope", []device.Tensor{q, k}, func(lo, hi int) {
 				r.d.Rope(r.s, rows(q, lo, hi), rows(k, lo, hi), tt, pt.ColRange(lo, hi), dim, false)
@@ -132,6 +147,20 @@ func runElements(t *testing.T, d device.Device, dt device.DType) {
 			to := device.F32 + device.BF16 - dt
 			dst, at := r.out(to, 1, n), r.in(dt, a)
 			return parts{"Cast", []device.Tensor{dst}, func(lo, hi int) { r.d.Cast(r.s, cols(dst, lo, hi), cols(at, lo, hi)) }}
+		},
+		func(r *rig) parts {
+			erf, tanh, at := r.out(dt, 1, n), r.out(dt, 1, n), r.in(dt, a)
+			return parts{"Activate", []device.Tensor{erf, tanh}, func(lo, hi int) {
+				r.d.Activate(r.s, cols(erf, lo, hi), cols(at, lo, hi), device.GELU)
+				r.d.Activate(r.s, cols(tanh, lo, hi), cols(at, lo, hi), device.GELUTanh)
+			}}
+		},
+		func(r *rig) parts {
+			erf, tanh, at, bt := r.out(dt, 1, n), r.out(dt, 1, n), r.in(dt, a), r.in(dt, b)
+			return parts{"ActivateGrad", []device.Tensor{erf, tanh}, func(lo, hi int) {
+				r.d.ActivateGrad(r.s, cols(erf, lo, hi), cols(bt, lo, hi), cols(at, lo, hi), device.GELU)
+				r.d.ActivateGrad(r.s, cols(tanh, lo, hi), cols(bt, lo, hi), cols(at, lo, hi), device.GELUTanh)
+			}}
 		},
 		func(r *rig) parts {
 			y, xt := r.out(dt, 1, n), r.in(dt, gateUp)
@@ -184,6 +213,16 @@ func runBatches(t *testing.T, d device.Device, dt device.DType) {
 				return parts{"RMSNormGrad", []device.Tensor{dx, dw}, func(lo, hi int) {
 					lo, hi = lo*seq, hi*seq
 					r.d.RMSNormGrad(r.s, dx.RowRange(lo, hi), dw, g.RowRange(lo, hi), xt.RowRange(lo, hi), rstd.RowRange(lo, hi), wt, device.Tensor{}, seq, ws)
+				}}
+			},
+			func(r *rig) parts {
+				_, factors := layerNorm(x, norm, norm, eps)
+				dw, db, g, xt := r.in(device.F32, newMat(1, in)), r.in(device.F32, newMat(1, in)), r.in(dt, x), r.in(dt, x)
+				dx, stats, wt := r.out(dt, n, in), r.make(device.F32, n, 2, 2, encode(device.F32, factors.v)), r.in(dt, norm)
+				ws := r.workspace(device.OpLayerNormGrad, device.Shape{Rows: n, Seq: seq, In: in, DT: dt})
+				return parts{"LayerNormGrad", []device.Tensor{dx, dw, db}, func(lo, hi int) {
+					lo, hi = lo*seq, hi*seq
+					r.d.LayerNormGrad(r.s, dx.RowRange(lo, hi), dw, db, g.RowRange(lo, hi), xt.RowRange(lo, hi), stats.RowRange(lo, hi), wt, device.Tensor{}, seq, ws)
 				}}
 			},
 			func(r *rig) parts {

@@ -1,6 +1,10 @@
 package devicetest
 
-import "math"
+import (
+	"math"
+
+	"github.com/skein-ml/skein/device"
+)
 
 // The models are the operations once more, in F64 by nested loops, written from
 // their definitions. Their own backward is held to finite differences of their forward.
@@ -89,6 +93,48 @@ func rmsNormGrad(dy, x, w mat, eps float64) (dx, dw mat) {
 	return dx, dw
 }
 
+// layerNorm is w·(x−mean)/√(var+eps)+b with the mean and the factor of each row.
+func layerNorm(x, w, b mat, eps float64) (y, stats mat) {
+	y, stats = newMat(x.rows, x.cols), newMat(x.rows, 2)
+	for r := range x.rows {
+		var mean, variance float64
+		for _, v := range x.row(r) {
+			mean += v / float64(x.cols)
+		}
+		for _, v := range x.row(r) {
+			variance += (v - mean) * (v - mean) / float64(x.cols)
+		}
+		rstd := 1 / math.Sqrt(variance+eps)
+		stats.v[2*r], stats.v[2*r+1] = mean, rstd
+		for c, v := range x.row(r) {
+			y.add(r, c, (v-mean)*rstd*w.v[c]+b.v[c])
+		}
+	}
+	return y, stats
+}
+
+// layerNormGrad writes the Jacobian out: ∂x̂_c/∂x_j = rstd·(δ_cj − 1/n − x̂_c·x̂_j/n).
+func layerNormGrad(dy, x, w mat, eps float64) (dx, dw, db mat) {
+	_, stats := layerNorm(x, w, newMat(1, x.cols), eps)
+	dx, dw, db = newMat(x.rows, x.cols), newMat(1, x.cols), newMat(1, x.cols)
+	n := float64(x.cols)
+	for r := range x.rows {
+		mean, rstd := stats.at(r, 0), stats.at(r, 1)
+		var sum, dot float64
+		for c, v := range x.row(r) {
+			hat, g := (v-mean)*rstd, dy.at(r, c)
+			dw.v[c] += g * hat
+			db.v[c] += g
+			sum += g * w.v[c]
+			dot += g * w.v[c] * hat
+		}
+		for j, v := range x.row(r) {
+			dx.add(r, j, rstd*(dy.at(r, j)*w.v[j]-sum/n-(v-mean)*rstd*dot/n))
+		}
+	}
+	return dx, dw, db
+}
+
 // rope turns pairs (j, j+dim/2) of every head of x by the row's angles.
 func rope(x, table mat, pos []int32, dim int, inverse bool) mat {
 	y := newMat(x.rows, x.cols)
@@ -134,6 +180,39 @@ func gluGrad(dy, gateUp mat) mat {
 		}
 	}
 	return d
+}
+
+// activation is an activation function as its definition says.
+func activation(act device.Act) func(x float64) float64 {
+	if act == device.GELU {
+		return func(x float64) float64 { return x / 2 * (1 + math.Erf(x/math.Sqrt2)) }
+	}
+	return func(x float64) float64 { return x / 2 * (1 + math.Tanh(math.Sqrt(2/math.Pi)*(x+0.044715*x*x*x))) }
+}
+
+// activationSlope is the derivative.
+func activationSlope(act device.Act) func(x float64) float64 {
+	if act == device.GELU {
+		return func(x float64) float64 {
+			return (1+math.Erf(x/math.Sqrt2))/2 + x*math.Exp(-x*x/2)/math.Sqrt(2*math.Pi)
+		}
+	}
+	return func(x float64) float64 {
+		th := math.Tanh(math.Sqrt(2/math.Pi) * (x + 0.044715*x*x*x))
+		return (1+th)/2 + x/2*(1-th*th)*math.Sqrt(2/math.Pi)*(1+3*0.044715*x*x)
+	}
+}
+
+// apply is f of every element, times that of by where it has any.
+func apply(f func(x float64) float64, x, by mat) mat {
+	y := newMat(x.rows, x.cols)
+	for i, v := range x.v {
+		y.v[i] = f(v)
+		if by.v != nil {
+			y.v[i] *= by.v[i]
+		}
+	}
+	return y
 }
 
 // geometry is what attention needs to know.

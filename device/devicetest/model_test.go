@@ -1,6 +1,7 @@
 package devicetest
 
 import (
+	"fmt"
 	"math"
 	"testing"
 )
@@ -48,6 +49,21 @@ func TestModelGradientsAreFiniteDifferences(t *testing.T) {
 		checkGradient(t, "dx", x, dx, f)
 		checkGradient(t, "dw", w, dw, f)
 	})
+	t.Run("layerNorm", func(t *testing.T) {
+		x, w, b, dy := s.normal(3, 5), s.normal(1, 5), s.normal(1, 5), s.normal(3, 5)
+		f := func() float64 { y, _ := layerNorm(x, w, b, 0.1); return inner(y, dy) }
+		dx, dw, db := layerNormGrad(dy, x, w, 0.1)
+		checkGradient(t, "dx", x, dx, f)
+		checkGradient(t, "dw", w, dw, f)
+		checkGradient(t, "db", b, db, f)
+	})
+	for _, act := range activations {
+		t.Run(fmt.Sprint("activation ", act), func(t *testing.T) {
+			x, dy := scaled(s.normal(3, 8), 2), s.normal(3, 8)
+			dx := apply(activationSlope(act), x, dy)
+			checkGradient(t, "dx", x, dx, func() float64 { return inner(apply(activation(act), x, mat{}), dy) })
+		})
+	}
 	t.Run("rope", func(t *testing.T) {
 		x, dy, table, pos := s.normal(3, 8), s.normal(3, 8), ropeTable(9, 4), []int32{2, 0, 8}
 		f := func() float64 { return inner(rope(x, table, pos, 4, false), dy) }

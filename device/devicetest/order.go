@@ -163,6 +163,14 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 		{"RMSNormGrad without workspace", func() {
 			d.RMSNormGrad(r.s, x, flat, x, x, r.column(newMat(4, 1)), flat, device.Tensor{}, 4, nil)
 		}},
+		{"LayerNorm without a bias", func() { d.LayerNorm(r.s, wide, device.Tensor{}, x, flat, device.Tensor{}, 1e-5) }},
+		{"LayerNorm with half its stats", func() { d.LayerNorm(r.s, r.out(f, 4, 8), r.column(newMat(4, 1)), x, flat, flat, 1e-5) }},
+		{"LayerNormGrad without workspace", func() {
+			d.LayerNormGrad(r.s, x, flat, r.out(f, 1, 8), x, x, r.make(f, 4, 2, 2, nil), flat, device.Tensor{}, 4, nil)
+		}},
+		{"Activate with a gated function", func() { d.Activate(r.s, r.out(f, 4, 8), x, device.SiLU) }},
+		{"ActivateGrad of another type", func() { d.ActivateGrad(r.s, x, half, x, device.GELU) }},
+		{"GLU with a plain function", func() { d.GLU(r.s, r.out(f, 4, 4), x, device.GELU) }},
 		{"Rope of half a head", func() { d.Rope(r.s, x, x, r.in(f, newMat(4, 5)), ids, 5, false) }},
 		{"GLU of a narrow input", func() { d.GLU(r.s, x, x, device.SiLU) }},
 		{"Attention without all rows", func() { d.Attention(r.s, x, device.Tensor{}, x, x.ColRange(0, 4), x.ColRange(0, 4), docs, a, nil) }},

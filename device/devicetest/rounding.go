@@ -18,6 +18,7 @@ func runRounding(t *testing.T, d device.Device) {
 		})
 	}
 	t.Run("RMSNormRoundsTwice", func(t *testing.T) { normRoundsTwice(t, d) })
+	t.Run("LayerNormRoundsOnce", func(t *testing.T) { normRoundsOnce(t, d) })
 	t.Run("HeadLossKeepsLogitsInF32", func(t *testing.T) { logitsInF32(t, d) })
 }
 
@@ -39,6 +40,9 @@ func sumsAreCut(t *testing.T, d device.Device, dt device.DType, seq int) {
 	r.d.LinearDW(r.s, dw, db, g, ones, seq, r.workspace(device.OpLinearDW, sh))
 	r.d.RMSNormGrad(r.s, r.out(dt, n, cols), dNorm, g, ones, r.column(full(n, 1, 1)), r.in(dt, full(1, cols, 1)), device.Tensor{}, seq,
 		r.workspace(device.OpNormGrad, sh))
+	dPlain, dBias := sum(1, cols), sum(1, cols)
+	r.d.LayerNormGrad(r.s, r.out(dt, n, cols), dPlain, dBias, g, ones, r.make(device.F32, n, 2, 2, encode(device.F32, statsOf(n, 0, 1))),
+		r.in(dt, full(1, cols, 1)), device.Tensor{}, seq, r.workspace(device.OpLayerNormGrad, sh))
 	order, starts := slotsOfAll(make([]int32, n), 2) // every token is in slot 0
 	r.d.EmbedGrad(r.s, rows, g, r.ints(order), r.ints(starts), seq, r.workspace(device.OpEmbedGrad, sh))
 	// Two equal logits: the gradient of the one that is no target is ½·2·1.25.
@@ -50,7 +54,8 @@ func sumsAreCut(t *testing.T, d device.Device, dt device.DType, seq int) {
 		name   string
 		t      device.Tensor
 		lo, hi int // elements that were added to
-	}{{"dw", dw, 0, cols * cols}, {"db", db, 0, cols}, {"norm's dw", dNorm, 0, cols}, {"embedding's row", rows, 0, cols}, {"head's dw", h.DW, cols, 2 * cols}} {
+	}{{"dw", dw, 0, cols * cols}, {"db", db, 0, cols}, {"norm's dw", dNorm, 0, cols},
+		{"layer norm's dw", dPlain, 0, cols}, {"layer norm's db", dBias, 0, cols}, {"embedding's row", rows, 0, cols}, {"head's dw", h.DW, cols, 2 * cols}} {
 		for i, v := range r.read(c.t)[c.lo:c.hi] {
 			if v != want {
 				t.Errorf("%s in sequences of %d: element %d is 2³³ %+g, want %+g", c.name, seq, i, v-start, want-start)
@@ -62,6 +67,32 @@ func sumsAreCut(t *testing.T, d device.Device, dt device.DType, seq int) {
 		if v != start {
 			t.Errorf("empty slot: element %d is 2³³ %+g", i, v-start)
 		}
+	}
+}
+
+// statsOf is mean and factor of so many rows.
+func statsOf(rows int, mean, rstd float64) []float64 {
+	return slices.Repeat([]float64{mean, rstd}, rows)
+}
+
+// normRoundsOnce: LayerNorm rounds nothing but its result.
+func normRoundsOnce(t *testing.T, d device.Device) {
+	const rows, cols = 50, 96
+	s := newSource("normRoundsOnce")
+	x, w, b := roundMat(s.normal(rows, cols), device.BF16), roundMat(s.normal(1, cols), device.BF16), roundMat(s.normal(1, cols), device.BF16)
+	r := newRig(t, d, layouts[0])
+	defer r.close()
+	y := r.out(device.BF16, rows, cols)
+	r.d.LayerNorm(r.s, y, device.Tensor{}, r.in(device.BF16, x), r.in(device.BF16, w), r.in(device.BF16, b), eps)
+	want, _ := layerNorm(x, w, b, eps)
+	differ := 0
+	for i, got := range r.read(y) {
+		if got != roundTo(want.v[i], device.BF16) {
+			differ++
+		}
+	}
+	if differ > rows*cols/100 {
+		t.Errorf("%d of %d elements are not those of one rounding", differ, rows*cols)
 	}
 }
 

@@ -16,6 +16,7 @@ func runValues(t *testing.T, d device.Device) {
 			t.Run("ProductsPropagate", func(t *testing.T) { productsPropagate(t, d, dt) })
 			t.Run("RowsPropagate", func(t *testing.T) { rowsPropagate(t, d, dt) })
 			t.Run("HeadLossPropagates", func(t *testing.T) { headLossPropagates(t, d, dt) })
+			t.Run("ActivationsHaveTheirLimits", func(t *testing.T) { activationLimits(t, d, dt) })
 			t.Run("LargeLogitsStayFinite", func(t *testing.T) { largeLogits(t, d, dt) })
 		})
 	}
@@ -116,6 +117,10 @@ func rowsPropagate(t *testing.T, d device.Device, dt device.DType) {
 	r.d.GLU(r.s, g, xt, device.SiLU)
 	sum := r.out(dt, rows, 2*cols)
 	r.d.Add(r.s, sum, xt, xt)
+	centered, erf, tanh := r.out(dt, rows, 2*cols), r.out(dt, rows, 2*cols), r.out(dt, rows, 2*cols)
+	r.d.LayerNorm(r.s, centered, device.Tensor{}, xt, w, w, eps)
+	r.d.Activate(r.s, erf, xt, device.GELU)
+	r.d.Activate(r.s, tanh, xt, device.GELUTanh)
 	spoilt := func(width int, where func(i int) bool) func(i int) string {
 		return func(i int) string {
 			if where(i) {
@@ -127,6 +132,9 @@ func rowsPropagate(t *testing.T, d device.Device, dt device.DType) {
 	expectKinds(t, "RMSNorm", r.read(y), spoilt(2*cols, func(i int) bool { return i/(2*cols) == 4 }))
 	expectKinds(t, "GLU", r.read(g), spoilt(cols, func(i int) bool { return i == 4*cols+3 }))
 	expectKinds(t, "Add", r.read(sum), spoilt(2*cols, func(i int) bool { return i == 4*2*cols+3 }))
+	expectKinds(t, "LayerNorm", r.read(centered), spoilt(2*cols, func(i int) bool { return i/(2*cols) == 4 }))
+	expectKinds(t, "GELU", r.read(erf), spoilt(2*cols, func(i int) bool { return i == 4*2*cols+3 }))
+	expectKinds(t, "GELUTanh", r.read(tanh), spoilt(2*cols, func(i int) bool { return i == 4*2*cols+3 }))
 }
 
 func headLossPropagates(t *testing.T, d device.Device, dt device.DType) {
@@ -199,6 +207,28 @@ func largeLogits(t *testing.T, d device.Device, dt device.DType) {
 	}
 	if got := r.read(lse)[0]; got != 1e6 {
 		t.Errorf("lse is %g, want 1e6", got)
+	}
+}
+
+// activationLimits: far out an activation is its input or zero, and so is its slope 1 or 0.
+func activationLimits(t *testing.T, d device.Device, dt device.DType) {
+	x := mat{1, 8, []float64{0, 1e15, -1e15, 300, -300, 40, -40, 1e-30}}
+	slope := []float64{0.5, 1, 0, 1, 0, 1, 0, 0.5}
+	want := []float64{0, 1e15, 0, 300, 0, 40, 0, 0.5e-30}
+	roundMat(x, dt)
+	r := newRig(t, d, layouts[0])
+	defer r.close()
+	ones := mat{1, 8, []float64{1, 1, 1, 1, 1, 1, 1, 1}}
+	xt, g, y, dx := r.in(dt, x), r.in(dt, ones), r.out(dt, 1, 8), r.out(dt, 1, 8)
+	for _, act := range activations {
+		r.d.Activate(r.s, y, xt, act)
+		r.d.ActivateGrad(r.s, dx, g, xt, act)
+		got, gotSlope := r.read(y), r.read(dx)
+		for i := range want {
+			if math.Abs(got[i]-want[i]) > 0.01*math.Abs(want[i]) || gotSlope[i] != slope[i] {
+				t.Errorf("activation %d at %g: %g with slope %g, want %g with %g", act, x.v[i], got[i], gotSlope[i], want[i], slope[i])
+			}
+		}
 	}
 }
 

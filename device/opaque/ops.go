@@ -101,6 +101,24 @@ func (d *Device) RMSNormGrad(s device.Stream, dx, dw, dy, x, rstd, w, add device
 	c.run(func() { d.inner.RMSNormGrad(c.s.inner, dx, dw, dy, x, rstd, w, add, seq, ws) })
 }
 
+// LayerNorm is the operation of package device.
+func (d *Device) LayerNorm(s device.Stream, y, stats, x, w, b device.Tensor, eps float32) {
+	device.CheckLayerNorm(y, stats, x, w, b)
+	c := d.begin(s)
+	y, stats, x, w, b = c.tensor(y), c.tensor(stats), c.tensor(x), c.tensor(w), c.tensor(b)
+	c.run(func() { d.inner.LayerNorm(c.s.inner, y, stats, x, w, b, eps) })
+}
+
+// LayerNormGrad is the operation of package device.
+func (d *Device) LayerNormGrad(s device.Stream, dx, dw, db, dy, x, stats, w, add device.Tensor, seq int, ws device.Buf) {
+	device.CheckLayerNormGrad(dx, dw, db, dy, x, stats, w, add, seq)
+	c := d.begin(s)
+	dx, dw, db, dy = c.tensor(dx), c.tensor(dw), c.tensor(db), c.tensor(dy)
+	x, stats, w, add = c.tensor(x), c.tensor(stats), c.tensor(w), c.tensor(add)
+	ws = c.workspace(ws, d.Need(device.OpLayerNormGrad, device.Shape{Rows: x.Rows, Seq: seq, In: x.Cols, DT: x.DT}))
+	c.run(func() { d.inner.LayerNormGrad(c.s.inner, dx, dw, db, dy, x, stats, w, add, seq, ws) })
+}
+
 // Rope is the operation of package device.
 func (d *Device) Rope(s device.Stream, q, k, table, pos device.Tensor, headDim int, inverse bool) {
 	device.CheckRope(q, k, table, pos, headDim)
@@ -123,6 +141,22 @@ func (d *Device) GLUGrad(s device.Stream, dGateUp, dy, gateUp device.Tensor, act
 	c := d.begin(s)
 	dGateUp, dy, gateUp = c.tensor(dGateUp), c.tensor(dy), c.tensor(gateUp)
 	c.run(func() { d.inner.GLUGrad(c.s.inner, dGateUp, dy, gateUp, act) })
+}
+
+// Activate is the operation of package device.
+func (d *Device) Activate(s device.Stream, y, x device.Tensor, act device.Act) {
+	device.CheckActivate(y, x, act)
+	c := d.begin(s)
+	y, x = c.tensor(y), c.tensor(x)
+	c.run(func() { d.inner.Activate(c.s.inner, y, x, act) })
+}
+
+// ActivateGrad is the operation of package device.
+func (d *Device) ActivateGrad(s device.Stream, dx, dy, x device.Tensor, act device.Act) {
+	device.CheckActivateGrad(dx, dy, x, act)
+	c := d.begin(s)
+	dx, dy, x = c.tensor(dx), c.tensor(dy), c.tensor(x)
+	c.run(func() { d.inner.ActivateGrad(c.s.inner, dx, dy, x, act) })
 }
 
 // Add is the operation of package device.

@@ -97,9 +97,16 @@ type Table struct {
 
 	RMSNorm     [2]func(a *RMSNorm, lo, hi int)
 	RMSNormGrad [2]func(a *RMSNormGrad, lo, hi int, partial unsafe.Pointer)
-	Rope        [2]func(a *Rope, lo, hi int)
-	GLU         [2]func(a *GLU, lo, hi int)
-	GLUGrad     [2]func(a *GLUGrad, lo, hi int)
+	// LayerNormGrad's partial is F32 [2, Cols]: the sums of dy·x̂, then those of dy.
+	LayerNorm     [2]func(a *LayerNorm, lo, hi int)
+	LayerNormGrad [2]func(a *LayerNormGrad, lo, hi int, partial unsafe.Pointer)
+	Rope          [2]func(a *Rope, lo, hi int)
+	GLU           [2]func(a *GLU, lo, hi int)
+	GLUGrad       [2]func(a *GLUGrad, lo, hi int)
+
+	// Activate and ActivateGrad work on n elements of one type.
+	Activate     [2]func(y, x unsafe.Pointer, n int, act device.Act)
+	ActivateGrad [2]func(dx, dy, x unsafe.Pointer, n int, act device.Act)
 
 	// Add: dst = a + b, n elements of one type, rounded once; dst may be a or b.
 	Add [2]func(dst, a, b unsafe.Pointer, n int)
@@ -150,7 +157,23 @@ type RMSNormGrad struct {
 	LdDX, LdDY, LdX, LdAdd  int
 }
 
-// NormChunk is the most rows of one call of RMSNormGrad. Chunks are counted from the first
+// LayerNorm is device.LayerNorm; the range is of rows. Stats may be nil: not kept.
+type LayerNorm struct {
+	Y, Stats, X, W, B unsafe.Pointer
+	Cols              int
+	LdY, LdX          int
+	Eps               float32
+}
+
+// LayerNormGrad is device.LayerNormGrad for rows [lo, hi), with chunks as [RMSNormGrad].
+// Partial is overwritten. Add is nil for none.
+type LayerNormGrad struct {
+	DX, DY, X, Stats, W, Add unsafe.Pointer
+	Cols                     int
+	LdDX, LdDY, LdX, LdAdd   int
+}
+
+// NormChunk is the most rows of one call of RMSNormGrad or LayerNormGrad. Chunks are counted from the first
 // row of a block.
 const NormChunk = 64
 

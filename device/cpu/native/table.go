@@ -31,6 +31,12 @@ func Table(path string) kernel.Table {
 		t.RMSNormGrad[dt] = func(a *kernel.RMSNormGrad, lo, hi int, partial unsafe.Pointer) {
 			rmsNormGrad(a, lo, hi, partial, bf16)
 		}
+		t.LayerNorm[dt] = func(a *kernel.LayerNorm, lo, hi int) { layerNorm(a, lo, hi, bf16) }
+		t.LayerNormGrad[dt] = func(a *kernel.LayerNormGrad, lo, hi int, partial unsafe.Pointer) {
+			layerNormGrad(a, lo, hi, partial, bf16)
+		}
+		t.Activate[dt] = func(y, x unsafe.Pointer, n int, act device.Act) { activate(y, x, n, act, bf16) }
+		t.ActivateGrad[dt] = func(dx, dy, x unsafe.Pointer, n int, act device.Act) { activateGrad(dx, dy, x, n, act, bf16) }
 		t.Rope[dt] = func(a *kernel.Rope, lo, hi int) { ropeRows(a, lo, hi, bf16) }
 		t.GLU[dt] = func(a *kernel.GLU, lo, hi int) { gluRows(a, lo, hi, bf16) }
 		t.GLUGrad[dt] = func(a *kernel.GLUGrad, lo, hi int) { gluGradRows(a, lo, hi, bf16) }
@@ -81,6 +87,44 @@ func rmsNormGrad(a *kernel.RMSNormGrad, lo, hi int, partial unsafe.Pointer, bf16
 		RmsNormGrad(&RmsNormGradArgs{
 			Args: unsafe.Pointer(a), Lo: int64(lo), Hi: int64(min(hi, lo+step)), Partial: partial, Bf16: bf16,
 		})
+	}
+}
+
+func layerNorm(a *kernel.LayerNorm, lo, hi int, bf16 int64) {
+	for step := rowsPerCall(a.Cols); lo < hi; lo += step {
+		LayerNorm(&LayerNormArgs{Args: unsafe.Pointer(a), Lo: int64(lo), Hi: int64(min(hi, lo+step)), Bf16: bf16})
+	}
+}
+
+func layerNormGrad(a *kernel.LayerNormGrad, lo, hi int, partial unsafe.Pointer, bf16 int64) {
+	clear(unsafe.Slice((*float32)(partial), 2*a.Cols))
+	for step := rowsPerCall(a.Cols); lo < hi; lo += step {
+		LayerNormGrad(&LayerNormGradArgs{
+			Args: unsafe.Pointer(a), Lo: int64(lo), Hi: int64(min(hi, lo+step)), Partial: partial, Bf16: bf16,
+		})
+	}
+}
+
+// plain holds activations to those that the kernels know.
+func plain(act device.Act) {
+	if act != device.GELU && act != device.GELUTanh {
+		panic("native: unknown activation function")
+	}
+}
+
+func activate(y, x unsafe.Pointer, n int, act device.Act, bf16 int64) {
+	plain(act)
+	for lo := 0; lo < n; lo += callElements {
+		Activate(&ActivateArgs{X: elementAt(x, lo, bf16), Y: elementAt(y, lo, bf16),
+			N: int64(min(n-lo, callElements)), Act: int64(act), Bf16: bf16})
+	}
+}
+
+func activateGrad(dx, dy, x unsafe.Pointer, n int, act device.Act, bf16 int64) {
+	plain(act)
+	for lo := 0; lo < n; lo += callElements {
+		ActivateGrad(&ActivateGradArgs{X: elementAt(x, lo, bf16), Dy: elementAt(dy, lo, bf16), Dx: elementAt(dx, lo, bf16),
+			N: int64(min(n-lo, callElements)), Act: int64(act), Bf16: bf16})
 	}
 }
 

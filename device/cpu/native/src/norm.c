@@ -10,26 +10,6 @@ struct rms_norm {
   int64_t bf16;
 };
 
-// dot is the sum of f(j)·g(j) over a row, in an order that only its length decides: four
-// vectors in turn, added pairwise, then their lanes.
-#define ROW_SUM(result, cols, a, b)                                        \
-  do {                                                                     \
-    vec s0 = zero(), s1 = zero(), s2 = zero(), s3 = zero();                \
-    i64 j = 0;                                                             \
-    for (; j + 64 <= (cols); j += 64) {                                    \
-      s0 = fma(a(j, 0xffff), b(j, 0xffff), s0);                            \
-      s1 = fma(a(j + 16, 0xffff), b(j + 16, 0xffff), s1);                  \
-      s2 = fma(a(j + 32, 0xffff), b(j + 32, 0xffff), s2);                  \
-      s3 = fma(a(j + 48, 0xffff), b(j + 48, 0xffff), s3);                  \
-    }                                                                      \
-    for (; j < (cols); j += 16) {                                          \
-      __mmask16 m_ = first((cols)-j);                                      \
-      vec t = s0;                                                          \
-      s0 = s1, s1 = s2, s2 = s3, s3 = fma(a(j, m_), b(j, m_), t);          \
-    }                                                                      \
-    result = sum(_mm512_add_ps(_mm512_add_ps(s0, s1), _mm512_add_ps(s2, s3))); \
-  } while (0)
-
 INLINE AVX512 void norm_row(const struct norm_args *a, i64 r, int bf16) {
   const void *x = at(a->x, r * a->ld_x, bf16);
   void *y = at(a->y, r * a->ld_y, bf16);

@@ -16,6 +16,17 @@ struct norm_grad_args {
   int64_t cols, ld_dx, ld_dy, ld_x, ld_add;
 };
 
+struct layer_norm_args {
+  void *y, *stats, *x, *w, *b;
+  int64_t cols, ld_y, ld_x;
+  float eps;
+};
+
+struct layer_norm_grad_args {
+  void *dx, *dy, *x, *stats, *w, *add;
+  int64_t cols, ld_dx, ld_dy, ld_x, ld_add;
+};
+
 struct rope_args {
   void *q, *k, *table, *pos;
   int64_t heads, kv_heads, head_dim, ld_q, ld_k, ld_table, inverse;
