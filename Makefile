@@ -51,9 +51,13 @@ fetch: ## models, vocabularies and texts of others into .cache/testdata, pinned 
 	@scripts/fetch.sh all
 
 .PHONY: demo
-demo: build ## fine-tune SmolLM2-135M-Instruct on the CMU dictionary and show it before and after
+demo: build ## fine-tune SmolLM2-135M-Instruct on a cluster of seven processes and show it before and after
 	@scripts/fetch.sh demo
 	@scripts/demo.sh
+
+.PHONY: demo-check
+demo-check: build ## train the job of the last demo in one process; the weights must be the same
+	@scripts/demo.sh check
 
 .PHONY: oracle
 oracle: ## PyTorch and Hugging Face in .cache/oracle, for parity, bench and new golden numbers
@@ -66,6 +70,11 @@ parity: build oracle fetch ## live against PyTorch: SmolLM2's held-out loss, the
 .PHONY: kills
 kills: ## fifty kill -9 at random moments of a job; every run must end on the undisturbed hash
 	SKEIN_KILLS=$${SKEIN_KILLS:-50} go test -tags invariants -count=1 -timeout 60m -run TestAKilledJob -v ./cmd/skein
+
+KILLS ?= 50
+.PHONY: chaos
+chaos: ## KILLS=50 times kill -9 of every process of a cluster at random moments; SEED=n repeats a run
+	@SKEIN_CHAOS=$(KILLS) SKEIN_CHAOS_SEED=$(SEED) go test -tags invariants -count=1 -timeout 120m -run TestEveryProcessIsKilled ./cmd/skein | grep -v '^ok '
 
 BENCH ?=
 .PHONY: bench
