@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 )
@@ -17,25 +19,55 @@ func hcLogger(to *slog.Logger) hclog.Logger {
 		level = hclog.Info
 	}
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Output: io.Discard, Level: level})
-	l.RegisterSink(slogSink{to, level})
+	l.RegisterSink(&slogSink{to: to, level: level, said: map[string]time.Time{}})
 	return l
 }
+
+// connectionEnded is what raft says of every connection whose other end has gone, which
+// is nobody's fault.
+const connectionEnded = "failed to decode incoming command"
+
+// sayAgain is how long the same complaint about the same server is kept quiet: of one
+// that is down, raft complains several times a second.
+const sayAgain = 10 * time.Second
 
 type slogSink struct {
 	to    *slog.Logger
 	level hclog.Level
+
+	mu   sync.Mutex
+	said map[string]time.Time // by message and server
+}
+
+// again tells whether a complaint was made a moment ago.
+func (s *slogSink) again(msg string, args []any) bool {
+	about := []any{msg}
+	for i := 0; i+1 < len(args); i += 2 {
+		if args[i] == "peer" || args[i] == "server-id" {
+			about = append(about, args[i+1])
+		}
+	}
+	key := fmt.Sprint(about...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.said[key]) < sayAgain {
+		return true
+	}
+	s.said[key] = time.Now()
+	return false
 }
 
 // Accept implements hclog.SinkAdapter.
-func (s slogSink) Accept(name string, level hclog.Level, msg string, args ...any) {
+func (s *slogSink) Accept(name string, level hclog.Level, msg string, args ...any) {
 	if level < s.level {
 		return
 	}
 	as := slog.LevelDebug
-	switch level {
-	case hclog.Warn:
+	switch {
+	case level < hclog.Warn || msg == connectionEnded || s.again(msg, args):
+	case level == hclog.Warn:
 		as = slog.LevelWarn
-	case hclog.Error:
+	default:
 		as = slog.LevelError
 	}
 	for i, a := range args { // its own formatting types mean nothing to slog

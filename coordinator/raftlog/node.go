@@ -167,7 +167,9 @@ func (n *Node) start(logger hclog.Logger) (*raft.Raft, error) {
 	c := raft.DefaultConfig()
 	c.LocalID = raft.ServerID(n.config.ID)
 	c.HeartbeatTimeout, c.ElectionTimeout = n.config.ElectionTimeout, n.config.ElectionTimeout
-	c.LeaderLeaseTimeout = n.config.ElectionTimeout / 2
+	// No read relies on the lease, so it may be as long as the timeout: a short one makes
+	// a leader on a busy machine step down for nothing.
+	c.LeaderLeaseTimeout = n.config.ElectionTimeout
 	c.SnapshotThreshold, c.TrailingLogs = n.config.SnapshotEntries, n.config.SnapshotEntries
 	c.SnapshotInterval = 10 * time.Second
 	c.ShutdownOnRemove = false // the coordinator says that it was removed, and stays to be asked

@@ -1,0 +1,26 @@
+package raftlog
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+)
+
+func TestTheSameComplaintIsMadeOnceInAWhile(t *testing.T) {
+	var out bytes.Buffer
+	l := hcLogger(slog.New(slog.NewTextHandler(&out, nil)))
+	for range 5 {
+		l.Error("failed to heartbeat to", "peer", "c2", "error", "refused")
+		l.Error("failed to heartbeat to", "peer", "c3", "error", "refused")
+		l.Warn("heartbeat timeout reached")
+		l.Error(connectionEnded, "error", "EOF")
+		l.Info("entering follower state")
+	}
+	got := out.String()
+	for text, want := range map[string]int{"level=ERROR": 2, "level=WARN": 1, "peer=c2": 1, "peer=c3": 1, connectionEnded: 0, "entering": 0} {
+		if n := strings.Count(got, text); n != want {
+			t.Errorf("%q is said %d times, want %d:\n%s", text, n, want, got)
+		}
+	}
+}
