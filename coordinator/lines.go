@@ -12,18 +12,23 @@ import (
 // Limits on the lines that a leader keeps in its memory. They are for people: a line
 // that is lost costs nothing else.
 const (
-	linesMax      = 2000    // of a job, the newest
-	linesTotalMax = 200_000 // of all jobs; those of jobs that are over make way
-	lineJSONMax   = 16 << 10
+	linesMax           = 2000      // of a job, the newest
+	linesBytesMax      = 4 << 20   // of a job
+	linesBytesTotalMax = 256 << 20 // of all jobs; those of jobs that are over make way
+	lineJSONMax        = 16 << 10
+	lineBytesExtra     = 200 // about what a line takes beside its JSON
 )
 
 // lines are what the workers of a job said to people, in the order in which this leader
 // heard it.
 type lines struct {
-	kept []*skeinv1.Line // the newest; read only
-	next uint64          // number of the line that comes after the last of kept, from 0
-	last map[string]heardLine
+	kept  []*skeinv1.Line // the newest; read only
+	bytes int             // of kept
+	next  uint64          // number of the line that comes after the last of kept, from 0
+	last  map[string]heardLine
 }
+
+func lineBytes(l *skeinv1.Line) int { return len(l.GetJson()) + lineBytesExtra }
 
 // heardLine is the last line of one worker. Workers say their lines in order, and say
 // them again from the oldest that they have when they begin a new session.
@@ -49,11 +54,15 @@ func (h *hearing) say(job, incarnation string, said []*skeinv1.Line) {
 		}
 		l.last[line.GetWorker()] = heardLine{incarnation, line.GetSequence()}
 		l.kept = append(l.kept, line)
+		l.bytes += lineBytes(line)
 		l.next++
 	}
-	if over := len(l.kept) - linesMax; over > 0 {
-		l.kept = slices.Clone(l.kept[over:])
+	over := 0
+	for len(l.kept)-over > linesMax || l.bytes > linesBytesMax {
+		l.bytes -= lineBytes(l.kept[over])
+		over++
 	}
+	l.kept = slices.Delete(l.kept, 0, over)
 	if l.next != before {
 		h.wakeWatchers()
 	}
@@ -99,14 +108,14 @@ func (h *hearing) forgetLines(s *fsm.State) {
 	maps.DeleteFunc(h.lines, func(job string, _ *lines) bool { return s.Jobs[job] == nil })
 	total := 0
 	for _, l := range h.lines {
-		total += len(l.kept)
+		total += l.bytes
 	}
-	if total <= linesTotalMax {
+	if total <= linesBytesTotalMax {
 		return
 	}
 	for _, j := range s.InOrder() {
-		if l := h.lines[j.ID]; l != nil && j.Phase.Final() && total > linesTotalMax {
-			total -= len(l.kept)
+		if l := h.lines[j.ID]; l != nil && j.Phase.Final() && total > linesBytesTotalMax {
+			total -= l.bytes
 			delete(h.lines, j.ID)
 		}
 	}

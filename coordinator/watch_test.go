@@ -83,10 +83,14 @@ func TestLinesGoWithTheirJob(t *testing.T) {
 		return r.Job
 	}
 	var ids []string
-	for i := range linesTotalMax/linesMax + 2 {
+	long := []byte(`"` + strings.Repeat("x", lineJSONMax-2) + `"`)
+	for i := range linesBytesTotalMax/linesBytesMax + 2 {
 		id := apply(&fsm.Submit{Request: fmt.Sprint(i), Name: "job", Spec: []byte("{}"), WorldSize: 1, WorkersMin: 1, WorkersMax: 1})
-		for n := range uint64(linesMax) {
-			h.say(id, "p1", []*skeinv1.Line{said("w1", n+1, 10)})
+		for n := range uint64(linesBytesMax/lineJSONMax + 10) {
+			h.say(id, "p1", []*skeinv1.Line{{Worker: "w1", Sequence: n + 1, Name: "note", Json: long}})
+		}
+		if list, _ := h.linesFrom(id, 0); len(list) != linesBytesMax/(lineJSONMax+lineBytesExtra) {
+			t.Fatalf("%d long lines are kept", len(list))
 		}
 		if ids = append(ids, id); i > 0 {
 			apply(&fsm.Cancel{Job: id})
