@@ -185,7 +185,12 @@ func (c *Client) Wait(ctx context.Context, id, what string) (*skeinv1.Job, error
 type EndedError struct{ Job *skeinv1.Job }
 
 func (e *EndedError) Error() string {
-	return fmt.Sprintf("job %s %s: %s", e.Job.GetId(), Word(e.Job.GetPhase()), e.Job.GetReason())
+	phase := Word(e.Job.GetPhase())
+	reason := strings.TrimPrefix(strings.TrimPrefix(e.Job.GetReason(), phase), ": ")
+	if reason == "" {
+		return fmt.Sprintf("job %s was %s", e.Job.GetId(), phase)
+	}
+	return fmt.Sprintf("job %s %s: %s", e.Job.GetId(), phase, reason)
 }
 
 // Ended is nil for a job that is done, else an [EndedError].

@@ -154,6 +154,9 @@ func measure(ctx context.Context, o options, l *allreduce.Listener, config *tls.
 	return nil
 }
 
+// stepsMin are run however long they take.
+const stepsMin = 4
+
 // timing is what a step took: reduce and gather alone, and with vote and decision.
 type timing struct{ ring, step time.Duration }
 
@@ -167,7 +170,7 @@ func steps(ctx context.Context, link *allreduce.Link, rank shard.Rank, seconds f
 		var ring time.Duration
 		round := time.Now()
 		for range perRound {
-			stop := rank == 0 && time.Since(begin).Seconds() > seconds
+			stop := rank == 0 && step > stepsMin && time.Since(begin).Seconds() > seconds
 			took, last, err := one(ctx, link, rank, step, stop)
 			if err != nil {
 				return best, err

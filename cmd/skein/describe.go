@@ -108,12 +108,18 @@ func description(j client.Job, now time.Time) string {
 		row("Result", "%s", done)
 	}
 	row("Submitted", "%s, %s ago", j.Submitted.Local().Format(time.DateTime), console.Age(now.Sub(j.Submitted)))
+	name, like := "Events", 0
 	for i, e := range j.Events {
-		name := ""
-		if i == 0 {
-			name = "Events"
+		if e.Kind == "published" && i+1 < len(j.Events) && j.Events[i+1].Kind == e.Kind {
+			like++ // of many in a row the last one tells all
+			continue
 		}
-		row(name, "%s  %-10s  %s", e.At.Local().Format(time.TimeOnly), e.Kind, strings.TrimPrefix(e.Text, e.Kind+": "))
+		text := strings.TrimPrefix(e.Text, e.Kind+": ")
+		if like > 0 {
+			text += fmt.Sprintf(" (and %d before)", like)
+		}
+		row(name, "%s  %-10s  %s", e.At.Local().Format(time.TimeOnly), e.Kind, text)
+		name, like = "", 0
 	}
 	return b.String()
 }
