@@ -80,7 +80,7 @@ func description(j client.Job, now time.Time) string {
 	if j.Preparer != "" && j.Phase == "preparing" {
 		row("Prepared by", "%s", j.Preparer)
 	}
-	if p := j.Progress; p != nil {
+	if p := j.Progress; p != nil && j.Phase == "running" {
 		val := ""
 		if p.Validation != nil {
 			val = fmt.Sprintf(" · val %.3f@%d", *p.Validation, p.ValidationStep)
