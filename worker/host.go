@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,15 +31,16 @@ const connectMax = 30 * time.Second
 type hosting struct {
 	run
 	HostConfig
-	key       allreduce.Key
-	self      int // own place among the members
-	link      *allreduce.Link
-	samples   *stream.Client
-	settled   settled
-	served    *data.Dataset // that this generation made the stream server serve
-	saving    *saving       // the newest checkpoint on its way, published or not
-	tokensAll atomic.Int64  // of all ranks in this generation, until the last checkpoint
-	closers   []func() error
+	key          allreduce.Key
+	self         int // own place among the members
+	link         *allreduce.Link
+	samples      *stream.Client
+	settled      settled
+	served       *data.Dataset // that this generation made the stream server serve
+	saving       *saving       // the newest checkpoint on its way, published or not
+	targets      int64         // since step 0
+	tokensBefore int64         // that earlier generations computed, up to the checkpoint that this one began with
+	closers      []func() error
 }
 
 // Host hosts ranks of a job until it is done, broken, failed, or ctx ends. When it
@@ -304,6 +304,12 @@ func (h *hosting) resume() error {
 	if err := h.store.restore(ck); err != nil {
 		return err
 	}
+	if n, ok := h.store.value(tokensName, true); ok {
+		h.tokensBefore = int64(n)
+	}
+	for _, s := range h.store.state.History {
+		h.targets += s.Tokens
+	}
 	if h.leads() { // a publisher that was killed may not have got as far
 		if err := checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest()); err != nil {
 			return err
@@ -370,7 +376,7 @@ func (h *hosting) step(ctx context.Context) error {
 	}
 	d := res.Decision
 	h.store.decided(d)
-	h.tokens += res.Tokens
+	h.tokens, h.targets = h.tokens+res.Tokens, h.targets+d.Tokens
 	// A worker knows its own ranks' padding; the others' is about the same.
 	tokens := res.Tokens * int64(h.Config.WorldSize) / int64(len(h.Config.Placement.Ranks(h.self)))
 	h.pace.add(res.Timing.Total(), tokens)
@@ -399,7 +405,8 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 	}
 	p := &skeinv1.Progress{
 		Generation: h.Order.GetGeneration(), Step: d.Step, Steps: h.Steps, Loss: d.Loss, LearningRate: rate, GradientNorm: d.GradNorm,
-		TokensPerSecond: h.pace.tokensPerSecond(), DataWaitShare: t.Data.Seconds() / t.Total().Seconds(), Targets: d.Tokens,
+		TokensPerSecond: h.pace.tokensPerSecond(), DataWaitShare: t.Data.Seconds() / t.Total().Seconds(),
+		Tokens: h.tokensBefore + h.tokens*tokens/max(1, res.Tokens), Targets: h.targets,
 		EtaSeconds: h.pace.eta(h.Steps - d.Step).Seconds(),
 	}
 	if v, ok := h.store.value(lossName, true); ok {
@@ -449,8 +456,10 @@ func (h *hosting) finish(ctx context.Context) error {
 			return adviseOnSpace(err)
 		}
 	}
-	h.tokens = h.tokensAll.Load()
 	done := h.summary()
+	if n, ok := h.store.value(tokensName, true); ok {
+		done.Tokens = int64(n)
+	}
 	h.emit(done)
 	return h.Complete(ctx, console.Marshal(done))
 }

@@ -263,19 +263,20 @@ func TestALostWorkerSendsTheOthersBackToThePublishedCheckpoint(t *testing.T) {
 		if i == 1 && !errors.Is(err, context.Canceled) || i != 1 && !ok {
 			t.Errorf("%s ended with %v", c.places[i].name, err)
 		}
-		if ok && !strings.Contains(broken.Reason, "step ") {
-			t.Errorf("%s names no step: %q", c.places[i].name, broken.Reason)
+		if ok && !strings.Contains(broken.Reason, "left the ring") { // w2, or who left because of it
+			t.Errorf("%s does not say who left: %q", c.places[i].name, broken.Reason)
 		}
 	}
-	if step := c.newest().Step; step != 10 {
-		t.Fatalf("step %d is published, want 10", step)
+	step := c.newest().Step // that of step 10 may have been on its way
+	if step != 5 && step != 10 {
+		t.Fatalf("step %d is published, want 5 or 10", step)
 	}
 	c.mustRun([]*place{c.places[2], c.places[0]})
 	if got := c.newest(); got.Weights != want || got.Step != 30 {
 		t.Errorf("step %d has weights %s, want step 30 with %s", got.Step, got.Weights, want)
 	}
 	l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
-	if err != nil || len(l.Steps) != 30 || !slices.Contains(l.ResumedAt, 10) {
+	if err != nil || len(l.Steps) != 30 || !slices.Contains(l.ResumedAt, step) {
 		t.Errorf("lineage: %d steps, resumed at %v, %v", len(l.Steps), l.ResumedAt, err)
 	}
 }

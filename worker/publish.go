@@ -23,9 +23,14 @@ type saving struct {
 	lineage checkpoint.Lineage
 	blocked atomic.Int64 // ns that training has waited for it
 	done    chan struct{}
-	err     error // valid once done is closed
-	chain   []checkpoint.Link
+	// Valid once done is closed; chain and tokens only on rank 0's worker.
+	err    error
+	chain  []checkpoint.Link
+	tokens int64 // computed by all ranks since step 0
 }
+
+// tokensName is the count of tokens that were computed up to a checkpoint, padding left out.
+const tokensName = "tokens"
 
 // share is what a worker tells the others of its part of a checkpoint.
 type share struct {
@@ -80,6 +85,7 @@ func (h *hosting) failedSave() error {
 	case <-h.saving.done:
 		if h.saving.chain != nil {
 			h.store.state.Chain = h.saving.chain
+			h.store.result(h.saving.state.Step, tokensName, float64(h.saving.tokens))
 		}
 		return h.saving.err
 	default:
@@ -103,12 +109,12 @@ func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- s
 	if err != nil {
 		return err
 	}
-	s.chain = m.Chain
+	s.chain, s.tokens = m.Chain, h.tokensBefore+tokens
 	ck := &skeinv1.Checkpoint{Generation: h.Order.GetGeneration(), Step: m.Step, Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
 	if err := h.Publish(ctx, ck); err != nil {
 		return err
 	}
-	return h.published(s, m, ck, tokens)
+	return h.published(s, m, ck)
 }
 
 // reading lets training go on as soon as its state has been read.
@@ -122,18 +128,18 @@ func (r reading) ReadDone() { close(r.done) }
 
 // published follows up on a checkpoint that is in the log: what reads the folder sees it
 // too, and old ones go.
-func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkpoint, tokens int64) error {
+func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkpoint) error {
 	if err := checkpoint.Commit(h.FS, h.dir, ck.Manifest); err != nil {
 		return err
 	}
 	s.lineage.Chain, s.lineage.Steps = m.Chain, s.state.History
+	s.lineage.Results = append(s.lineage.Results, checkpoint.Result{Step: m.Step, Name: tokensName, Value: checkpoint.Number(s.tokens)})
 	if err := checkpoint.AdvanceLineage(h.FS, h.store.lineagePath(), s.lineage); err != nil {
 		return err
 	}
 	if _, err := checkpoint.PruneOlder(h.FS, h.dir, h.Spec.Job.Checkpoint.Keep); err != nil {
 		return err
 	}
-	h.tokensAll.Store(tokens)
 	h.emit(console.Published{
 		Step: m.Step, Bytes: ck.Bytes, Seconds: time.Since(s.began).Seconds(),
 		BlockedSeconds: time.Duration(s.blocked.Load()).Seconds(), WeightsHash: ck.Weights, Path: h.dir,
