@@ -4,10 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +38,7 @@ type rig struct {
 }
 
 func newRig(t *testing.T, size int, ca *pki.CA) *rig {
+	t.Parallel() // it waits most of the time
 	r := &rig{T: t, dir: t.TempDir(), ca: ca, running: map[string]*Coordinator{}}
 	for i := range size {
 		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: freeAddress(t)})
@@ -63,14 +64,25 @@ func (r *rig) connect() {
 	r.jobs, r.ops = skeinv1.NewJobsClient(r.conn), skeinv1.NewClusterClient(r.conn)
 }
 
+// lastPort is the last one that freeAddress gave. They lie below those that systems give to
+// connections by themselves, so that none is taken while its coordinator is down.
+var lastPort = func() *atomic.Uint32 {
+	var p atomic.Uint32
+	p.Store(12_000 + uint32(os.Getpid())%4000*4)
+	return &p
+}()
+
+// freeAddress is one that nobody listens on, and no other test gets.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		address := fmt.Sprint("127.0.0.1:", lastPort.Add(1))
+		if listenable(address) {
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // files are what a process shows; nil in plain text.

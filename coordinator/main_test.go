@@ -65,6 +65,7 @@ type process struct {
 
 // newProcesses is a rig whose coordinators are processes.
 func newProcesses(t *testing.T, size int) *rig {
+	t.Parallel() // it waits most of the time
 	r := &rig{T: t, dir: t.TempDir(), ca: newCA(t, "test"), processes: map[string]*process{}}
 	for i := range size {
 		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: freeAddress(t)})
