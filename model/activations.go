@@ -5,19 +5,19 @@ import "github.com/skein-ml/skein/device"
 // activations are what a forward leaves for its backward.
 type activations struct {
 	final  device.Tensor // [N, C] the last layer's output
-	rstd   device.Tensor // [N, 1] of the final norm
+	stats  device.Tensor // [N, S] of the final norm
 	layers []layerActs   // one per layer, or one that all share
 	input  []device.Tensor
 }
 
 // layerActs are one layer's kept activations, besides its input.
 type layerActs struct {
-	qkv          device.Tensor // [N, Q+2K] after rotation
-	o            device.Tensor // [N, Q] attention's output
-	lse          device.Tensor // [H, N]
-	mid          device.Tensor // [N, C] after attention's residual
-	gateUp       device.Tensor // [N, 2F]
-	rstd1, rstd2 device.Tensor // [N, 1]
+	qkv            device.Tensor // [N, Q+2K] after rotation
+	o              device.Tensor // [N, Q] attention's output
+	lse            device.Tensor // [H, N]
+	mid            device.Tensor // [N, C] after attention's residual
+	inner          device.Tensor // [N, U] before the activation
+	stats1, stats2 device.Tensor // [N, S]
 }
 
 // scratch is what one layer needs and no other sees.
@@ -43,13 +43,13 @@ func (m *Model) newActivations() error {
 	a := &m.acts
 	a.layers = make([]layerActs, m.kept())
 	a.input = make([]device.Tensor, c.Layers)
-	list := []tensorSpec{{&a.rstd, device.F32, n, 1}, {&m.loss, device.F64, 1, 1}}
+	list := []tensorSpec{{&a.stats, device.F32, n, m.statsCols()}, {&m.loss, device.F64, 1, 1}}
 	for i := range a.layers {
 		l := &a.layers[i]
 		list = append(list,
 			tensorSpec{&l.qkv, dt, n, q + 2*kv}, tensorSpec{&l.o, dt, n, q}, tensorSpec{&l.lse, device.F32, c.Heads, n},
-			tensorSpec{&l.mid, dt, n, c.Hidden}, tensorSpec{&l.gateUp, dt, n, 2 * c.MLP},
-			tensorSpec{&l.rstd1, device.F32, n, 1}, tensorSpec{&l.rstd2, device.F32, n, 1})
+			tensorSpec{&l.mid, dt, n, c.Hidden}, tensorSpec{&l.inner, dt, n, m.innerCols()},
+			tensorSpec{&l.stats1, device.F32, n, m.statsCols()}, tensorSpec{&l.stats2, device.F32, n, m.statsCols()})
 	}
 	x := &m.scratch
 	list = append(list, tensorSpec{&x.c1, dt, n, c.Hidden}, tensorSpec{&x.f, dt, n, c.MLP})
@@ -89,7 +89,7 @@ func (m *Model) newWorkspace() error {
 		sh.In, sh.Out = in, out
 		need = max(need, m.dev.Need(op, sh))
 	}
-	products := [][2]int{{c.Hidden, q + 2*kv}, {q, c.Hidden}, {c.Hidden, 2 * c.MLP}, {c.MLP, c.Hidden}, {c.Hidden, c.Vocab}}
+	products := [][2]int{{c.Hidden, q + 2*kv}, {q, c.Hidden}, {c.Hidden, m.innerCols()}, {c.MLP, c.Hidden}, {c.Hidden, c.Vocab}}
 	for _, p := range products {
 		ask(device.OpLinear, p[0], p[1])
 		if !m.opt.ForwardOnly {
@@ -101,7 +101,7 @@ func (m *Model) newWorkspace() error {
 	ask(device.OpHeadLoss, c.Hidden, c.Vocab)
 	if !m.opt.ForwardOnly {
 		ask(device.OpAttentionGrad, q, q)
-		ask(device.OpNormGrad, c.Hidden, c.Hidden)
+		ask(m.normGradOp(), c.Hidden, c.Hidden)
 		ask(device.OpEmbedGrad, c.Hidden, c.Vocab)
 	}
 	t, err := m.mem.tensor(device.KindWorkspace, device.F32, 1, int(need/4)+16)

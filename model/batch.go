@@ -20,6 +20,10 @@ type inputs struct {
 	ids, targets, pos, cu device.Tensor // [1, N] I32; cu [1, N+1]
 	order, starts         device.Tensor // [1, N], [1, slots+1] I32: tokens by slot of the sparse gradient
 	hostPos               []int32
+
+	// With a learned table of positions: tokens by position, as order and starts.
+	posOrder, posStarts         device.Tensor // [1, N], [1, T+1] I32
+	hostPosOrder, hostPosStarts []int32
 }
 
 func (m *Model) newInputs() error {
@@ -31,6 +35,10 @@ func (m *Model) newInputs() error {
 	}
 	if !m.opt.ForwardOnly {
 		specs = append(specs, tensorSpec{&in.order, device.I32, 1, n}, tensorSpec{&in.starts, device.I32, 1, m.opt.SlotsMax + 1})
+	}
+	if !m.opt.ForwardOnly && !m.cfg.Rotary() {
+		in.hostPosOrder, in.hostPosStarts = make([]int32, n), make([]int32, m.opt.SeqLen+1)
+		specs = append(specs, tensorSpec{&in.posOrder, device.I32, 1, n}, tensorSpec{&in.posStarts, device.I32, 1, m.opt.SeqLen + 1})
 	}
 	return m.mem.tensors(device.KindActivations, specs)
 }
@@ -93,6 +101,28 @@ func (m *Model) check(b Batch) error {
 		}
 	}
 	return nil
+}
+
+// byPosition uploads the tokens of a batch of n rows in the order of their positions.
+func (m *Model) byPosition(s device.Stream, n int) (order, starts device.Tensor) {
+	in := &m.inputs
+	clear(in.hostPosStarts)
+	for _, p := range in.hostPos[:n] {
+		in.hostPosStarts[p+1]++
+	}
+	for p := range m.opt.SeqLen {
+		in.hostPosStarts[p+1] += in.hostPosStarts[p]
+	}
+	for i, p := range in.hostPos[:n] { // starts[p] moves to the end of p's tokens, which is the next start
+		in.hostPosOrder[in.hostPosStarts[p]] = int32(i)
+		in.hostPosStarts[p]++
+	}
+	copy(in.hostPosStarts[1:], in.hostPosStarts)
+	in.hostPosStarts[0] = 0
+	order = in.posOrder.ColRange(0, n)
+	m.dev.Upload(s, in.posOrder.Buf.Slice(0, int64(n)*4), device.HostBytes(in.hostPosOrder[:n]))
+	m.dev.Upload(s, in.posStarts.Buf, device.HostBytes(in.hostPosStarts))
+	return order, in.posStarts
 }
 
 // Slots gives each distinct id of a rank's step a row of the sparse gradient, ids

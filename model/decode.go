@@ -77,10 +77,9 @@ func (d *Decoder) Decode(s device.Stream, id int32, hooks Hooks) ([]float32, err
 	m.inputs.hostPos[0] = int32(d.n)
 	m.dev.Upload(s, m.inputs.pos.Buf.Slice(0, 4), device.HostBytes(m.inputs.hostPos[:1]))
 	d.n++
-	if err := hooks.NeedWeights(0); err != nil {
+	if err := m.embed(s, v, hooks); err != nil {
 		return nil, err
 	}
-	m.dev.Embed(s, m.input(0, 1), m.weights.embed, v.ids)
 	for i := range m.cfg.Layers {
 		if err := hooks.NeedWeights(i + 1); err != nil {
 			return nil, err
@@ -91,7 +90,7 @@ func (d *Decoder) Decode(s device.Stream, id int32, hooks Hooks) ([]float32, err
 		return nil, err
 	}
 	x := m.scratch.c1.RowRange(0, 1)
-	m.dev.RMSNorm(s, x, m.acts.rstd.RowRange(0, 1), m.input(m.cfg.Layers, 1), m.weights.norm, m.cfg.NormEps)
+	m.norm(s, x, m.acts.stats.RowRange(0, 1), m.input(m.cfg.Layers, 1), m.weights.norm)
 	return d.head(s, x)
 }
 

@@ -12,25 +12,21 @@ type Grads struct {
 
 // layerGrads are the views of one layer's gradients, like [layerWeights].
 type layerGrads struct {
-	norm1, norm2                           device.Tensor
-	qkv, out, gateUp, down                 device.Tensor
-	qkvBias, outBias, gateUpBias, downBias device.Tensor
+	norm1, norm2                          normParts
+	qkv, out, inner, down                 device.Tensor
+	qkvBias, outBias, innerBias, downBias device.Tensor
 }
 
 func (m *Model) layerGrads(g Grads, i int) layerGrads {
-	c, l := m.cfg, m.layout
+	c, n := m.cfg, m.names.layer(i)
 	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	name := func(s string) string { return layerName(i, s) }
+	matrix := func(name string, rows int) device.Tensor { return m.layout.view(g.Flat, name+".weight", rows) }
+	bias := func(name string, cols int) device.Tensor { return m.layout.biasView(g.Flat, name+".bias", cols) }
 	return layerGrads{
-		norm1:      l.view(g.Flat, name("input_layernorm.weight"), 1),
-		norm2:      l.view(g.Flat, name("post_attention_layernorm.weight"), 1),
-		qkv:        l.view(g.Flat, name("self_attn.q_proj.weight"), q+2*kv),
-		out:        l.view(g.Flat, name("self_attn.o_proj.weight"), c.Hidden),
-		gateUp:     l.view(g.Flat, name("mlp.gate_proj.weight"), 2*c.MLP),
-		down:       l.view(g.Flat, name("mlp.down_proj.weight"), c.Hidden),
-		qkvBias:    l.biasView(g.Flat, name("self_attn.q_proj.bias"), q+2*kv),
-		outBias:    l.biasView(g.Flat, name("self_attn.o_proj.bias"), c.Hidden),
-		gateUpBias: l.biasView(g.Flat, name("mlp.gate_proj.bias"), 2*c.MLP),
-		downBias:   l.biasView(g.Flat, name("mlp.down_proj.bias"), c.Hidden),
+		norm1: m.normParts(g.Flat, n.norm1), norm2: m.normParts(g.Flat, n.norm2),
+		qkv: matrix(n.qkv, q+2*kv), out: matrix(n.out, c.Hidden),
+		inner: matrix(n.inner, m.innerCols()), down: matrix(n.down, c.Hidden),
+		qkvBias: bias(n.qkv, q+2*kv), outBias: bias(n.out, c.Hidden),
+		innerBias: bias(n.inner, m.innerCols()), downBias: bias(n.down, c.Hidden),
 	}
 }

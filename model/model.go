@@ -8,7 +8,8 @@ package model
 
 // Names of axes in this package:
 // N rows of a micro-batch (sequences times T), T tokens of a sequence, C hidden size,
-// Q = heads·D, K = kvHeads·D, D head size, F MLP width, V vocabulary.
+// Q = heads·D, K = kvHeads·D, D head size, F MLP width, V vocabulary, U columns of the MLP's
+// first product (2F with a gate, else F), S numbers that a norm keeps of a row.
 
 import (
 	"fmt"
@@ -59,6 +60,7 @@ type Model struct {
 	mem arena
 
 	layout  layout
+	names   names
 	weights Weights
 	inputs  inputs
 	acts    activations
@@ -85,7 +87,7 @@ func New(dev device.Device, cfg config.Config, opt Options) (_ *Model, err error
 	if opt.SlotsMax == 0 {
 		opt.SlotsMax = opt.SeqLen * opt.Sequences
 	}
-	m := &Model{cfg: cfg, dev: dev, opt: opt, mem: arena{dev: dev}, layout: newLayout(cfg)}
+	m := &Model{cfg: cfg, dev: dev, opt: opt, mem: arena{dev: dev}, layout: newLayout(cfg), names: newNames(cfg)}
 	defer func() {
 		if err != nil {
 			m.Close()
@@ -100,7 +102,7 @@ func New(dev device.Device, cfg config.Config, opt Options) (_ *Model, err error
 }
 
 // families are those whose parity with PyTorch the tests prove.
-var families = []string{"llama", "mistral", "qwen2"}
+var families = []string{"gpt2", "llama", "mistral", "qwen2"}
 
 // Supported refuses, by name, a configuration whose arithmetic this package has no
 // proof of parity for.

@@ -108,7 +108,7 @@ func readGrads(t testing.TB, dev device.Device, s device.Stream, c config.Config
 	}
 	for i, id := range slots.IDs {
 		for j := range c.Hidden {
-			out["model.embed_tokens.weight"][int(id)*c.Hidden+j] += sparse[i*c.Hidden+j]
+			out[c.EmbeddingName()][int(id)*c.Hidden+j] += sparse[i*c.Hidden+j]
 		}
 	}
 	for _, x := range out {
@@ -231,6 +231,9 @@ var mutants = []struct {
 	{"mistral-window", "epsilon × 10", map[string]any{"rms_norm_eps": 1e-2}},
 	{"qwen2-yarn", "yarn factor 4 → 8", map[string]any{"rope_scaling": map[string]any{"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}}},
 	{"qwen2-yarn", "no yarn", map[string]any{"rope_scaling": nil}},
+	{"gpt2-tanh", "ε × 10", map[string]any{"layer_norm_epsilon": 1e-2}},
+	{"gpt2-tanh", "erf for tanh", map[string]any{"activation_function": "gelu"}},
+	{"gpt2-erf-untied", "tanh for erf", map[string]any{"activation_function": "gelu_new"}},
 	{"qwen2-yarn", "theta × 10", map[string]any{"rope_theta": 1e5}},
 }
 
@@ -277,6 +280,82 @@ func TestEveryMutantFailsParity(t *testing.T) {
 	})
 }
 
+// altered is a set of weights of which one tensor is changed. Tensors are read whole.
+type altered struct {
+	config.Weights
+	tensor string
+	change func(x []float32)
+}
+
+func (a altered) ReadRange(name string, off int64, dst []float32) error {
+	err := a.Weights.ReadRange(name, off, dst)
+	if name == a.tensor {
+		a.change(dst)
+	}
+	return err
+}
+
+func TestEveryMutantOfGPT2WeightsFailsParity(t *testing.T) {
+	dev := genericDevice(t)
+	g := modeltest.Load(t, "gpt2-tanh")
+	c := g.Config.Hidden
+	clearPart := func(lo, hi int) func(x []float32) { return func(x []float32) { clear(x[lo:hi]) } }
+	for _, x := range []struct {
+		name, tensor string
+		change       func(x []float32)
+	}{
+		{"no bias of the first norm", "transformer.h.1.ln_1.bias", clearPart(0, c)},
+		{"no bias of the second norm", "transformer.h.1.ln_2.bias", clearPart(0, c)},
+		{"no bias of the last norm", "transformer.ln_f.bias", clearPart(0, c)},
+		{"no bias on queries", "transformer.h.1.attn.c_attn.bias", clearPart(0, c)},
+		{"no bias on values", "transformer.h.1.attn.c_attn.bias", clearPart(2*c, 3*c)},
+		{"no bias on attention's output", "transformer.h.1.attn.c_proj.bias", clearPart(0, c)},
+		{"no bias before the activation", "transformer.h.1.mlp.c_fc.bias", clearPart(0, g.Config.MLP)},
+		{"no bias after it", "transformer.h.1.mlp.c_proj.bias", clearPart(0, c)},
+		{"keys before queries", "transformer.h.1.attn.c_attn.weight", func(x []float32) {
+			for i := range c * c {
+				x[i], x[c*c+i] = x[c*c+i], x[i]
+			}
+		}},
+		{"a square matrix the other way round", "transformer.h.1.attn.c_proj.weight", func(x []float32) {
+			for i := range c {
+				for j := range i {
+					x[i*c+j], x[j*c+i] = x[j*c+i], x[i*c+j]
+				}
+			}
+		}},
+		{"positions from 1", "transformer.wpe.weight", func(x []float32) { copy(x, x[c:]) }},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			w := altered{modeltest.Weights{Model: g.Config}, x.tensor, x.change}
+			got := runGolden(t, dev, g, g.Config, w, model.Options{DType: device.F32})
+			if d := distance(got.logits, g.Logits); d <= 10*logitTol {
+				t.Errorf("logits differ by only %.2g: the parity test would not notice", d)
+			}
+		})
+	}
+	t.Run("documents leak", func(t *testing.T) {
+		leaky := g
+		leaky.CuDocs = []int32{0, int32(g.SeqLen), int32(len(g.IDs))}
+		got := runGolden(t, dev, leaky, g.Config, modeltest.Weights{Model: g.Config}, model.Options{DType: device.F32})
+		if d := distance(got.logits, g.Logits); d <= 10*logitTol {
+			t.Errorf("logits differ by only %.2g: the parity test would not notice", d)
+		}
+	})
+}
+
+// A bias on keys adds the same to all scores of a query, so softmax takes it away: to drop it is no
+// mutant, and its gradient is zero but for rounding.
+func TestTheBiasOnKeysOfGPT2HasNoEffect(t *testing.T) {
+	g := modeltest.Load(t, "gpt2-tanh")
+	c := g.Config.Hidden
+	w := altered{modeltest.Weights{Model: g.Config}, "transformer.h.1.attn.c_attn.bias", func(x []float32) { clear(x[c : 2*c]) }}
+	got := runGolden(t, genericDevice(t), g, g.Config, w, model.Options{DType: device.F32})
+	if d := distance(got.logits, g.Logits); d > logitTol {
+		t.Errorf("logits differ by %.2g of the largest", d)
+	}
+}
+
 func genericDevice(t testing.TB) device.Device {
 	t.Helper()
 	dev, err := cpu.New(cpu.Options{Path: "generic", Threads: 2})
@@ -289,18 +368,20 @@ func genericDevice(t testing.TB) device.Device {
 
 func TestCheckpointingModesGiveTheSameBits(t *testing.T) {
 	eachPath(t, func(t *testing.T, dev device.Device) {
-		for _, dt := range []device.DType{device.F32, device.BF16} {
-			g := modeltest.Load(t, "llama-tied-gqa")
-			w := modeltest.Weights{Model: g.Config}
-			none := runGolden(t, dev, g, g.Config, w, model.Options{DType: dt})
-			full := runGolden(t, dev, g, g.Config, w, model.Options{DType: dt, Checkpointing: model.CheckpointFull})
-			if none.loss != full.loss {
-				t.Errorf("%v: loss %v with all activations kept, %v when run again", dt, none.loss, full.loss)
-			}
-			for name, x := range none.grads {
-				for i := range x {
-					if x[i] != full.grads[name][i] {
-						t.Fatalf("%v: gradient of %s differs at element %d", dt, name, i)
+		for _, golden := range []string{"llama-tied-gqa", "gpt2-tanh"} {
+			for _, dt := range []device.DType{device.F32, device.BF16} {
+				g := modeltest.Load(t, golden)
+				w := modeltest.Weights{Model: g.Config}
+				none := runGolden(t, dev, g, g.Config, w, model.Options{DType: dt})
+				full := runGolden(t, dev, g, g.Config, w, model.Options{DType: dt, Checkpointing: model.CheckpointFull})
+				if none.loss != full.loss {
+					t.Errorf("%s, %v: loss %v with all activations kept, %v when run again", golden, dt, none.loss, full.loss)
+				}
+				for name, x := range none.grads {
+					for i := range x {
+						if x[i] != full.grads[name][i] {
+							t.Fatalf("%s, %v: gradient of %s differs at element %d", golden, dt, name, i)
+						}
 					}
 				}
 			}

@@ -8,6 +8,9 @@ import (
 // newRope fills the table of cosines and sines: angles are F32 as in PyTorch, their
 // functions F64, the same bits on every machine, rounded once.
 func (m *Model) newRope() error {
+	if !m.cfg.Rotary() {
+		return nil
+	}
 	inv, scale := m.cfg.InvFreq()
 	d, half := m.cfg.HeadDim, m.cfg.HeadDim/2
 	var err error

@@ -39,6 +39,9 @@ func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Ho
 			return err
 		}
 	}
+	if err := m.positionsBackward(s, v, g, hooks); err != nil {
+		return err
+	}
 	m.embedBackward(s, v, g, b)
 	if !m.cfg.Tied {
 		return hooks.GradReady(0)
@@ -48,10 +51,9 @@ func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Ho
 
 // forward runs the embedding and all layers.
 func (m *Model) forward(s device.Stream, v batchView, hooks Hooks) error {
-	if err := hooks.NeedWeights(0); err != nil {
+	if err := m.embed(s, v, hooks); err != nil {
 		return err
 	}
-	m.dev.Embed(s, m.input(0, v.n), m.weights.embed, v.ids)
 	for i := range m.cfg.Layers {
 		if err := hooks.NeedWeights(i + 1); err != nil {
 			return err
@@ -61,7 +63,7 @@ func (m *Model) forward(s device.Stream, v batchView, hooks Hooks) error {
 	if err := hooks.NeedWeights(m.layout.norm); err != nil {
 		return err
 	}
-	m.dev.RMSNorm(s, m.scratch.c1.RowRange(0, v.n), m.acts.rstd.RowRange(0, v.n), m.input(m.cfg.Layers, v.n), m.weights.norm, m.cfg.NormEps)
+	m.norm(s, m.scratch.c1.RowRange(0, v.n), m.acts.stats.RowRange(0, v.n), m.input(m.cfg.Layers, v.n), m.weights.norm)
 	return nil
 }
 
@@ -71,15 +73,15 @@ func (m *Model) headBackward(s device.Stream, v batchView, g Grads, scale float3
 	x := m.scratch.rows(v.n)
 	m.dev.HeadLoss(s, device.HeadLossArgs{
 		X: x.c1, W: m.weights.head, Targets: v.targets, Seq: m.opt.SeqLen, Scale: scale,
-		Loss: m.loss, DX: x.c2, DW: m.layout.view(g.Flat, headName(m.cfg), m.cfg.Vocab),
+		Loss: m.loss, DX: x.c2, DW: m.layout.view(g.Flat, m.cfg.HeadName(), m.cfg.Vocab),
 	}, m.ws)
 	if m.cfg.Tied {
 		if err := hooks.GradReady(m.layout.head); err != nil {
 			return err
 		}
 	}
-	m.dev.RMSNormGrad(s, x.dh, m.layout.view(g.Flat, nameFinalNorm, 1), x.c2, m.input(m.cfg.Layers, v.n),
-		m.acts.rstd.RowRange(0, v.n), m.weights.norm, device.Tensor{}, m.opt.SeqLen, m.ws)
+	m.normGrad(s, x.dh, m.normParts(g.Flat, m.names.finalNorm), x.c2, m.input(m.cfg.Layers, v.n),
+		m.acts.stats.RowRange(0, v.n), m.weights.norm, device.Tensor{})
 	return hooks.GradReady(m.layout.norm)
 }
 

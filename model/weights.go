@@ -1,8 +1,6 @@
 package model
 
 import (
-	"fmt"
-
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model/config"
 )
@@ -18,10 +16,11 @@ type place struct {
 // the order of [config.Config.Groups], without gaps. What a bucket is padded with
 // follows after the last and concerns only those who cut it into pieces.
 type layout struct {
-	elems  []int64 // per bucket, without padding
-	places map[string]place
-	head   int // bucket of the LM head's dense gradient
-	norm   int // bucket of the final norm
+	elems     []int64 // per bucket, without padding
+	places    map[string]place
+	head      int // bucket of the LM head's dense gradient
+	norm      int // bucket of the final norm
+	positions int // bucket of a learned table of positions, 0 without one
 }
 
 func newLayout(cfg config.Config) layout {
@@ -34,25 +33,12 @@ func newLayout(cfg config.Config) layout {
 		}
 		l.elems = append(l.elems, off)
 	}
-	l.norm = l.places[nameFinalNorm].bucket
-	l.head = l.places[headName(cfg)].bucket
-	return l
-}
-
-// The names of the Llama family's tensors.
-const (
-	nameEmbedding = "model.embed_tokens.weight"
-	nameFinalNorm = "model.norm.weight"
-	nameHead      = "lm_head.weight"
-)
-
-func layerName(i int, suffix string) string { return fmt.Sprintf("model.layers.%d.%s", i, suffix) }
-
-func headName(cfg config.Config) string {
-	if cfg.Tied {
-		return nameEmbedding
+	l.norm = l.places[cfg.FinalNormName()].bucket
+	l.head = l.places[cfg.HeadName()].bucket
+	if !cfg.Rotary() {
+		l.positions = l.places[cfg.PositionsName()].bucket
 	}
-	return nameHead
+	return l
 }
 
 // view is n tensors of the layout that stand one after the other, first to last, as
@@ -87,18 +73,19 @@ type Weights struct {
 	flat   []device.Tensor // per bucket [1, elems]
 	packed []device.Weight
 
-	embed  device.Tensor // [V, C]
-	norm   device.Tensor // [1, C]
-	head   device.Weight // [V, C]
-	layers []layerWeights
+	embed     device.Tensor // [V, C]
+	positions device.Tensor // [positions, C] or none
+	norm      normParts
+	head      device.Weight // [V, C]
+	layers    []layerWeights
 }
 
 // layerWeights are one layer's weights; q|k|v and gate|up are one matrix each.
 type layerWeights struct {
-	norm1, norm2                           device.Tensor // [1, C]
-	qkv, out, gateUp, down                 device.Weight
-	qkvBias, outBias, gateUpBias, downBias device.Tensor // [1, out] or none
-	qkvSrc, outSrc, gateUpSrc, downSrc     device.Tensor // where they are packed from
+	norm1, norm2                          normParts
+	qkv, out, inner, down                 device.Weight
+	qkvBias, outBias, innerBias, downBias device.Tensor // [1, out] or none
+	qkvSrc, outSrc, innerSrc, downSrc     device.Tensor // where they are packed from
 }
 
 // Bucket is the flat working weights of bucket b, [1, elems] in the model's type
@@ -122,8 +109,11 @@ func (m *Model) newWeights() error {
 		w.flat[b] = t
 	}
 	c := m.cfg
-	w.embed = m.layout.view(w.flat, nameEmbedding, c.Vocab)
-	w.norm = m.layout.view(w.flat, nameFinalNorm, 1)
+	w.embed = m.layout.view(w.flat, c.EmbeddingName(), c.Vocab)
+	if !c.Rotary() {
+		w.positions = m.layout.view(w.flat, c.PositionsName(), c.MaxPositions)
+	}
+	w.norm = m.normParts(w.flat, m.names.finalNorm)
 	var err error
 	if w.head, err = m.newPacked(c.Vocab, c.Hidden); err != nil {
 		return err
@@ -138,23 +128,19 @@ func (m *Model) newWeights() error {
 }
 
 func (m *Model) newLayerWeights(i int, w *layerWeights) error {
-	c, l, flat := m.cfg, m.layout, m.weights.flat
-	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	name := func(s string) string { return layerName(i, s) }
-	w.norm1 = l.view(flat, name("input_layernorm.weight"), 1)
-	w.norm2 = l.view(flat, name("post_attention_layernorm.weight"), 1)
-	w.qkvSrc = l.view(flat, name("self_attn.q_proj.weight"), q+2*kv)
-	w.outSrc = l.view(flat, name("self_attn.o_proj.weight"), c.Hidden)
-	w.gateUpSrc = l.view(flat, name("mlp.gate_proj.weight"), 2*c.MLP)
-	w.downSrc = l.view(flat, name("mlp.down_proj.weight"), c.Hidden)
-	w.qkvBias = l.biasView(flat, name("self_attn.q_proj.bias"), q+2*kv)
-	w.outBias = l.biasView(flat, name("self_attn.o_proj.bias"), c.Hidden)
-	w.gateUpBias = l.biasView(flat, name("mlp.gate_proj.bias"), 2*c.MLP)
-	w.downBias = l.biasView(flat, name("mlp.down_proj.bias"), c.Hidden)
+	c, flat, n := m.cfg, m.weights.flat, m.names.layer(i)
+	q, kv, inner := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim, m.innerCols()
+	matrix := func(name string, rows int) device.Tensor { return m.layout.view(flat, name+".weight", rows) }
+	bias := func(name string, cols int) device.Tensor { return m.layout.biasView(flat, name+".bias", cols) }
+	w.norm1, w.norm2 = m.normParts(flat, n.norm1), m.normParts(flat, n.norm2)
+	w.qkvSrc, w.qkvBias = matrix(n.qkv, q+2*kv), bias(n.qkv, q+2*kv)
+	w.outSrc, w.outBias = matrix(n.out, c.Hidden), bias(n.out, c.Hidden)
+	w.innerSrc, w.innerBias = matrix(n.inner, inner), bias(n.inner, inner)
+	w.downSrc, w.downBias = matrix(n.down, c.Hidden), bias(n.down, c.Hidden)
 	for _, p := range []struct {
 		dst     *device.Weight
 		out, in int
-	}{{&w.qkv, q + 2*kv, c.Hidden}, {&w.out, c.Hidden, q}, {&w.gateUp, 2 * c.MLP, c.Hidden}, {&w.down, c.Hidden, c.MLP}} {
+	}{{&w.qkv, q + 2*kv, c.Hidden}, {&w.out, c.Hidden, q}, {&w.inner, inner, c.Hidden}, {&w.down, c.Hidden, c.MLP}} {
 		packed, err := m.newPacked(p.out, p.in)
 		if err != nil {
 			return err
@@ -180,13 +166,13 @@ func (m *Model) newPacked(out, in int) (device.Weight, error) {
 func (m *Model) Repack(s device.Stream, b int) {
 	w := &m.weights
 	if b == m.layout.head {
-		m.dev.Pack(s, w.head, m.layout.view(w.flat, headName(m.cfg), m.cfg.Vocab), 0)
+		m.dev.Pack(s, w.head, m.layout.view(w.flat, m.cfg.HeadName(), m.cfg.Vocab), 0)
 	}
 	if b >= 1 && b <= m.cfg.Layers {
 		lw := &w.layers[b-1]
 		m.dev.Pack(s, lw.qkv, lw.qkvSrc, 0)
 		m.dev.Pack(s, lw.out, lw.outSrc, 0)
-		m.dev.Pack(s, lw.gateUp, lw.gateUpSrc, 0)
+		m.dev.Pack(s, lw.inner, lw.innerSrc, 0)
 		m.dev.Pack(s, lw.down, lw.downSrc, 0)
 	}
 }

@@ -24,8 +24,8 @@ var ErrUnsupported = errors.New("unsupported model")
 // Methods may be called from several goroutines, Close last and once.
 type Weights interface {
 	Config() Config
-	// Shape is the stored shape of the named tensor, outermost dimension first,
-	// or nil if there is no such tensor.
+	// Shape is the shape of the named tensor as [Tensor.Shape] has it, or nil if there is
+	// no such tensor.
 	Shape(name string) []int64
 	// ReadRange fills dst with the len(dst) elements of the named tensor that
 	// begin at element elemOff, in row-major order, converted to fp32. Every
@@ -36,25 +36,26 @@ type Weights interface {
 
 // Config describes one decoder-only transformer.
 type Config struct {
-	Family string // "llama", "mistral", "qwen2" or "qwen3"
+	Family string // "llama", "mistral", "qwen2", "qwen3" or "gpt2"
 
 	Layers       int
 	Hidden       int // width of the residual stream, d
-	MLP          int // inner width of the gated MLP, f
+	MLP          int // inner width of the MLP, f
 	Heads        int // query heads, H
 	KVHeads      int // key and value heads, K; Heads is a multiple of it
 	HeadDim      int // D; Heads·HeadDim need not be Hidden
 	Vocab        int // rows of the embedding and of the head
 	MaxPositions int // longest sequence
 
-	NormEps   float32 // ε of every RMSNorm
-	RopeTheta float64 // base of the rotary frequencies
+	NormEps   float32 // ε of every norm
+	RopeTheta float64 // base of the rotary frequencies; 0 without them
 	Rope      RopeScaling
+	GELU      string // the activation of an MLP without a gate, GELUTanh or GELUErf; "" with one
 
 	Tied          bool // the head is the embedding; there is no lm_head.weight
 	AttentionBias bool // biases on q, k and v
 	OutputBias    bool // bias on o
-	MLPBias       bool // biases on gate, up and down
+	MLPBias       bool // biases on all products of the MLP
 	QKNorm        bool // RMSNorm over HeadDim on q and k before the rotation
 
 	// Window holds for each layer how many positions a query attends to, itself
@@ -69,6 +70,22 @@ type Config struct {
 
 	InitStd float64 // standard deviation of random initial weights
 }
+
+// The forms of GELU: by tanh, and by the normal distribution function.
+const (
+	GELUTanh = "tanh"
+	GELUErf  = "erf"
+)
+
+// The GPT-2 family differs from all others in three ways.
+
+// Rotary tells whether queries and keys are rotated by their positions. Otherwise a learned
+// table of positions is added to the embedding.
+func (c Config) Rotary() bool { return c.Family != gpt2 }
+
+// Gated tells whether MLPs are down(silu(gate) ⊙ up) with RMSNorms before them and
+// attention. Otherwise they are down(gelu(up)), and norms are LayerNorms with biases.
+func (c Config) Gated() bool { return c.Family != gpt2 }
 
 // RopeScaling says how rotary frequencies are stretched beyond the length that the
 // model was first trained on. Fields that the kind does not use are zero.
@@ -135,25 +152,19 @@ func (c Config) Validate() error {
 		{"max_position_embeddings", c.MaxPositions, positionsMax},
 	} {
 		if f.value < 1 || f.value > f.max {
-			return fmt.Errorf("%s is %d; it must be from 1 to %d", f.key, f.value, f.max)
+			return fmt.Errorf("%s is %d; it must be from 1 to %d", c.key(f.key), f.value, f.max)
 		}
 	}
 	if c.Heads%c.KVHeads != 0 {
 		return fmt.Errorf("num_attention_heads (%d) is not a multiple of num_key_value_heads (%d)", c.Heads, c.KVHeads)
 	}
-	if c.HeadDim%2 != 0 {
-		return fmt.Errorf("head_dim is %d; rotary positions need an even number", c.HeadDim)
-	}
 	if !(c.NormEps > 0) || c.NormEps >= 1 {
-		return fmt.Errorf("rms_norm_eps is %g; it must lie between 0 and 1", c.NormEps)
+		return fmt.Errorf("%s is %g; it must lie between 0 and 1", c.key("rms_norm_eps"), c.NormEps)
 	}
 	if !(c.InitStd > 0) || c.InitStd > 1 {
 		return fmt.Errorf("initializer_range is %g; it must lie between 0 and 1", c.InitStd)
 	}
-	if !(c.RopeTheta > 1) || c.RopeTheta > math.MaxFloat32 {
-		return fmt.Errorf("rope_theta is %g; it must be greater than 1", c.RopeTheta)
-	}
-	if err := c.Rope.validate(); err != nil {
+	if err := c.validateRope(); err != nil {
 		return err
 	}
 	if err := c.validateFamily(); err != nil {
@@ -165,9 +176,26 @@ func (c Config) Validate() error {
 	return c.validateTokens()
 }
 
+func (c Config) validateRope() error {
+	switch {
+	case !c.Rotary() && (c.RopeTheta != 0 || c.Rope != RopeScaling{}):
+		return fmt.Errorf("a %s model has no rotary positions", c.Family)
+	case !c.Rotary():
+		return nil
+	case c.HeadDim%2 != 0:
+		return fmt.Errorf("head_dim is %d; rotary positions need an even number", c.HeadDim)
+	case !(c.RopeTheta > 1) || c.RopeTheta > math.MaxFloat32:
+		return fmt.Errorf("rope_theta is %g; it must be greater than 1", c.RopeTheta)
+	}
+	return c.Rope.validate()
+}
+
 // validateFamily refuses parts that the family lacks, which its config.json could
 // not say: such a model would change when it is written and read back.
 func (c Config) validateFamily() error {
+	if c.Family == gpt2 {
+		return c.validateGPT2()
+	}
 	llama, qwen2, qwen3 := c.Family == "llama", c.Family == "qwen2", c.Family == "qwen3"
 	switch {
 	case (llama || qwen3) && c.AttentionBias != c.OutputBias:
@@ -180,6 +208,8 @@ func (c Config) validateFamily() error {
 		return fmt.Errorf("a %s model has no MLP biases", c.Family)
 	case c.QKNorm != qwen3:
 		return errors.New("norms on q and k: a qwen3 model has them, no other family does")
+	case c.GELU != "":
+		return fmt.Errorf("a %s model has gated MLPs, without GELU", c.Family)
 	case llama && c.Window != nil:
 		return errors.New("a llama model has no attention window")
 	}

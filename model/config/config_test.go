@@ -230,6 +230,16 @@ func TestGroupsAreTheLayoutOfRecord(t *testing.T) {
 }
 
 func TestParamsIsTheSumOfGroups(t *testing.T) {
+	for _, extra := range []string{``, `,"tie_word_embeddings":false`, `,"n_inner":50`} {
+		c, _ := mustParse(t, tinyGPT2(extra))
+		var n int64
+		for _, g := range c.Groups() {
+			n += g.Elements()
+		}
+		if n != c.Params() {
+			t.Errorf("gpt2 %s: groups hold %d parameters, Params() says %d", extra, n, c.Params())
+		}
+	}
 	for family, extra := range map[string]string{"llama": `,"attention_bias":true,"mlp_bias":true`, "mistral": `,"tie_word_embeddings":true`, "qwen2": ``, "qwen3": `,"attention_bias":true`} {
 		c, _ := mustParse(t, tiny(family, extra))
 		var n int64
@@ -250,6 +260,7 @@ func TestWrittenConfigReadsBackEqualWithoutNotices(t *testing.T) {
 		tiny("qwen2", `,"rope_scaling":{"rope_type":"yarn","factor":2.5,"original_max_position_embeddings":32,"beta_fast":20,"mscale":0.7,"mscale_all_dim":0.9,"truncate":false}`),
 		tiny("qwen2", `,"rope_scaling":{"rope_type":"yarn","factor":2,"attention_factor":1.25}`),
 		tiny("llama", `,"rope_scaling":{"rope_type":"linear","factor":3}`),
+		tinyGPT2(``), tinyGPT2(`,"activation_function":"gelu","n_inner":50,"tie_word_embeddings":false,"pad_token_id":3,"layer_norm_epsilon":0.01`),
 	}
 	for _, file := range files {
 		c, _ := mustParse(t, file)
@@ -277,6 +288,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(tiny("qwen3", `,"sliding_window":16,"use_sliding_window":true,"layer_types":["sliding_attention","full_attention","sliding_attention"]`)))
 	f.Add([]byte(tiny("llama", `,"rope_scaling":{"rope_type":"yarn","factor":2.5,"original_max_position_embeddings":32}`)))
 	f.Add([]byte(tiny("llama", `,"rope_scaling":{"rope_type":"llama3","factor":8,"low_freq_factor":1,"high_freq_factor":4,"original_max_position_embeddings":32}`)))
+	f.Add([]byte(tinyGPT2(`,"activation_function":"gelu","n_inner":50,"tie_word_embeddings":false`)))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		c, _, err := Parse(file)
 		if err != nil {
@@ -285,7 +297,7 @@ func FuzzParse(f *testing.F) {
 		if c.Params() <= 0 {
 			t.Fatalf("Params() = %d for %+v", c.Params(), c)
 		}
-		if c.HeadDim < 1024 {
+		if c.Rotary() && c.HeadDim < 1024 {
 			if freq, _ := c.InvFreq(); len(freq) != c.HeadDim/2 {
 				t.Fatalf("%d frequencies for head_dim %d", len(freq), c.HeadDim)
 			}

@@ -9,12 +9,13 @@ type Tensor struct {
 	Rows, Cols int
 	Vector     bool // stored with one dimension in files
 	Decay      bool // weight decay applies: all but norms and biases
+	Transposed bool // stored as [in, out] in files of Hugging Face, and nowhere else
 }
 
 // Elements is the number of parameters in t.
 func (t Tensor) Elements() int64 { return int64(t.Rows) * int64(t.Cols) }
 
-// Shape is the tensor's shape in files: [Rows, Cols], or [Cols] for a vector.
+// Shape is [Rows, Cols], or [Cols] for a vector.
 func (t Tensor) Shape() []int64 {
 	if t.Vector {
 		return []int64{int64(t.Cols)}
@@ -22,10 +23,18 @@ func (t Tensor) Shape() []int64 {
 	return []int64{int64(t.Rows), int64(t.Cols)}
 }
 
+// FileShape is the tensor's shape in files of Hugging Face.
+func (t Tensor) FileShape() []int64 {
+	if t.Transposed {
+		return []int64{int64(t.Cols), int64(t.Rows)}
+	}
+	return t.Shape()
+}
+
 // Group is the tensors whose gradients become complete together and are reduced
 // together: one gradient bucket. They lie one after another without gaps.
 type Group struct {
-	Name    string // "embedding", "layer.7", "norm" (tied head) or "head"
+	Name    string // "embedding", "layer.7", "norm" (tied head) or "head", "positions"
 	Tensors []Tensor
 }
 
@@ -41,22 +50,61 @@ func (g Group) Elements() int64 {
 // Groups is the layout of record, from which pieces, moments, mirrors and checkpoint
 // ranges are all cut: changing it changes every golden hash. Order: the embedding,
 // the layers, then the final norm, followed by the head unless it is tied. In a layer
-// q|k|v lie side by side, so that they multiply as one matrix, and so do gate|up.
+// q|k|v lie side by side, so that they multiply as one matrix, and so do gate|up. A learned
+// table of positions comes last.
 func (c Config) Groups() []Group {
+	if c.Family == gpt2 {
+		return c.gpt2Groups()
+	}
 	groups := make([]Group, 0, c.Layers+2)
 	groups = append(groups, Group{Name: "embedding", Tensors: []Tensor{
-		matrix("model.embed_tokens.weight", c.Vocab, c.Hidden),
+		matrix(c.EmbeddingName(), c.Vocab, c.Hidden),
 	}})
 	for i := range c.Layers {
 		groups = append(groups, Group{Name: fmt.Sprintf("layer.%d", i), Tensors: c.layer(i)})
 	}
-	last := Group{Name: "norm", Tensors: []Tensor{vector("model.norm.weight", c.Hidden)}}
+	last := Group{Name: "norm", Tensors: []Tensor{vector(c.FinalNormName(), c.Hidden)}}
 	if !c.Tied {
 		last.Name = "head"
-		last.Tensors = append(last.Tensors, matrix("lm_head.weight", c.Vocab, c.Hidden))
+		last.Tensors = append(last.Tensors, matrix(c.HeadName(), c.Vocab, c.Hidden))
 	}
 	return append(groups, last)
 }
+
+// EmbeddingName is the name of the embedding's tensor.
+func (c Config) EmbeddingName() string {
+	if c.Family == gpt2 {
+		return "transformer.wte.weight"
+	}
+	return "model.embed_tokens.weight"
+}
+
+// FinalNormName is the name of the weight of the norm before the head.
+func (c Config) FinalNormName() string {
+	if c.Family == gpt2 {
+		return "transformer.ln_f.weight"
+	}
+	return "model.norm.weight"
+}
+
+// PositionsName is the name of a learned table of positions, "" without one.
+func (c Config) PositionsName() string {
+	if c.Family == gpt2 {
+		return "transformer.wpe.weight"
+	}
+	return ""
+}
+
+// HeadName is the name of the head's tensor: the embedding's where they are tied.
+func (c Config) HeadName() string {
+	if c.Tied {
+		return c.EmbeddingName()
+	}
+	return UntiedHead
+}
+
+// UntiedHead is the name that every family's head has unless it is tied.
+const UntiedHead = "lm_head.weight"
 
 // layer lists the tensors of layer i in the order of record.
 func (c Config) layer(i int) []Tensor {
@@ -105,6 +153,9 @@ func (c Config) Tensors() []Tensor {
 
 // Params is the number of trained parameters; a tied head counts once.
 func (c Config) Params() int64 {
+	if c.Family == gpt2 {
+		return c.gpt2Params()
+	}
 	d, q, kv := int64(c.Hidden), int64(c.Heads*c.HeadDim), int64(c.KVHeads*c.HeadDim)
 	f := int64(c.MLP)
 	layer := 2*d + d*(2*q+2*kv) + 3*d*f

@@ -62,6 +62,18 @@ func (o *object) need(key string) int {
 	return o.integer(key, 0)
 }
 
+// needEither is need of a key that transformers lets go by two names.
+func (o *object) needEither(key, other string) int {
+	if !o.present(key) && o.present(other) {
+		return o.need(other)
+	}
+	n := o.need(key)
+	if o.present(other) && o.integer(other, 0) != n {
+		o.fail("%s is %d but %s is %d; correct config.json", key, n, other, o.integer(other, 0))
+	}
+	return n
+}
+
 func (o *object) integer(key string, absent int) int {
 	raw, ok := o.value(key)
 	if !ok {

@@ -23,6 +23,7 @@ type family struct {
 }
 
 var families = map[string]family{
+	gpt2:      {architecture: "GPT2LMHeadModel", maxPositions: 1024, bos: 50256, eos: 50256},
 	"llama":   {architecture: "LlamaForCausalLM", maxPositions: 2048, bos: 1, eos: 2},
 	"mistral": {architecture: "MistralForCausalLM", kvHeads: 8, maxPositions: 131072, bos: 1, eos: 2},
 	"qwen2":   {architecture: "Qwen2ForCausalLM", kvHeads: 32, maxPositions: 32768, bos: -1, eos: -1},
@@ -56,6 +57,9 @@ func resolve(o *object) (Config, error) {
 	}
 	if err := refuseForeignArithmetic(o); err != nil {
 		return Config{}, err
+	}
+	if fam == gpt2 {
+		return resolveGPT2(o)
 	}
 	c := Config{
 		Family:  fam,
@@ -273,42 +277,45 @@ func (c *Config) applyLayerTypes(o *object, types []string, windows []int, windo
 
 // neutral lists keys that change arithmetic, with the values that leave it as it is.
 var neutral = map[string][]string{
-	"quantization_config":         nil,
-	"compression_config":          nil,
-	"partial_rotary_factor":       {"1", "1.0"},
-	"rotary_pct":                  {"1", "1.0"},
-	"rope_interleaved":            {"false"},
-	"rope_interleave":             {"false"},
-	"attn_logit_softcapping":      nil,
-	"final_logit_softcapping":     nil,
-	"query_pre_attn_scalar":       nil,
-	"logit_scale":                 {"1", "1.0"},
-	"logits_scaling":              {"1", "1.0"},
-	"embedding_multiplier":        {"1", "1.0"},
-	"residual_multiplier":         {"1", "1.0"},
-	"attention_multiplier":        nil,
-	"scale_emb":                   {"1", "1.0"},
-	"scale_depth":                 nil,
-	"dim_model_base":              nil,
-	"no_rope_layers":              {"[]"},
-	"no_rope_layer_interval":      nil,
-	"num_experts":                 {"0"},
-	"num_local_experts":           {"0"},
-	"n_routed_experts":            {"0"},
-	"clip_qkv":                    nil,
-	"use_qk_norm":                 {"false"},
-	"qk_layernorm":                {"false"},
-	"parallel_residual":           {"false"},
-	"use_parallel_residual":       {"false"},
-	"is_encoder_decoder":          {"false"},
-	"add_cross_attention":         {"false"},
-	"use_bidirectional_attention": {"false"},
-	"is_causal":                   {"true"},
-	"hidden_act":                  {`"silu"`, `"swish"`},
-	"hidden_activation":           {`"silu"`, `"swish"`},
-	"text_config":                 nil,
-	"vision_config":               nil,
-	"audio_config":                nil,
+	"quantization_config":             nil,
+	"compression_config":              nil,
+	"partial_rotary_factor":           {"1", "1.0"},
+	"rotary_pct":                      {"1", "1.0"},
+	"rope_interleaved":                {"false"},
+	"rope_interleave":                 {"false"},
+	"attn_logit_softcapping":          nil,
+	"final_logit_softcapping":         nil,
+	"query_pre_attn_scalar":           nil,
+	"logit_scale":                     {"1", "1.0"},
+	"logits_scaling":                  {"1", "1.0"},
+	"embedding_multiplier":            {"1", "1.0"},
+	"residual_multiplier":             {"1", "1.0"},
+	"attention_multiplier":            nil,
+	"scale_emb":                       {"1", "1.0"},
+	"scale_depth":                     nil,
+	"dim_model_base":                  nil,
+	"no_rope_layers":                  {"[]"},
+	"no_rope_layer_interval":          nil,
+	"num_experts":                     {"0"},
+	"num_local_experts":               {"0"},
+	"n_routed_experts":                {"0"},
+	"clip_qkv":                        nil,
+	"use_qk_norm":                     {"false"},
+	"qk_layernorm":                    {"false"},
+	"parallel_residual":               {"false"},
+	"use_parallel_residual":           {"false"},
+	"is_encoder_decoder":              {"false"},
+	"add_cross_attention":             {"false"},
+	"use_bidirectional_attention":     {"false"},
+	"scale_attn_weights":              {"true"},
+	"scale_attn_by_inverse_layer_idx": {"false"},
+	"reorder_and_upcast_attn":         {"false"},
+	"is_causal":                       {"true"},
+	"hidden_act":                      {`"silu"`, `"swish"`},
+	"hidden_activation":               {`"silu"`, `"swish"`},
+	"text_config":                     nil,
+	"vision_config":                   nil,
+	"audio_config":                    nil,
 }
 
 // refuseForeignArithmetic refuses keys that transformers honours and we do not.
@@ -334,8 +341,11 @@ func refuseForeignArithmetic(o *object) error {
 // Keys that are understood and change nothing here.
 var silent = []string{
 	"transformers_version", "torch_dtype", "dtype", "use_cache", "_name_or_path", "_attn_implementation",
-	"pretraining_tp", "attention_dropout", "auto_map", "sliding_window", "use_sliding_window", "max_window_layers",
+	"pretraining_tp", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "auto_map", "sliding_window", "use_sliding_window", "max_window_layers",
+	"n_ctx", "task_specific_params", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
 }
+
+var dropouts = []string{"attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"}
 
 // noticeUnread turns every key that nothing has read into a notice.
 func (o *object) noticeUnread() {
@@ -345,8 +355,8 @@ func (o *object) noticeUnread() {
 		}
 		value := strings.TrimSpace(string(m.Value))
 		switch {
-		case m.Key == "attention_dropout" && value != "0" && value != "0.0":
-			o.notice("attention_dropout %s is ignored: training here uses no dropout", abbreviate(value))
+		case slices.Contains(dropouts, m.Key) && value != "0" && value != "0.0":
+			o.notice("%s %s is ignored: training here uses no dropout", m.Key, abbreviate(value))
 		case m.Key == "pretraining_tp" && value != "1":
 			o.notice("pretraining_tp %s is ignored, as transformers 5 does", abbreviate(value))
 		case slices.Contains(silent, m.Key):

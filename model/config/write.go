@@ -23,6 +23,22 @@ func (c Config) JSON(dtype string) ([]byte, error) {
 	w.put("dtype", dtype)
 	w.put("torch_dtype", dtype)
 	w.put("vocab_size", c.Vocab)
+	w.put("initializer_range", json.RawMessage(decimal(c.InitStd, 64)))
+	w.put("tie_word_embeddings", c.Tied)
+	w.put("use_cache", true)
+	w.put("bos_token_id", idOrNull(c.BOS))
+	w.put("pad_token_id", idOrNull(c.Pad))
+	w.put("eos_token_id", eosValue(c.EOS))
+	if c.Family == gpt2 {
+		c.writeGPT2(&w)
+	} else {
+		c.writeGated(&w)
+	}
+	return w.bytes()
+}
+
+// writeGated writes what the families with gated MLPs and rotary positions share.
+func (c Config) writeGated(w *writer) {
 	w.put("hidden_size", c.Hidden)
 	w.put("intermediate_size", c.MLP)
 	w.put("num_hidden_layers", c.Layers)
@@ -34,14 +50,8 @@ func (c Config) JSON(dtype string) ([]byte, error) {
 	w.put("max_position_embeddings", c.MaxPositions)
 	w.put("hidden_act", "silu")
 	w.put("rms_norm_eps", json.RawMessage(decimal(float64(c.NormEps), 32)))
-	w.put("initializer_range", json.RawMessage(decimal(c.InitStd, 64)))
-	w.put("tie_word_embeddings", c.Tied)
 	w.put("attention_dropout", json.RawMessage("0.0"))
-	w.put("use_cache", true)
-	w.put("bos_token_id", idOrNull(c.BOS))
-	w.put("pad_token_id", idOrNull(c.Pad))
-	w.put("eos_token_id", eosValue(c.EOS))
-	c.writeFamily(&w)
+	c.writeFamily(w)
 	w.put("rope_theta", json.RawMessage(decimal(c.RopeTheta, 64)))
 	rope := c.ropeObject()
 	w.put("rope_parameters", rope)
@@ -49,7 +59,6 @@ func (c Config) JSON(dtype string) ([]byte, error) {
 		rope = json.RawMessage("null")
 	}
 	w.put("rope_scaling", rope)
-	return w.bytes()
 }
 
 // writeFamily writes the keys that only some families have.

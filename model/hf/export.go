@@ -73,7 +73,8 @@ func (o Options) Validate() error {
 // appears whole, or not at all: it is written beside dir under a name of its own,
 // synced and renamed. It is refused if dir exists, be it since a moment ago, and if
 // any tensor is absent, of the wrong shape, all zero (but biases), or not finite in
-// the chosen type. No more than a chunk of one tensor is in memory at a time.
+// the chosen type. No more than a chunk of one tensor is in memory at a time, or one whole
+// matrix where files have it transposed.
 func Export(dir string, src Source, opts Options) error {
 	opts.EnsureDefaults()
 	if err := export(filepath.Clean(dir), src, opts); err != nil {
@@ -238,7 +239,7 @@ func weightsHeader(dtype DType, tensors []config.Tensor) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		shape, err := json.Marshal(t.Shape())
+		shape, err := json.Marshal(t.FileShape())
 		if err != nil {
 			return nil, err
 		}
@@ -261,12 +262,23 @@ func weightsHeader(dtype DType, tensors []config.Tensor) ([]byte, error) {
 // writeTensor streams one tensor. A matrix or norm that is zero throughout is what a
 // forgotten gather leaves, never what training does, so it is not written.
 func writeTensor(file vfs.File, src Source, dtype DType, t config.Tensor) error {
+	read := func(off int64, dst []float32) error { return src.ReadRange(t.Name, off, dst) }
+	if t.Transposed {
+		whole, err := transposed(src, t)
+		if err != nil {
+			return err
+		}
+		read = func(off int64, dst []float32) error {
+			copy(dst, whole[off:])
+			return nil
+		}
+	}
 	x := make([]float32, chunkElements)
 	raw := make([]byte, 0, chunkElements*dtype.size())
 	empty := !strings.HasSuffix(t.Name, ".bias")
 	for off, n := int64(0), t.Elements(); off < n; off += chunkElements {
 		k := min(chunkElements, n-off)
-		if err := src.ReadRange(t.Name, off, x[:k]); err != nil {
+		if err := read(off, x[:k]); err != nil {
 			return err
 		}
 		var err error
@@ -285,6 +297,22 @@ func writeTensor(file vfs.File, src Source, dtype DType, t config.Tensor) error 
 		return errors.New("every element is zero; an empty tensor is not written")
 	}
 	return nil
+}
+
+// transposed reads a whole matrix [out, in] and returns it as [in, out].
+func transposed(src Source, t config.Tensor) ([]float32, error) {
+	x, y := make([]float32, t.Elements()), make([]float32, t.Elements())
+	for off := int64(0); off < t.Elements(); off += chunkElements {
+		if err := src.ReadRange(t.Name, off, x[off:min(off+chunkElements, t.Elements())]); err != nil {
+			return nil, err
+		}
+	}
+	for o := range t.Rows {
+		for i, v := range x[o*t.Cols : (o+1)*t.Cols] {
+			y[i*t.Rows+o] = v
+		}
+	}
+	return y, nil
 }
 
 func allZero(x []float32) bool {

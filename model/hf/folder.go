@@ -34,6 +34,7 @@ type Folder struct {
 type stored struct {
 	file vfs.File
 	entry
+	transposed bool // the file has [in, out]
 }
 
 // Side files that travel with a model, with the most bytes that are read of each.
@@ -171,20 +172,24 @@ func (f *Folder) openShard(fsys vfs.FS, name string, fileOf map[string]string) e
 		if fileOf != nil && fileOf[e.name] != name {
 			return fmt.Errorf("%s: holds tensor %q, which the index does not place there", name, e.name)
 		}
-		f.tensors[e.name] = stored{file, e}
+		f.tensors[e.name] = stored{file: file, entry: e}
 	}
 	return nil
 }
 
 // isBuffer tells tensors that old files carry but that are computed, not trained.
 func isBuffer(name string) bool {
-	return strings.HasSuffix(name, ".rotary_emb.inv_freq") || strings.HasSuffix(name, ".attn.masked_bias")
+	return strings.HasSuffix(name, ".rotary_emb.inv_freq") || strings.HasSuffix(name, ".attn.masked_bias") ||
+		strings.HasSuffix(name, ".attn.bias") // GPT-2's causal mask
 }
 
 // matchTensors holds what the files have against what the configuration asks for,
 // and drops the rest of f.tensors.
 func (f *Folder) matchTensors() error {
-	const embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+	if err := f.addPrefix(); err != nil {
+		return err
+	}
+	embedding, head := f.config.EmbeddingName(), config.UntiedHead
 	matched := make(map[string]stored, len(f.tensors))
 	want := f.config.Tensors()
 	for _, t := range want {
@@ -192,20 +197,22 @@ func (f *Folder) matchTensors() error {
 		if !ok {
 			return fmt.Errorf("tensor %q is missing; the weights do not belong to this config.json, or are incomplete", t.Name)
 		}
-		if !slices.Equal(s.shape, t.Shape()) {
-			return fmt.Errorf("tensor %q has shape %v, but config.json asks for %v", t.Name, s.shape, t.Shape())
+		if !slices.Equal(s.shape, t.FileShape()) {
+			return fmt.Errorf("tensor %q has shape %v, but config.json asks for %v", t.Name, s.shape, t.FileShape())
 		}
 		if s.dtype.size() == 0 {
 			return fmt.Errorf("tensor %q is stored as %s; only F32, BF16 and F16 are read", t.Name, s.dtype)
 		}
+		s.transposed = t.Transposed
 		matched[t.Name] = s
 	}
+	var buffers []string
 	for _, name := range slices.Sorted(maps.Keys(f.tensors)) {
 		_, wanted := matched[name]
 		switch {
 		case wanted:
 		case isBuffer(name):
-			f.notices = append(f.notices, fmt.Sprintf("%s: buffer %q is ignored; it is computed", f.dir, name))
+			buffers = append(buffers, name)
 		case name == head && f.config.Tied:
 			if err := f.sameTensor(f.tensors[head], matched[embedding]); err != nil {
 				return fmt.Errorf("config.json ties %s to the embedding, but the files hold a different one (%w); set tie_word_embeddings to false or remove it", head, err)
@@ -214,7 +221,34 @@ func (f *Folder) matchTensors() error {
 			return fmt.Errorf("tensor %q has no place in a %s model with this config.json", name, f.config.Family)
 		}
 	}
+	if n := len(buffers); n == 1 {
+		f.notices = append(f.notices, fmt.Sprintf("%s: buffer %q is ignored; it is computed", f.dir, buffers[0]))
+	} else if n > 1 {
+		f.notices = append(f.notices, fmt.Sprintf("%s: %d buffers, %q to %q, are ignored; they are computed", f.dir, n, buffers[0], buffers[n-1]))
+	}
 	f.tensors = matched
+	return nil
+}
+
+// addPrefix gives the tensors of a GPT-2 trunk the names that they have in the language
+// model: the first published files were written from the trunk alone.
+func (f *Folder) addPrefix() error {
+	const prefix = "transformer."
+	if !strings.HasPrefix(f.config.EmbeddingName(), prefix) {
+		return nil
+	}
+	named := make(map[string]stored, len(f.tensors))
+	for _, name := range slices.Sorted(maps.Keys(f.tensors)) {
+		full := name
+		if name != config.UntiedHead && !strings.HasPrefix(name, prefix) {
+			full = prefix + name
+		}
+		if _, twice := named[full]; twice {
+			return fmt.Errorf("tensor %q is there twice, with and without %q; remove one", full, prefix)
+		}
+		named[full] = f.tensors[name]
+	}
+	f.tensors = named
 	return nil
 }
 
@@ -255,7 +289,14 @@ func (f *Folder) Tensors() []string {
 }
 
 // Shape implements config.Weights.
-func (f *Folder) Shape(name string) []int64 { return slices.Clone(f.tensors[name].shape) }
+func (f *Folder) Shape(name string) []int64 {
+	s := f.tensors[name]
+	shape := slices.Clone(s.shape)
+	if s.transposed {
+		slices.Reverse(shape)
+	}
+	return shape
+}
 
 // DType is the type that the tensor is stored in, "" for an unknown name.
 func (f *Folder) DType(name string) DType { return f.tensors[name].dtype }
@@ -299,6 +340,9 @@ var chunks = sync.Pool{New: func() any { return new([4 * chunkElements]byte) }}
 
 // read fills dst from element off on.
 func (s stored) read(off int64, dst []float32) error {
+	if s.transposed {
+		return s.readTransposed(off, dst)
+	}
 	buf := chunks.Get().(*[4 * chunkElements]byte)
 	defer chunks.Put(buf)
 	size := s.dtype.size()
@@ -312,6 +356,32 @@ func (s stored) read(off int64, dst []float32) error {
 			return fmt.Errorf("element %d is %v; the weights are damaged", off+int64(i), dst[i])
 		}
 		dst, off = dst[k:], off+int64(k)
+	}
+	return nil
+}
+
+// readTransposed is read of a matrix [out, in] that the file has as [in, out]: of each of the
+// file's rows, the columns that are rows of dst.
+func (s stored) readTransposed(off int64, dst []float32) error {
+	if len(dst) == 0 {
+		return nil
+	}
+	in, out := s.shape[0], s.shape[1]
+	first, last := off/in, (off+int64(len(dst))-1)/in
+	plain := s
+	plain.transposed = false
+	for lo := first; lo <= last; lo += chunkElements {
+		row := make([]float32, min(chunkElements, last+1-lo))
+		for i := range in {
+			if err := plain.read(i*out+lo, row); err != nil {
+				return err
+			}
+			for j, v := range row {
+				if at := (lo+int64(j))*in + i - off; at >= 0 && at < int64(len(dst)) {
+					dst[at] = v
+				}
+			}
+		}
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 
 var _ config.Weights = (*Folder)(nil)
 
-var goldenFolders = []string{"llama-tied-bf16", "llama-sharded-f32", "mistral-f16", "qwen2-bf16", "qwen3-bf16"}
+var goldenFolders = []string{"llama-tied-bf16", "llama-sharded-f32", "mistral-f16", "qwen2-bf16", "qwen3-bf16", "gpt2-sharded-f32"}
 
 func open(t *testing.T, dir string) *Folder {
 	t.Helper()

@@ -206,12 +206,21 @@ func Draw(name string, n int) []float32 {
 
 func value(name string, sum int) float32 {
 	switch {
-	case strings.HasSuffix(name, "norm.weight"):
+	case isNorm(name):
 		return 0.5 + float32(sum%65536)/65536
 	case strings.HasSuffix(name, "bias"):
 		return float32(sum-393210) / 65536 * 0.2
 	}
 	return float32(sum-393210) / 65536 * 0.15
+}
+
+func isNorm(name string) bool {
+	for _, suffix := range []string{"norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight"} {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return false
 }
 
 func roundBF16(x float32) float32 {

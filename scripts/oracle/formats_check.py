@@ -70,7 +70,7 @@ def main():
         folders = sorted(Path(out).iterdir())
         for folder in folders:
             check(GOLDEN / folder.stem, folder)
-        assert len(folders) == 15, folders
+        assert len(folders) == 18, folders
         print(f"formats ok: {len(folders)} exports load in transformers")
 
 

@@ -8,13 +8,14 @@ golden.json; dtypes.safetensors holds one tensor of each type that the safetenso
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 OUT = Path(__file__).parents[2] / "model" / "hf" / "testdata"
@@ -32,6 +33,9 @@ MODELS = {
         **{k: v for k, v in SIZES.items() if k != "head_dim"}, use_sliding_window=True, sliding_window=8,
         max_window_layers=1)), torch.bfloat16, "50GB"),
     "qwen3-bf16": (Qwen3ForCausalLM(Qwen3Config(**SIZES, tie_word_embeddings=True)), torch.bfloat16, "50GB"),
+    "gpt2-sharded-f32": (GPT2LMHeadModel(GPT2Config(
+        vocab_size=24, n_embd=12, n_inner=10, n_layer=2, n_head=3, n_positions=32, bos_token_id=1, eos_token_id=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)), torch.float32, "3KB"),
 }
 
 
@@ -47,6 +51,8 @@ def main():
         for key, tensor in model.state_dict().items():
             if key == "lm_head.weight" and model.config.tie_word_embeddings:
                 continue
+            if re.fullmatch(r".*\.(c_attn|c_proj|c_fc)\.weight", key):
+                tensor = tensor.T  # Conv1D keeps [in, out], Skein [out, in]
             sums[key] = hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest()
         (folder / "golden.json").write_text(json.dumps({"params": sum(p.numel() for p in model.parameters()),
                                                         "sha256": sums}, indent=1) + "\n")

@@ -11,12 +11,15 @@ Everything runs in fp32 on one thread with the eager attention of transformers, 
 import copy, json, os, sys
 import numpy as np, torch, torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(__file__), "../../model/testdata/parity")
 torch.set_num_threads(1)
 MASK = (1 << 64) - 1
 
 COMMON = dict(initializer_range=0.02, hidden_act="silu", bos_token_id=1, eos_token_id=2, num_hidden_layers=3)
+GPT2 = dict(model_type="gpt2", architectures=["GPT2LMHeadModel"], n_layer=3, n_positions=64, layer_norm_epsilon=1e-3,
+    initializer_range=0.02, bos_token_id=1, eos_token_id=2)
 MODELS = {
     "llama-tied-gqa": dict(COMMON, model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=67, hidden_size=39,
         intermediate_size=56, num_attention_heads=3, num_key_value_heads=1, head_dim=16, rms_norm_eps=1e-3, rope_theta=10000.0,
@@ -36,7 +39,11 @@ MODELS = {
         intermediate_size=52, num_attention_heads=3, num_key_value_heads=1, rms_norm_eps=1e-3, rope_theta=10000.0,
         max_position_embeddings=64, tie_word_embeddings=True, use_sliding_window=False, max_window_layers=3, sliding_window=None,
         rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16)),
+    "gpt2-tanh": dict(GPT2, vocab_size=69, n_embd=39, n_head=3, n_inner=130, activation_function="gelu_new"),
+    "gpt2-erf-untied": dict(GPT2, vocab_size=63, n_embd=40, n_head=5, n_inner=None, activation_function="gelu",
+        tie_word_embeddings=False),
 }
+NORMS = ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
 T = 48
 DOCS = [[20, 17, 11], [31, 1, 16]]
 
@@ -72,7 +79,7 @@ def draw(name, n):
         for _ in range(3):
             z = next(g)
             s += (z & 0xFFFF) + ((z >> 16) & 0xFFFF) + ((z >> 32) & 0xFFFF) + (z >> 48)
-        if name.endswith("norm.weight"):
+        if name.endswith(NORMS):
             out[i] = np.float32(0.5) + np.float32(s % 65536) / np.float32(65536)
         else:
             scale = np.float32(0.2 if name.endswith("bias") else 0.15)
@@ -110,15 +117,19 @@ def build(conf):
     m = AutoModelForCausalLM.from_config(cfg, attn_implementation="eager").to(torch.float32)
     with torch.no_grad():
         for k, p in m.named_parameters():
-            p.copy_(torch.from_numpy(draw(k, p.numel())).reshape(p.shape))
-    return m
+            x = torch.from_numpy(draw(k, p.numel()))
+            p.copy_(x.reshape(p.shape[::-1]).T if is_conv1d(m, k) else x.reshape(p.shape))
+    return m.eval()  # without dropout
 
 
-def check_window(m, conf):
-    """Our additive window mask is the one that transformers makes for one whole document."""
+def is_conv1d(m, name):
+    """GPT-2 keeps the weights of its products as [in, out]; ours, and what is stored here, are [out, in]."""
+    return name.endswith(".weight") and isinstance(m.get_submodule(name.rpartition(".")[0]), Conv1D)
+
+
+def check_mask(m, conf):
+    """Our additive mask, with its window, is the one that transformers makes for one whole document."""
     window = conf.get("sliding_window")
-    if not window:
-        return
     ids = torch.randint(0, conf["vocab_size"], (1, T))
     ours = m(input_ids=ids, attention_mask=mask(torch.zeros(1, T), window)).logits
     theirs = m(input_ids=ids).logits
@@ -127,7 +138,7 @@ def check_window(m, conf):
 
 for name, conf in MODELS.items():
     m = build(conf)
-    check_window(m, conf)
+    check_mask(m, conf)
     ids, targets, pos, doc = tokens(name, conf["vocab_size"])
     att = mask(doc, conf.get("sliding_window"))
     run = lambda: m(input_ids=ids, position_ids=pos, attention_mask=att).logits
@@ -138,7 +149,8 @@ for name, conf in MODELS.items():
     out = {"logits": logits.detach().reshape(-1, logits.size(-1)).contiguous(),
            "ids": ids.reshape(-1).to(torch.int32), "targets": targets.reshape(-1).to(torch.int32)}
     for k, p in m.named_parameters():
-        out["grad." + k] = p.grad.detach().clone().contiguous()
+        g = p.grad.detach().T if is_conv1d(m, k) else p.grad.detach()
+        out["grad." + k] = g.clone().contiguous()
     decay = [p for k, p in m.named_parameters() if p.dim() > 1]
     other = [p for k, p in m.named_parameters() if p.dim() <= 1]
     opt = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}], lr=1e-3,
