@@ -34,7 +34,7 @@ type hosting struct {
 	key          allreduce.Key
 	self         int // own place among the members
 	link         *allreduce.Link
-	samples      *stream.Client
+	samples      feed
 	settled      settled
 	served       *data.Dataset // that this generation made the stream server serve
 	saving       *saving       // the newest checkpoint on its way, published or not
@@ -235,15 +235,28 @@ func (h *hosting) openData(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, connectMax)
 	defer cancel()
-	h.samples, err = stream.Open(ctx, stream.Config{
+	client, err := stream.Open(ctx, stream.Config{
 		Security:    stream.Security{TLS: h.TLS, PlainText: h.TLS == nil},
 		ContentHash: h.Spec.DataHash, Servers: servers, Vocab: int32(h.Config.Model.Vocab),
 	})
 	if err != nil {
 		return fmt.Errorf("%w: training data: %w", errUnreachable, err)
 	}
+	h.samples = feed{client}
 	h.closers = append(h.closers, h.samples.Close)
 	return nil
+}
+
+// feed marks what the stream cannot bring: later, or from other servers, it may.
+type feed struct{ *stream.Client }
+
+// Batch implements [trainer.Samples].
+func (f feed) Batch(ctx context.Context, indices []int64, dst *data.Batch) error {
+	err := f.Client.Batch(ctx, indices, dst)
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w: training data: %w", errUnreachable, err)
+	}
+	return err
 }
 
 // openLanguage opens what evaluation needs.

@@ -21,17 +21,23 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 		precision                       jobspec.Precision
 		wire                            jobspec.Wire
 		checkpointing                   jobspec.ActivationCheckpointing
-		tied                            bool
+		tied, gpt2                      bool
 	}{
-		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true},
-		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true},
-		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true},
-		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false},
+		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false},
+		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true, false},
+		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false},
+		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false, false},
+		{"GPT-2, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true},
+		{"GPT-2, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			text := fmt.Sprintf(`{"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":%d,"hidden_size":384,"intermediate_size":1024,
 				"num_hidden_layers":6,"num_attention_heads":6,"num_key_value_heads":2,"rms_norm_eps":1e-5,"rope_theta":10000,
 				"max_position_embeddings":512,"tie_word_embeddings":%v,"hidden_act":"silu"}`, c.vocab, c.tied)
+			if c.gpt2 {
+				text = fmt.Sprintf(`{"model_type":"gpt2","vocab_size":%d,"n_embd":384,"n_layer":6,"n_head":6,"n_positions":1024,
+					"tie_word_embeddings":%v}`, c.vocab, c.tied)
+			}
 			cfg, _, err := config.Parse([]byte(text))
 			if err != nil {
 				t.Fatal(err)

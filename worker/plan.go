@@ -39,6 +39,12 @@ func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, workers, mi
 	if !c.Tied {
 		in.FlatOnly = int64(c.Vocab) * int64(c.Hidden)
 	}
+	if !c.Gated() {
+		in.Shape.Family = shard.FamilyGPT2
+	}
+	if !c.Rotary() {
+		in.FlatOnly += int64(c.MaxPositions) * int64(c.Hidden)
+	}
 	if job.Train.Precision == jobspec.PrecisionBF16 {
 		in.Precision = shard.BF16
 	}
