@@ -35,7 +35,7 @@ type Config struct {
 	Threads int      // of each worker
 	Memory  int64    // bytes that each worker may use; 0: unknown
 
-	Emit func(console.Event) // what happens; from one goroutine
+	Emit func(console.Event) // what happens; from any goroutine; nil: nobody listens
 }
 
 // Validate names every conflict.
@@ -92,6 +92,9 @@ func Run(ctx context.Context, c Config) (err error) {
 	store := sub.Job.Checkpoint.Store
 	if inside, err := filepath.Rel(sub.Job.Output.Export, store); err == nil && filepath.IsLocal(inside) {
 		return fmt.Errorf("checkpoint.store: %s lies inside output.export %s, which must not exist before the end; choose a folder beside it", store, sub.Job.Output.Export)
+	}
+	if c.Emit == nil {
+		c.Emit = func(console.Event) {}
 	}
 	f := &fleet{Config: c, sub: sub, store: store}
 	if err := f.open(); err != nil {
