@@ -17,6 +17,7 @@ const (
 	chunkBytesDefault = 256 << 10
 	chunkBytesMax     = 4 << 20
 	silenceDefault    = 10 * time.Second
+	silenceMin        = 10 * time.Millisecond
 	// answerTimeout is longer than a listener holds a greeting.
 	answerTimeout = holdTimeout + 2*greetingTimeout
 	redialMax     = 500 * time.Millisecond
@@ -58,8 +59,8 @@ func (c *LinkConfig) validate() error {
 		return fmt.Errorf("frames of %d bytes: a multiple of 4, at most %d", c.ChunkBytes, chunkBytesMax)
 	case c.Worker == 0 && c.Decide == nil:
 		return errors.New("rank 0's worker must be able to decide")
-	case c.Silence < 0:
-		return fmt.Errorf("a silence of %v", c.Silence)
+	case c.Silence < silenceMin:
+		return fmt.Errorf("a silence of %v: a busy neighbour needs %v at least", c.Silence, silenceMin)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package allreduce
 
 import (
 	"fmt"
+	"hash/crc32"
 
 	"github.com/skein-ml/skein/shard"
 )
@@ -301,7 +302,9 @@ func (l *Link) sendSum(a placedAction, c *chunk) error {
 		e.held[a.at+1][a.Frame.Bucket][a.Frame.Piece].push(c)
 		return l.deliver(a.at+1, a.Frame)
 	}
-	l.send(item{header: frameHeader(a.Frame, l.c.Worker), payload: c.data, chunk: c})
+	h := frameHeader(a.Frame, l.c.Worker)
+	h.Sum = crc32.Checksum(c.data, castagnoli) // now, while it is in the cache
+	l.send(item{header: h, payload: c.data, chunk: c, summed: true})
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package allreduce
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -65,16 +66,22 @@ func secure(ctx context.Context, conn *tls.Conn, verify func(tls.ConnectionState
 // bufferedBytes holds eight TLS records, so that a system call moves more than one.
 const bufferedBytes = 8 * (16<<10 + 64)
 
-// buffered gathers what TLS writes, record by record, into larger writes. Until bulk
-// is called every write goes out at once, as handshakes need.
+// buffered gathers what TLS writes, record by record, into larger writes, and reads
+// ahead. Until setBulk is called every write goes out at once, as handshakes need.
 type buffered struct {
 	net.Conn
-	mu   sync.Mutex // the reader of a TLS connection may write, too
-	out  []byte
-	bulk bool
+	ahead *bufio.Reader
+	mu    sync.Mutex // the reader of a TLS connection may write, too
+	out   []byte
+	bulk  bool
 }
 
-func newBuffered(c net.Conn) *buffered { return &buffered{Conn: c} }
+func newBuffered(c net.Conn) *buffered {
+	return &buffered{Conn: c, ahead: bufio.NewReaderSize(c, bufferedBytes)}
+}
+
+// Read reads ahead by some records.
+func (b *buffered) Read(p []byte) (int, error) { return b.ahead.Read(p) }
 
 // setBulk begins to keep writes until flush.
 func (b *buffered) setBulk() {
