@@ -117,6 +117,17 @@ func certificates(dir string) (*pki.Files, error) {
 
 func expect(files *pki.Files, roles ...pki.Role) *tls.Config { return files.Expect(roles...) }
 
+// stoppedError says that this command was interrupted and the job was not.
+type stoppedError struct {
+	text string
+	err  error // the context's
+}
+
+func (e stoppedError) Error() string { return e.text }
+
+// Unwrap gives the context's error.
+func (e stoppedError) Unwrap() error { return e.err }
+
 // Formats of lists.
 const (
 	outputWide = "wide"

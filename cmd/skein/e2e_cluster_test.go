@@ -310,6 +310,10 @@ func TestTrainOnWorkersGoesOnAfterItsProcessIsKilled(t *testing.T) {
 		t.Errorf("other settings: status %d, %q", status, errs)
 	}
 	second := start(t, j, args...)
+	second.out.waitFor(t, `"event":"step","step":20,`)
+	if status, _, errs := program(t, j, args...); status != exitFailure || !strings.Contains(errs, "another run trains into") {
+		t.Errorf("a third beside the second: status %d, %q", status, errs)
+	}
 	second.out.waitFor(t, `"event":"step","step":30,`)
 	if err := second.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)

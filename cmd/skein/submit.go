@@ -132,7 +132,7 @@ func watch(ctx context.Context, std streams, c *client.Client, cfg watchConfig) 
 			return err
 		}
 		printer.Close()
-		return fmt.Errorf("stopped watching; the job goes on; watch it again with: skein watch %s%s (%w)", cfg.Job, cfg.cluster.again(), ctx.Err())
+		return stoppedError{fmt.Sprintf("stopped watching; the job goes on; watch it again with: skein watch %s%s", cfg.Job, cfg.cluster.again()), ctx.Err()}
 	}
 	story.End(job)
 	printer.Close()

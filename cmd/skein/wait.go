@@ -73,7 +73,7 @@ func runWait(ctx context.Context, std streams, cfg waitConfig) error {
 				return fmt.Sprintf("%s  %s\n", reached.GetId(), client.Word(reached.GetPhase()))
 			})
 		case ctx.Err() != nil:
-			return fmt.Errorf("stopped waiting; the job goes on; wait again with: skein wait %s --for %s%s (%w)", job.GetId(), cfg.For, cfg.cluster.again(), ctx.Err())
+			return stoppedError{fmt.Sprintf("stopped waiting; the job goes on; wait again with: skein wait %s --for %s%s", job.GetId(), cfg.For, cfg.cluster.again()), ctx.Err()}
 		case errors.Is(err, context.DeadlineExceeded):
 			return timeoutError{fmt.Errorf("job %s is not %s after %s; `skein describe %s` says where it is", job.GetId(), cfg.For, cfg.Timeout, job.GetId())}
 		}
