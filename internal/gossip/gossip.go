@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"net"
 	"slices"
@@ -130,8 +129,7 @@ func (g *Gossip) settings() (*memberlist.Config, error) {
 	m.Label = c.Cluster
 	m.SecretKey = c.Key
 	m.Delegate, m.Events, m.Alive = meta{g}, events{g}, events{g}
-	m.Logger = log.New(logWriter{c.Logger}, "", 0)
-	m.LogOutput = nil
+	m.LogOutput = logWriter{c.Logger}
 	m.DeadNodeReclaimTime = 5 * time.Second // a process that was started again may have another address
 	var err error
 	if m.BindAddr, m.BindPort, err = split(c.Listen); err != nil {
@@ -307,10 +305,10 @@ type logWriter struct{ to *slog.Logger }
 
 var _ io.Writer = logWriter{}
 
-// Write implements io.Writer. Lines look like "[WARN] memberlist: …".
+// Write implements io.Writer. Lines look like "2026/11/23 14:00:00 [WARN] memberlist: …".
 func (w logWriter) Write(b []byte) (int, error) {
 	level, text := slog.LevelDebug, strings.TrimSpace(string(b))
-	if rest, ok := strings.CutPrefix(text, "[ERR] "); ok {
+	if _, rest, ok := strings.Cut(text, "[ERR] "); ok {
 		level, text = slog.LevelWarn, rest
 	} else if _, rest, ok := strings.Cut(text, "] "); ok {
 		text = rest

@@ -17,3 +17,17 @@ func (c *Conn) Learn(addresses []string) {
 		c.known = append(c.known, a)
 	}
 }
+
+// Doubt has somebody else asked next, if it is this address that is believed to lead. It
+// is for callers who know that nobody answers there, long before the network does.
+func (c *Conn) Doubt(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range c.known {
+		if c.current != address {
+			return
+		}
+		c.current = c.known[c.next%len(c.known)]
+		c.next++
+	}
+}

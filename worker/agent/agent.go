@@ -73,6 +73,7 @@ type agent struct {
 	streamAddress string
 	conn          *leader.Conn
 	api           skeinv1.WorkersClient
+	cluster       skeinv1.ClusterClient
 	gossip        *gossip.Gossip
 	monitor       *monitor.Server
 
@@ -155,7 +156,7 @@ func (a *agent) openControl() (err error) {
 	if a.conn, err = leader.New(l); err != nil {
 		return err
 	}
-	a.api = skeinv1.NewWorkersClient(a.conn)
+	a.api, a.cluster = skeinv1.NewWorkersClient(a.conn), skeinv1.NewClusterClient(a.conn)
 	if c.GossipListen != "" {
 		a.gossip, err = gossip.Start(gossip.Config{
 			Cluster: c.Cluster, Name: c.Name, Role: gossip.Worker, Address: a.ringAddress, Listen: c.GossipListen, Advertise: c.GossipAdvertise,

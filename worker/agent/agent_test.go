@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -123,6 +124,27 @@ func TestLosingTheLeaderStopsNothing(t *testing.T) {
 			t.Errorf("the new leader shows %q %d times", line, seen[line])
 		}
 	}
+}
+
+func TestALeaderThatHangsIsLeft(t *testing.T) {
+	r := newRig(t, 1)
+	r.joined(0) // it leads, so the first address that is asked is kept
+	line, monitor := newCable(t, r.members[0].Address), freeAddress(t)
+	r.worker("w1", func(c *Config, _ *fake) {
+		c.Coordinators, c.MonitorListen = []string{line.address, r.members[0].Address}, monitor
+	})
+	sessions := func(n int) {
+		t.Helper()
+		var body string
+		r.until(fmt.Sprintf("session %d", n), func() bool {
+			_, body = fetch(t, "http://"+monitor+"/metrics")
+			return strings.Contains(body, fmt.Sprintf("skein_worker_sessions_total %d\n", n)) && strings.Contains(body, "skein_worker_session_up 1\n")
+		}, func() any { return body })
+	}
+	sessions(1)
+	line.stall() // as if the leader were stopped; the other address is a way round it
+	sessions(2)
+	r.joined(1)
 }
 
 func TestABrokenTaskGoesOnInANewGeneration(t *testing.T) {
@@ -303,6 +325,18 @@ func TestAWorkerThatWasGivenUpIsFencedAndBeginsAnew(t *testing.T) {
 		t.Fatal("the publication is never decided")
 	}
 	r.eventually(id, "w1 does it in a new generation", inPhase(skeinv1.Phase_PHASE_DONE))
+}
+
+func TestAnAnswerThatIsUnderWayIsTakenThoughTheTaskIsStopped(t *testing.T) {
+	a := &agent{ctx: t.Context(), log: slog.New(slog.DiscardHandler)}
+	ctx, cancel := context.WithCancel(t.Context())
+	err := a.decided(ctx, "complete", "a", func(ctx context.Context) error {
+		cancel()
+		return ctx.Err() // nobody has cut it off
+	})
+	if err != nil {
+		t.Errorf("what the leader has decided is reported as %v", err)
+	}
 }
 
 func TestAnotherClusterIsRefused(t *testing.T) {

@@ -17,6 +17,7 @@ type cable struct {
 	mu    sync.Mutex
 	down  bool
 	conns map[net.Conn]bool
+	flow  chan struct{} // closed while bytes get through
 }
 
 func newCable(t *testing.T, to string) *cable {
@@ -24,11 +25,13 @@ func newCable(t *testing.T, to string) *cable {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cable{address: l.Addr().String(), to: to, l: l, conns: map[net.Conn]bool{}}
+	c := &cable{address: l.Addr().String(), to: to, l: l, conns: map[net.Conn]bool{}, flow: make(chan struct{})}
+	close(c.flow)
 	c.done.Go(c.accept)
 	t.Cleanup(func() {
 		l.Close()
 		c.cut()
+		c.mend()
 		c.done.Wait()
 	})
 	return c
@@ -52,7 +55,7 @@ func (c *cable) accept() {
 		}
 		for _, ends := range [][2]net.Conn{{near, far}, {far, near}} {
 			c.done.Go(func() {
-				_, _ = io.Copy(ends[0], ends[1]) // it ends with either
+				_, _ = io.Copy(ends[0], slow{c, ends[1]}) // it ends with either
 				near.Close()
 				far.Close()
 			})
@@ -88,4 +91,31 @@ func (c *cable) mend() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.down = false
+	select {
+	case <-c.flow:
+	default:
+		close(c.flow)
+	}
+}
+
+// stall lets nothing through and breaks nothing, until it is mended.
+func (c *cable) stall() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flow = make(chan struct{})
+}
+
+// slow reads what a cable lets through.
+type slow struct {
+	*cable
+	from io.Reader
+}
+
+func (s slow) Read(b []byte) (int, error) {
+	n, err := s.from.Read(b)
+	s.mu.Lock()
+	flow := s.flow
+	s.mu.Unlock()
+	<-flow
+	return n, err
 }

@@ -119,7 +119,7 @@ func TestFlushWaitsUntilAllIsSentButNotForLong(t *testing.T) {
 func TestCallsAreRepeatedUntilTheLeaderHasDecided(t *testing.T) {
 	var c Config
 	c.EnsureDefaults()
-	a := &agent{config: c, log: c.Logger}
+	a := &agent{config: c, log: c.Logger, ctx: t.Context()}
 	fenced := skeinv1.Refuse(codes.Aborted, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_FENCED}, "generation 1 is over")
 	for what, c := range map[string]struct {
 		answers []error

@@ -5,9 +5,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/monitor"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 	"github.com/skein-ml/skein/worker"
 )
@@ -37,7 +37,7 @@ var stepBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2
 
 func newMetrics(c Config) *metrics {
 	const prefix = "skein_worker_"
-	m := &metrics{registry: prometheus.NewRegistry()}
+	m := &metrics{registry: monitor.NewRegistry()}
 	gauge := func(name, help string) prometheus.Gauge {
 		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: prefix + name, Help: help})
 		m.registry.MustRegister(g)
@@ -58,7 +58,7 @@ func newMetrics(c Config) *metrics {
 	m.generation = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "generation", Help: "Generation in which this worker hosts ranks of a job; gone when it hosts none."}, []string{"job"})
 	m.tasks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "tasks_total", Help: "Preparations and generations that ended here, by how."}, []string{"kind", "end"})
 	m.steps = counter("steps_total", "Steps that this worker took part in.")
-	m.stepSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + "step_seconds", Help: "Time of a step by phase; phases may overlap.", Buckets: stepBuckets}, []string{"phase"})
+	m.stepSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + "step_seconds", Help: "Time of a step by phase; together they are the step.", Buckets: stepBuckets}, []string{"phase"})
 	m.tokensPerSecond = gauge("tokens_per_second", "Tokens per second of the whole job, on the worker that hosts rank 0.")
 	m.loss = gauge("loss", "Loss of the last step, mean over its target tokens, on the worker that hosts rank 0.")
 	m.ringBytes = counter("ring_bytes_total", "Bytes sent to the next worker of the ring.")
@@ -69,8 +69,10 @@ func newMetrics(c Config) *metrics {
 	m.publishSeconds = histogram("publish_seconds", "Time for the log to take a checkpoint.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "info", Help: "Always 1; its labels say who this worker is."}, []string{"worker", "node", "build", "classes"})
 	info.WithLabelValues(c.Name, c.Node, c.Build, strings.Join(c.Classes, ",")).Set(1)
-	m.registry.MustRegister(m.generation, m.tasks, m.stepSeconds, info,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.generation, m.tasks, m.stepSeconds, info)
+	if c.TLS != nil {
+		gauge("certificate_expires_seconds", "Unix time at which the certificate expires.").Set(float64(c.TLS.Expires.Unix()))
+	}
 	return m
 }
 

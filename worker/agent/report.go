@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	callWait  = 10 * time.Second // for one answer of the leader
-	againMin  = 100 * time.Millisecond
-	againMax  = 5 * time.Second
-	refusedBy = "the coordinator refused"
+	callWait   = 5 * time.Second // for one answer of the leader
+	answerWait = time.Second     // for it to come once the caller need not know it any more
+	againMin   = 100 * time.Millisecond
+	againMax   = 5 * time.Second
+	refusedBy  = "the coordinator refused"
 )
 
 // refused is the leader's final no.
@@ -30,9 +31,7 @@ func (r refused) Unwrap() error { return r.error }
 // with ctx's error.
 func (a *agent) decided(ctx context.Context, call, job string, do func(context.Context) error) error {
 	for pause := againMin; ; pause = min(2*pause, againMax) {
-		one, cancel := context.WithTimeout(ctx, callWait)
-		err := do(one)
-		cancel()
+		err := a.once(ctx, do)
 		switch {
 		case err == nil:
 			return nil
@@ -50,6 +49,22 @@ func (a *agent) decided(ctx context.Context, call, job string, do func(context.C
 		case <-time.After(pause):
 		}
 	}
+}
+
+// once makes a call. When ctx ends meanwhile, the answer gets a moment to come: whoever
+// completes a job is told to stop by the very decision that it asked for.
+func (a *agent) once(ctx context.Context, do func(context.Context) error) error {
+	one, cancel := context.WithTimeout(context.WithoutCancel(ctx), callWait)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-one.Done():
+		case <-a.ctx.Done():
+		case <-time.After(answerWait):
+		}
+		cancel()
+	})()
+	return do(one)
 }
 
 // final tells whether repeating a call would be answered the same.

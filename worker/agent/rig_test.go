@@ -266,7 +266,7 @@ func (r *rig) worker(name string, change func(*Config, *fake)) *process {
 	}()
 	r.Cleanup(func() {
 		cancel()
-		p.wait()
+		_ = p.wait() // tests that want to know have asked
 	})
 	return p
 }

@@ -21,6 +21,7 @@ const (
 	linesEvery   = 100 * time.Millisecond
 	linesMax     = 200              // in one message
 	heartbeatMin = time.Millisecond // between two, whatever a leader asks for
+	leaseMin     = 100 * time.Millisecond
 	flushWait    = 500 * time.Millisecond
 )
 
@@ -110,10 +111,11 @@ func (a *agent) oneSession() (stood bool, err error) {
 	}
 	a.welcome(welcome)
 
-	var speaker sync.WaitGroup
+	var speaker sync.WaitGroup // and watcher
 	defer speaker.Wait()
 	defer cancel(nil)
 	speaker.Go(func() { cancel(a.speak(ctx, s, welcome)) })
+	speaker.Go(func() { cancel(a.watch(ctx, welcome)) })
 	for {
 		m, err := s.Recv()
 		if err != nil {
@@ -122,6 +124,35 @@ func (a *agent) oneSession() (stood bool, err error) {
 		if o := m.GetOrders(); o != nil {
 			a.log.Debug("orders", "revision", o.GetRevision(), "orders", o)
 			a.post(Ordered{o})
+		}
+	}
+}
+
+// watch asks the leader now and then whether it still is the one. One that hangs keeps
+// its connections open: without this, the next leader would give this worker up before
+// it looks for it.
+func (a *agent) watch(ctx context.Context, w *skeinv1.Welcome) error {
+	lease := max(time.Duration(w.GetLeaseMs())*time.Millisecond, leaseMin)
+	look := time.NewTicker(lease / 4)
+	defer look.Stop()
+	address := a.conn.Address()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+		}
+		one, cancel := context.WithTimeout(ctx, lease/2)
+		s, err := a.cluster.Status(one, &skeinv1.StatusRequest{})
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			a.conn.Doubt(address)
+			return status.Errorf(codes.Unavailable, "the leader at %s has not answered for %s", address, lease/2)
+		case s.GetLeaderId() != "" && s.GetLeaderId() != w.GetCoordinator():
+			return status.Errorf(codes.Unavailable, "%s leads by now", s.GetLeaderId())
 		}
 	}
 }

@@ -167,7 +167,7 @@ func (s *State) ended(e Ended) []Action {
 	invariant.Check(e.Task == s.running, "%v ended while %v runs", e.Task, s.running)
 	stopped := s.stopping
 	s.running, s.stopping = Task{}, false
-	n := &end{report: Report{Task: e.Task, How: e.How, Prepared: e.Prepared, Accused: e.Accused, Reason: e.Reason}}
+	n := &end{report: Report(e)}
 	s.given[e.Task.Job] = n
 	switch {
 	case e.How == Done && e.Task.Generation > 0:
