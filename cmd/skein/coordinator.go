@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/skein-ml/skein/coordinator"
@@ -101,7 +100,7 @@ func runCoordinator(ctx context.Context, std streams, cfg coordinatorConfig) (er
 		return err
 	}
 	lifeline(std, cfg.untilStop)
-	cfg.Registry = prometheus.NewRegistry()
+	cfg.Registry = monitor.NewRegistry()
 	co, err := coordinator.Start(cfg.Config)
 	if err != nil {
 		return err

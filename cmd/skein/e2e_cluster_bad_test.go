@@ -170,7 +170,7 @@ func TestStrangersOnThePortsDisturbNobody(t *testing.T) {
 	r.eventually("it runs", func() bool { return r.describe(id).Step > 5 })
 	nodes := r.must("nodes", "-o", "wide")
 	var ports []string
-	for _, word := range strings.Fields(nodes) {
+	for word := range strings.FieldsSeq(nodes) {
 		if strings.HasPrefix(word, "127.0.0.1:") {
 			ports = append(ports, word)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -103,7 +104,7 @@ func runGenerate(ctx context.Context, std streams, eng engine, cfg generateConfi
 }
 
 // runGenerateJob writes the job's newest checkpoint as a passing folder and asks that.
-func runGenerateJob(ctx context.Context, std streams, eng engine, cfg generateConfig, cluster clusterFlags, job string) error {
+func runGenerateJob(ctx context.Context, std streams, eng engine, cfg generateConfig, cluster clusterFlags, job string) (err error) {
 	if err := cfg.validate(); err != nil {
 		return err
 	}
@@ -115,7 +116,7 @@ func runGenerateJob(ctx context.Context, std streams, eng engine, cfg generateCo
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
+	defer func() { err = errors.Join(err, os.RemoveAll(temp)) }()
 	cfg.Model = filepath.Join(temp, "model")
 	dtype := jobspec.DTypeBF16
 	if cfg.Precision == jobspec.PrecisionFP32 {
