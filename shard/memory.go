@@ -12,7 +12,7 @@ type Family int
 const (
 	FamilyLlama Family = iota // RMS norms, gated MLP: Llama, Mistral, Qwen2
 	FamilyQwen3               // Llama and norms on q and k
-	FamilyGPT2
+	FamilyGPT2                // LayerNorms, an MLP without a gate
 )
 
 // Shape is what the memory of activations depends on.
@@ -69,7 +69,7 @@ type MemoryInput struct {
 	SparseRows     int // most distinct ids that a rank reads in a step: rows of the embedding's sparse gradient
 	WireBF16       bool
 	WeightForms    int   // how often each weight is held: flat, packed, packed for dX
-	FlatOnly       int64 // parameters that are held flat alone: an embedding that is not the head too
+	FlatOnly       int64 // parameters that are held flat alone: an embedding that is not the head too, a table of positions
 }
 
 // Memory is bytes on one worker, by part.
@@ -177,10 +177,13 @@ func activations(in MemoryInput) (kept, backward int64) {
 	case FamilyQwen3:
 		layer += e*(q+kv) + 4*(h+hk)
 	case FamilyGPT2:
-		layer, again = 10*e*d+4*h+16, e*f
+		layer, again = e*(2*d+2*q+2*kv+f)+4*h+16, e*f // 16: mean and scale of two norms
 	}
 	tokens, layers := int64(in.MicroBatch)*int64(in.SequenceTokens), int64(s.Layers)
 	backward = tokens * e * (2*d + 2*q + 2*kv + 3*f)
+	if s.Family == FamilyGPT2 {
+		backward = tokens * e * (4*d + 2*q + 2*kv + f) // one inner width, and the last layer's output
+	}
 	switch in.Checkpointing {
 	case KeepAll:
 	case KeepSome:

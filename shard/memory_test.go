@@ -93,6 +93,11 @@ func TestCheckpointingModesOrderActivations(t *testing.T) {
 	if got := WorstMemory(in).Activations; got != 512*30*11564 {
 		t.Errorf("activations %d, by hand %d", got, 512*30*11564)
 	}
+	// GPT-2 by the design: 20·768+4·12+16 = 15,424 bytes a token and layer.
+	in.Shape = Shape{FamilyGPT2, 12, 768, 3072, 12, 12, 64, 50257}
+	if got := WorstMemory(in).Activations; got != 512*12*15424 {
+		t.Errorf("GPT-2: activations %d, by hand %d", got, 512*12*15424)
+	}
 }
 
 func TestAJobThatCannotFitIsToldWhatWould(t *testing.T) {

@@ -41,15 +41,24 @@ func (r random) Batch(_ context.Context, indices []int64, dst *data.Batch) error
 	return nil
 }
 
+// longer makes a golden one layer with room for long sequences.
+var longer = map[string]map[string]any{
+	"llama-tied-gqa": {"max_position_embeddings": 1024, "num_hidden_layers": 1},
+	"gpt2-tanh":      {"n_positions": 1024, "n_layer": 1},
+}
+
 func TestMicroBatchesGiveTheSameBitsWhereSequencesCrossBlocks(t *testing.T) {
 	for _, p := range cpu.Paths() {
-		for _, seqLen := range []int{300, 512, 700} {
-			t.Run(fmt.Sprintf("%s/T=%d", p.Name, seqLen), func(t *testing.T) {
+		for _, x := range []struct {
+			golden string
+			seqLen int
+		}{{"llama-tied-gqa", 300}, {"llama-tied-gqa", 512}, {"llama-tied-gqa", 700}, {"gpt2-tanh", 300}, {"gpt2-tanh", 700}} {
+			t.Run(fmt.Sprintf("%s/%s T=%d", p.Name, x.golden, x.seqLen), func(t *testing.T) {
 				if !p.Available {
 					t.Skipf("path %s: %s", p.Name, p.Why)
 				}
-				g := golden{modeltest.Load(t, "llama-tied-gqa")}
-				g.Config = g.Mutate(t, map[string]any{"max_position_embeddings": 1024, "num_hidden_layers": 1})
+				g, seqLen := golden{modeltest.Load(t, x.golden)}, x.seqLen
+				g.Config = g.Mutate(t, longer[x.golden])
 				g.SeqLen = seqLen
 				run := func(micro, threads int) shard.Digest {
 					c := g.config(2, 8)

@@ -148,29 +148,35 @@ var variants = []variant{
 
 func TestTwentyStepsGiveTheSameBitsInEveryVariant(t *testing.T) {
 	for _, p := range cpu.Paths() {
-		for _, precision := range []device.DType{device.F32, device.BF16} {
-			for _, wire := range []allreduce.Wire{allreduce.WireFP32, allreduce.WireBF16} {
-				t.Run(fmt.Sprintf("%s/%v/wire %v", p.Name, precision, wire), func(t *testing.T) {
-					if !p.Available {
-						t.Skipf("path %s: %s", p.Name, p.Why)
+		for _, x := range []struct {
+			golden    string
+			precision device.DType
+			wire      allreduce.Wire
+		}{
+			{"llama-tied-gqa", device.F32, allreduce.WireFP32}, {"llama-tied-gqa", device.F32, allreduce.WireBF16},
+			{"llama-tied-gqa", device.BF16, allreduce.WireFP32}, {"llama-tied-gqa", device.BF16, allreduce.WireBF16},
+			{"gpt2-tanh", device.BF16, allreduce.WireFP32},
+		} {
+			t.Run(fmt.Sprintf("%s/%s/%v/wire %v", p.Name, x.golden, x.precision, x.wire), func(t *testing.T) {
+				if !p.Available {
+					t.Skipf("path %s: %s", p.Name, p.Why)
+				}
+				g := golden{modeltest.Load(t, x.golden)}
+				run := func(threads int, change func(*Config)) shard.Digest {
+					c := g.config(2, 8)
+					c.Precision, c.Wire = x.precision, x.wire
+					change(&c)
+					tr := newTrainer(t, newDevice(t, p.Name, threads), g, c)
+					steps(t, tr, 20)
+					return hash(t, tr)
+				}
+				want := run(2, func(*Config) {})
+				for _, v := range variants {
+					if got := run(v.threads, v.change); got != want {
+						t.Errorf("%s: weights %v after 20 steps, want %v", v.name, got, want)
 					}
-					g := golden{modeltest.Load(t, "llama-tied-gqa")}
-					run := func(threads int, change func(*Config)) shard.Digest {
-						c := g.config(2, 8)
-						c.Precision, c.Wire = precision, wire
-						change(&c)
-						tr := newTrainer(t, newDevice(t, p.Name, threads), g, c)
-						steps(t, tr, 20)
-						return hash(t, tr)
-					}
-					want := run(2, func(*Config) {})
-					for _, v := range variants {
-						if got := run(v.threads, v.change); got != want {
-							t.Errorf("%s: weights %v after 20 steps, want %v", v.name, got, want)
-						}
-					}
-				})
-			}
+				}
+			})
 		}
 	}
 }
