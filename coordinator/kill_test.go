@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/internal/pki"
+	"github.com/skein-ml/skein/proto/leader"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
@@ -110,6 +113,54 @@ func TestWhatWasAcknowledgedIsReadUnderTheNextLeaderAtOnce(t *testing.T) {
 	list, err := r.jobs.List(r.ctx(), &skeinv1.ListRequest{})
 	if err != nil || len(list.GetJobs()) != len(jobs) {
 		t.Fatalf("%d of %d jobs came back, %v", len(list.GetJobs()), len(jobs), err)
+	}
+}
+
+// A process that was stopped wakes up with answers in its buffers from the time when it
+// led, and with requests behind them.
+func TestALeaderThatSleptThroughItsSuccessorDoesNotAnswerFromMemory(t *testing.T) {
+	r := newProcesses(t, 3)
+	for round := range 3 {
+		id := r.submit(fmt.Sprint("round-", round), nil)
+		first := r.leader()
+		c := leader.Config{Addresses: []string{r.member(first).Address}, TLS: r.files(pki.Admin, "olga").Expect(pki.Coordinator), Build: "test"}
+		sleeper, err := leader.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := skeinv1.NewJobsClient(sleeper).Get(r.ctx(), &skeinv1.GetRequest{Job: id}); err != nil { // it is connected
+			t.Fatal(err)
+		}
+		sleeping := r.processes[first].cmd.Process
+		if err := sleeping.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		answers := make(chan *skeinv1.GetResponse, 20)
+		var asked sync.WaitGroup
+		if _, err := r.jobs.Cancel(r.ctx(), &skeinv1.CancelRequest{Job: id, Reason: "by the next leader"}); err != nil {
+			t.Fatal(err)
+		}
+		for range cap(answers) { // they wait in the sleeper's buffers
+			asked.Go(func() {
+				ctx, cancel := context.WithTimeout(r.ctx(), 3*time.Second)
+				defer cancel()
+				if got, err := skeinv1.NewJobsClient(sleeper).Get(ctx, &skeinv1.GetRequest{Job: id}); err == nil {
+					answers <- got
+				}
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		if err := sleeping.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		asked.Wait()
+		close(answers)
+		for got := range answers {
+			if got.GetJob().GetPhase() != skeinv1.Phase_PHASE_CANCELED {
+				t.Errorf("round %d: %s says the job is %v, after it was canceled by another leader", round, first, got.GetJob().GetPhase())
+			}
+		}
+		sleeper.Close()
 	}
 }
 

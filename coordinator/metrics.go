@@ -127,8 +127,9 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 	} else if !s.LastContact.IsZero() {
 		gauge(descLastContact, time.Since(s.LastContact).Seconds())
 	}
-	gauge(descLogBytes, float64(s.LogBytes))
-	gauge(descSnapshot, float64(s.SnapshotBytes))
+	log, snapshot := m.of.node.Sizes()
+	gauge(descLogBytes, float64(log))
+	gauge(descSnapshot, float64(snapshot))
 	if f := m.of.config.TLS; f != nil {
 		gauge(descExpires, float64(f.Expires.Unix()))
 	}

@@ -131,8 +131,7 @@ type Node struct {
 	disk      *disk
 	transport *raft.NetworkTransport
 	layer     *layer
-
-	barrier chan uint64 // holds the term whose barrier this node has passed; also a lock
+	reads     reads
 }
 
 // Open opens or makes the folder and takes part in the group.
@@ -141,8 +140,7 @@ func Open(c Config) (node *Node, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, machine: newMachine(), barrier: make(chan uint64, 1)}
-	n.barrier <- 0
+	n := &Node{config: c, machine: newMachine()}
 	defer func() {
 		if err != nil {
 			_ = n.release() // the first error counts
@@ -198,6 +196,7 @@ func (n *Node) Close() error {
 	stopped := n.raft.Shutdown()
 	// Raft waits for its calls to others, which end with their connections.
 	err := errors.Join(n.transport.Close(), n.layer.Close(), stopped.Error())
+	n.reads.close()
 	return errors.Join(err, n.disk.Close())
 }
 
@@ -247,37 +246,6 @@ func (n *Node) Propose(ctx context.Context, e fsm.Entry) (fsm.Result, error) {
 	return outcome, nil
 }
 
-// Read returns a state that has everything that was acknowledged, by any node, before
-// Read was called. The state must not be changed.
-func (n *Node) Read(ctx context.Context) (*fsm.State, error) {
-	var passed uint64
-	select {
-	case passed = <-n.barrier:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	defer func() { n.barrier <- passed }()
-	for range 3 { // the term may change under way, but hardly three times
-		term := n.raft.CurrentTerm()
-		if passed != term {
-			// The log may hold committed entries of former leaders that are not applied
-			// here yet. Behind a barrier of this term they are, and so is everything that
-			// this node acknowledges later, because Propose waits for it.
-			if err := wait(ctx, n.raft.Barrier(0)); err != nil {
-				return nil, translate(err)
-			}
-		}
-		if err := wait(ctx, n.raft.VerifyLeader()); err != nil {
-			return nil, translate(err)
-		}
-		if n.raft.CurrentTerm() == term {
-			passed = term
-			return n.machine.view(), n.Err()
-		}
-	}
-	return nil, ErrNotLeader
-}
-
 // State is what this node has applied. It may lag behind the leader's.
 func (n *Node) State() *fsm.State { return n.machine.view() }
 
@@ -298,14 +266,12 @@ func (n *Node) Leader() Server {
 
 // Stats is the node's view of itself.
 type Stats struct {
-	State         string // leader, follower, candidate, shutdown
-	Term          uint64
-	LastIndex     uint64
-	Commit        uint64
-	Applied       uint64
-	LastContact   time.Time // with the leader; zero on the leader, and if there was none
-	LogBytes      int64     // of the file; it does not shrink
-	SnapshotBytes int64     // of the newest; 0: none
+	State       string // leader, follower, candidate, shutdown
+	Term        uint64
+	LastIndex   uint64
+	Commit      uint64
+	Applied     uint64
+	LastContact time.Time // with the leader; zero on the leader, and if there was none
 }
 
 // Stats tells how the node is.
@@ -318,9 +284,12 @@ func (n *Node) Stats() Stats {
 	if s.State == "leader" {
 		s.LastContact = time.Time{}
 	}
-	s.LogBytes, s.SnapshotBytes = n.disk.sizes()
 	return s
 }
+
+// Sizes tells how many bytes the file of the log has, which does not shrink, and the
+// newest snapshot; 0 for what is not there.
+func (n *Node) Sizes() (log, snapshot int64) { return n.disk.sizes() }
 
 // Snapshot writes a snapshot now. Raft does so by itself from time to time.
 func (n *Node) Snapshot() error {

@@ -86,9 +86,11 @@ func (c *Conn) Address() string {
 func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	return c.follow(ctx, func(conn *grpc.ClientConn, address string) error {
 		var header metadata.MD
+		ctx, g := c.guard(ctx, conn, address)
+		defer g.end()
 		err := conn.Invoke(c.outgoing(ctx), method, args, reply, append(slices.Clone(opts), grpc.Header(&header))...)
 		c.greet(address, header)
-		return err
+		return g.why(err)
 	})
 }
 
@@ -96,18 +98,25 @@ func (c *Conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 // leader; when the stream ends with Unavailable, open another.
 func (c *Conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (stream grpc.ClientStream, err error) {
 	err = c.follow(ctx, func(conn *grpc.ClientConn, address string) error {
-		if err := c.leads(ctx, conn, address); err != nil {
+		if err := c.leads(ctx, conn, address, tryMax); err != nil {
 			return err
 		}
-		stream, err = conn.NewStream(c.outgoing(ctx), desc, method, opts...)
-		return err
+		ctx, g := c.guard(ctx, conn, address)
+		s, err := conn.NewStream(c.outgoing(ctx), desc, method, opts...)
+		if err != nil {
+			g.end()
+			return g.why(err)
+		}
+		context.AfterFunc(s.Context(), g.end) // which ends with the stream
+		stream = guarded{s, g}
+		return nil
 	})
 	return stream, err
 }
 
 // leads asks a coordinator whether it leads, and refuses in its name if it does not.
-func (c *Conn) leads(ctx context.Context, conn *grpc.ClientConn, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, tryMax)
+func (c *Conn) leads(ctx context.Context, conn *grpc.ClientConn, address string, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var header metadata.MD
 	s, err := skeinv1.NewClusterClient(conn).Status(c.outgoing(ctx), &skeinv1.StatusRequest{}, grpc.Header(&header))

@@ -28,6 +28,21 @@ type fake struct {
 	mu     sync.Mutex
 	leader string // address; its own if it leads
 	calls  int
+	hang   chan struct{} // nothing is answered while it is open; nil: all is
+}
+
+// wait keeps a caller waiting while the process hangs.
+func (f *fake) wait(ctx context.Context) {
+	f.mu.Lock()
+	hang := f.hang
+	f.mu.Unlock()
+	if hang == nil {
+		return
+	}
+	select {
+	case <-hang:
+	case <-ctx.Done():
+	}
 }
 
 func (f *fake) refuse() error {
@@ -47,6 +62,7 @@ func (f *fake) follow(leader string) {
 }
 
 func (f *fake) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResponse, error) {
+	f.wait(ctx)
 	if err := f.refuse(); err != nil {
 		return nil, err
 	}
@@ -57,7 +73,8 @@ func (f *fake) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResp
 	return &skeinv1.GetResponse{Job: &skeinv1.Job{Id: f.address, Name: strings.Join(md.Get(skeinv1.ProtocolKey), ",")}}, grpc.SetHeader(ctx, metadata.Pairs(skeinv1.BuildKey, "other"))
 }
 
-func (f *fake) Status(context.Context, *skeinv1.StatusRequest) (*skeinv1.StatusResponse, error) {
+func (f *fake) Status(ctx context.Context, _ *skeinv1.StatusRequest) (*skeinv1.StatusResponse, error) {
+	f.wait(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := &skeinv1.StatusResponse{Id: f.address, State: "follower", LeaderId: f.leader, LeaderAddress: f.leader}
@@ -67,8 +84,14 @@ func (f *fake) Status(context.Context, *skeinv1.StatusRequest) (*skeinv1.StatusR
 	return s, nil
 }
 
-func (f *fake) Watch(_ *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error {
-	return s.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: &skeinv1.Job{Id: f.address}}})
+func (f *fake) Watch(r *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error {
+	if err := s.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: &skeinv1.Job{Id: f.address}}}); err != nil {
+		return err
+	}
+	if r.GetJob() == "long" {
+		<-s.Context().Done()
+	}
+	return nil
 }
 
 // serve starts fakes that all follow the last one.
@@ -163,5 +186,35 @@ func TestWithoutALeaderTheErrorNamesWhoWasAsked(t *testing.T) {
 	}
 	if _, err := New(Config{}); err == nil {
 		t.Fatal("a client of nobody")
+	}
+}
+
+func TestALeaderThatHangsIsLeftForTheNext(t *testing.T) {
+	fakes := serve(t, 2)
+	last := fakes[1]
+	hang := make(chan struct{})
+	t.Cleanup(func() { close(hang) })
+	_, jobs, ctx := dial(t, Config{Addresses: []string{last.address, fakes[0].address}})
+	watch, err := jobs.Watch(ctx, &skeinv1.WatchRequest{Job: "long"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	last.mu.Lock()
+	last.hang = hang
+	last.mu.Unlock()
+	fakes[0].follow(fakes[0].address)
+	began := time.Now()
+	got, err := jobs.Get(ctx, &skeinv1.GetRequest{Job: "a"})
+	if err != nil || got.GetJob().GetId() != fakes[0].address {
+		t.Fatalf("%v, %v", got, err)
+	}
+	if _, err := watch.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("the watch ended with %v", err)
+	}
+	if took := time.Since(began); took < guardEvery || took > 10*time.Second {
+		t.Errorf("it took %s", took)
 	}
 }
