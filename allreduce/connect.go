@@ -82,7 +82,7 @@ func Connect(ctx context.Context, l *Listener, c LinkConfig) (*Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ring: %w", err)
 	}
-	if err := link.join(ctx, s, &out); err != nil {
+	if err := link.join(ctx, l, s, &out); err != nil {
 		l.abandon(s)
 		for _, x := range []*socket{link.in, link.out} {
 			if x != nil {
@@ -134,7 +134,7 @@ func (l *Link) greeting(from, to int) hello {
 }
 
 // join makes both connections.
-func (l *Link) join(ctx context.Context, s *slot, out *hello) error {
+func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		conn, err := l.dial(ctx, out)
@@ -148,6 +148,8 @@ func (l *Link) join(ctx context.Context, s *slot, out *hello) error {
 		case conn := <-s.conn:
 			l.in, err = newSocket(conn)
 			return err
+		case <-from.ctx.Done():
+			return fmt.Errorf("no connection from %s: the listener is closed: %w", l.name(l.prev), net.ErrClosed)
 		case <-ctx.Done():
 			return fmt.Errorf("no connection from %s: %w", l.name(l.prev), ctx.Err())
 		}
@@ -172,7 +174,7 @@ func (l *Link) dial(ctx context.Context, out *hello) (net.Conn, error) {
 		select {
 		case <-ctx.Done():
 			return nil, err
-		case <-time.After(wait):
+		case <-after(wait):
 		}
 		wait = min(2*wait, redialMax)
 	}

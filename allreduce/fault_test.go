@@ -303,7 +303,9 @@ func TestWrongGreetingsAreRefusedByName(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 			stop()
-			<-right // it was refused, or has nobody to talk to
+			if err := <-right; err == nil { // it was refused, or has nobody to talk to
+				t.Error("the worker that is right has a ring with one that is wrong")
+			}
 		})
 	}
 }
@@ -370,6 +372,20 @@ func TestStrangersDoNoHarm(t *testing.T) {
 	}
 	for _, c := range open {
 		_ = c.Close()
+	}
+}
+
+func TestConnectEndsWithItsListener(t *testing.T) {
+	workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1})
+	failed := make(chan error, 1)
+	go func() {
+		_, err := Connect(t.Context(), workers[0].listener, workers[0].c)
+		failed <- err
+	}()
+	time.Sleep(20 * time.Millisecond)
+	_ = workers[0].listener.Close()
+	if err := <-failed; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("error %v", err)
 	}
 }
 

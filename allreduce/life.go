@@ -61,10 +61,10 @@ func (l *Link) failLocked(err *LinkError) {
 		return
 	}
 	l.err = err
-	now := time.Now()
-	readMax, writeMax := now, now.Add(farewellMax)
+	at := now()
+	readMax, writeMax := at, at.Add(farewellMax)
 	if l.closing {
-		readMax, writeMax = now.Add(lingerMax), now.Add(lingerMax)
+		readMax, writeMax = at.Add(lingerMax), at.Add(lingerMax)
 	}
 	for _, s := range []*socket{l.in, l.out} {
 		_ = s.raw.SetReadDeadline(readMax) // these fail on closed connections only
@@ -131,19 +131,19 @@ func (l *Link) busyLocked() bool {
 // keep sends pings while nothing else is sent, and notices a silent neighbour.
 func (l *Link) keep() {
 	ping := min(pingEvery, l.c.Silence/4)
-	tick := time.NewTicker(ping / 4)
+	tick := ticker(ping / 4)
 	defer tick.Stop()
 	for {
 		select {
 		case <-l.finish:
 			return
-		case now := <-tick.C:
-			since := l.readSince.Load()
-			if since != 0 && now.UnixNano()-since > int64(l.c.Silence) {
+		case at := <-tick.C:
+			waits := l.readSince.Load()
+			if waits != 0 && at.UnixNano()-waits > int64(l.c.Silence) {
 				l.silent()
 			}
 			l.mu.Lock()
-			if !l.busyLocked() && !l.nextLeft && now.Sub(l.lastOutAt) >= ping {
+			if !l.busyLocked() && !l.nextLeft && at.Sub(l.lastOutAt) >= ping {
 				l.sendLocked(item{header: header{Kind: kindPing, From: uint16(l.c.Worker)}})
 			}
 			l.mu.Unlock()
@@ -262,7 +262,7 @@ func sinceFrame(h *header, at time.Time) (string, time.Duration) {
 	if h.Kind == 0 {
 		return "", 0
 	}
-	return h.String(), time.Since(at)
+	return h.String(), since(at)
 }
 
 // name is what a worker is called in messages.

@@ -336,8 +336,8 @@ func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
 	if l.err == nil && ok() {
 		return nil
 	}
-	begin := time.Now()
-	defer func() { l.stats.of(k).Wait += time.Since(begin) }()
+	begin := now()
+	defer func() { l.stats.of(k).Wait += since(begin) }()
 	stop := context.AfterFunc(ctx, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()

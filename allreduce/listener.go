@@ -100,7 +100,7 @@ func (l *Listener) accept() {
 		if err != nil {
 			l.c.Log.Warn("ring: cannot accept a connection", "error", err)
 			select {
-			case <-time.After(wait):
+			case <-after(wait):
 			case <-l.ctx.Done():
 				return
 			}
@@ -165,7 +165,7 @@ func (l *Listener) greet(raw net.Conn) {
 
 // readGreeting speaks TLS, if there is any, and reads the greeting.
 func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
-	if err := raw.SetDeadline(time.Now().Add(greetingTimeout)); err != nil {
+	if err := raw.SetDeadline(now().Add(greetingTimeout)); err != nil {
 		return raw, hello{}, err
 	}
 	conn := raw
@@ -181,7 +181,7 @@ func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
 		_, _ = conn.Write(answer{refusedVersion, err.Error()}.append(nil)) // best effort: it is closed anyway
 	}
 	if err == nil {
-		err = raw.SetDeadline(time.Now().Add(holdTimeout + greetingTimeout))
+		err = raw.SetDeadline(now().Add(holdTimeout + greetingTimeout))
 	}
 	return conn, h, err
 }
@@ -200,8 +200,7 @@ func (l *Listener) refuse(raw, conn net.Conn, h hello, why error) {
 // find waits until the generation of a greeting is known, at most holdTimeout, and
 // takes its slot; or it returns no slot and the refusal.
 func (l *Listener) find(h *hello) (*slot, answer) {
-	timeout := time.NewTimer(holdTimeout)
-	defer timeout.Stop()
+	late := after(holdTimeout)
 	for {
 		l.mu.Lock()
 		s, a := l.judge(h)
@@ -212,7 +211,7 @@ func (l *Listener) find(h *hello) (*slot, answer) {
 		}
 		select {
 		case <-changed:
-		case <-timeout.C:
+		case <-late:
 			return nil, a
 		case <-l.ctx.Done():
 			return nil, answer{refusedNotYet, "this worker stops"}

@@ -7,7 +7,6 @@ import (
 	"hash/crc32"
 	"io"
 	"sync/atomic"
-	"time"
 
 	"github.com/skein-ml/skein/shard"
 )
@@ -34,7 +33,7 @@ type timedReader struct {
 }
 
 func (t timedReader) Read(p []byte) (int, error) {
-	t.since.Store(time.Now().UnixNano())
+	t.since.Store(now().UnixNano())
 	n, err := t.r.Read(p)
 	t.since.Store(0)
 	return n, err
@@ -200,7 +199,7 @@ func (l *Link) noteReceived(h *header) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h.Kind != kindPing {
-		l.lastIn, l.lastInAt = *h, time.Now()
+		l.lastIn, l.lastInAt = *h, now()
 		s := l.stats.of(h.Kind)
 		s.ReceivedFrames++
 		s.ReceivedBytes += int64(h.Length)

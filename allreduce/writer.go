@@ -68,7 +68,7 @@ func (l *Link) transmit() {
 func (t *transmitter) failed(err error) {
 	select {
 	case <-t.l.verdict:
-	case <-time.After(verdictWait):
+	case <-after(verdictWait):
 	}
 	t.l.nextFault(err)
 	t.l.mu.Lock()
@@ -122,7 +122,7 @@ func (t *transmitter) fetch() bool {
 		s.SentBytes += int64(len(it.payload))
 	}
 	l.writing = true
-	l.lastOut, l.lastOutAt = t.items[0].header, time.Now()
+	l.lastOut, l.lastOutAt = t.items[0].header, now()
 	return true
 }
 

@@ -39,6 +39,7 @@ var seeded = []string{"New", "NewPCG", "NewChaCha8", "NewSource", "NewZipf", "Ra
 // mayAsk lists the files and folders of deciders that call such a function, and
 // why it cannot reach a result.
 var mayAsk = map[string]string{
+	"allreduce/clock.go":                  "deadlines and pings of connections; no frame's content, place or order depends on them",
 	"data/stream":                         "deadlines and retries of the network; what arrives is held against content hashes",
 	"device/devicetest":                   "times out a device that hangs",
 	"device/cpu/pool.go":                  "how long a barrier spins before it parks; work is cut by shape, never by time",
