@@ -2,7 +2,6 @@ package allreduce
 
 import (
 	"hash/crc32"
-	"time"
 )
 
 // item is a frame on its way out. Its payload does not change until it is written.
