@@ -91,21 +91,6 @@ func runRows(t *testing.T, d device.Device, dt device.DType) {
 			}}
 		},
 		func(r *rig) parts {
-			y, stats, xt, wt := r.out(dt, n, in), r.make(device.F32, n, 2, 2, nil), r.in(dt, x), r.in(dt, norm)
-			return parts{"LayerNorm", []device.Tensor{y, stats}, func(lo, hi int) {
-				r.d.LayerNorm(r.s, rows(y, lo, hi), rows(stats, lo, hi), rows(xt, lo, hi), wt, wt, eps)
-			}}
-		},
-		func(r *rig) parts {
-			_, factors := layerNorm(x, norm, norm, eps)
-			dx, dw, db, g, xt := r.out(dt, n, in), r.in(device.F32, newMat(1, in)), r.in(device.F32, newMat(1, in)), r.in(dt, x), r.in(dt, x)
-			stats, wt := r.make(device.F32, n, 2, 2, encode(device.F32, factors.v)), r.in(dt, norm)
-			ws := r.workspace(device.OpLayerNormGrad, device.Shape{Rows: n, Seq: n, In: in, DT: dt})
-			return parts{"LayerNormGrad", []device.Tensor{dx}, func(lo, hi int) {
-				r.d.LayerNormGrad(r.s, rows(dx, lo, hi), dw, db, rows(g, lo, hi), rows(xt, lo, hi), rows(stats, lo, hi), wt, device.Tensor{}, hi-lo, ws)
-			}}
-		},
-		func(r *rig) parts {
 			q, k, tt, pt := r.in(dt, x), r.in(dt, roundMat(x.clone(), dt)), r.in(device.F32, table), r.ints(pos)
 			return parts{"Rope", []device.Tensor{q, k}, func(lo, hi int) {
 				r.d.Rope(r.s, rows(q, lo, hi), rows(k, lo, hi), tt, pt.ColRange(lo, hi), dim, false)
@@ -126,7 +111,7 @@ func runRows(t *testing.T, d device.Device, dt device.DType) {
 			return parts{"Embed", []device.Tensor{y}, func(lo, hi int) { r.d.Embed(r.s, rows(y, lo, hi), tt, pt.ColRange(lo, hi)) }}
 		},
 	}
-	for _, c := range cases {
+	for _, c := range append(cases, plainRows(dt, x, norm)...) {
 		checkParts(t, d, n, cuts, c)
 	}
 }

@@ -125,6 +125,12 @@ func repack(t *testing.T, d device.Device) {
 	}
 }
 
+// misuse is a call that has to panic.
+type misuse struct {
+	name string
+	call func()
+}
+
 // runMisuse: mistakes of the caller panic in the call; what is wrong in memory
 // comes out of an event.
 func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
@@ -146,10 +152,7 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 	d.Free(freed)
 	docs := device.Docs{Cu: r.ints([]int32{0, 3}), Host: []int32{0, 3}}
 	a := device.AttnShape{Heads: 2, KVHeads: 1, HeadDim: 4, Scale: 1}
-	for _, c := range []struct {
-		name string
-		call func()
-	}{
+	for _, c := range append(plainMisuse(r), []misuse{
 		{"Add with another width", func() { d.Add(r.s, x, x, wide) }},
 		{"Add with another type", func() { d.Add(r.s, x, x, half) }},
 		{"Add with nothing", func() { d.Add(r.s, x, x, device.Tensor{}) }},
@@ -163,14 +166,6 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 		{"RMSNormGrad without workspace", func() {
 			d.RMSNormGrad(r.s, x, flat, x, x, r.column(newMat(4, 1)), flat, device.Tensor{}, 4, nil)
 		}},
-		{"LayerNorm without a bias", func() { d.LayerNorm(r.s, wide, device.Tensor{}, x, flat, device.Tensor{}, 1e-5) }},
-		{"LayerNorm with half its stats", func() { d.LayerNorm(r.s, r.out(f, 4, 8), r.column(newMat(4, 1)), x, flat, flat, 1e-5) }},
-		{"LayerNormGrad without workspace", func() {
-			d.LayerNormGrad(r.s, x, flat, r.out(f, 1, 8), x, x, r.make(f, 4, 2, 2, nil), flat, device.Tensor{}, 4, nil)
-		}},
-		{"Activate with a gated function", func() { d.Activate(r.s, r.out(f, 4, 8), x, device.SiLU) }},
-		{"ActivateGrad of another type", func() { d.ActivateGrad(r.s, x, half, x, device.GELU) }},
-		{"GLU with a plain function", func() { d.GLU(r.s, r.out(f, 4, 4), x, device.GELU) }},
 		{"Rope of half a head", func() { d.Rope(r.s, x, x, r.in(f, newMat(4, 5)), ids, 5, false) }},
 		{"GLU of a narrow input", func() { d.GLU(r.s, x, x, device.SiLU) }},
 		{"Attention without all rows", func() { d.Attention(r.s, x, device.Tensor{}, x, x.ColRange(0, 4), x.ColRange(0, 4), docs, a, nil) }},
@@ -183,7 +178,7 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 		{"freeing twice", func() { d.Free(freed) }},
 		{"freeing a slice", func() { d.Free(x.Buf.Slice(0, 4)) }},
 		{"a slice past the end", func() { x.Buf.Slice(0, 1<<20) }},
-	} {
+	}...) {
 		t.Run(c.name, func(t *testing.T) { expectPanic(t, c.call) })
 	}
 	r.wait()

@@ -91,3 +91,41 @@ func activateGradCall(r *rig, s source, dt device.DType, sh [2]int, act device.A
 	}
 	return func() { r.d.ActivateGrad(r.s, dx, dyt, xt, act) }, []result{{"dx", dx, apply(activationSlope(act), x, dy), dt, false}}
 }
+
+// plainRows are the operations of plain layers whose rows are computed by themselves.
+func plainRows(dt device.DType, x, norm mat) []func(r *rig) parts {
+	n, in := x.rows, x.cols
+	rowsOf := func(t device.Tensor, lo, hi int) device.Tensor { return t.RowRange(lo, hi) }
+	return []func(r *rig) parts{
+		func(r *rig) parts {
+			y, stats, xt, wt := r.out(dt, n, in), r.make(device.F32, n, 2, 2, nil), r.in(dt, x), r.in(dt, norm)
+			return parts{"LayerNorm", []device.Tensor{y, stats}, func(lo, hi int) {
+				r.d.LayerNorm(r.s, rowsOf(y, lo, hi), rowsOf(stats, lo, hi), rowsOf(xt, lo, hi), wt, wt, eps)
+			}}
+		},
+		func(r *rig) parts {
+			_, factors := layerNorm(x, norm, norm, eps)
+			dx, dw, db, g, xt := r.out(dt, n, in), r.in(device.F32, newMat(1, in)), r.in(device.F32, newMat(1, in)), r.in(dt, x), r.in(dt, x)
+			stats, wt := r.make(device.F32, n, 2, 2, encode(device.F32, factors.v)), r.in(dt, norm)
+			ws := r.workspace(device.OpLayerNormGrad, device.Shape{Rows: n, Seq: n, In: in, DT: dt})
+			return parts{"LayerNormGrad", []device.Tensor{dx}, func(lo, hi int) {
+				r.d.LayerNormGrad(r.s, rowsOf(dx, lo, hi), dw, db, rowsOf(g, lo, hi), rowsOf(xt, lo, hi), rowsOf(stats, lo, hi), wt, device.Tensor{}, hi-lo, ws)
+			}}
+		},
+	}
+}
+
+func plainMisuse(r *rig) []misuse {
+	const f = device.F32
+	d, x, wide, half, flat := r.d, r.in(f, newMat(4, 8)), r.in(f, newMat(4, 9)), r.in(device.BF16, newMat(4, 8)), r.in(f, newMat(1, 8))
+	return []misuse{
+		{"LayerNorm without a bias", func() { d.LayerNorm(r.s, wide, device.Tensor{}, x, flat, device.Tensor{}, 1e-5) }},
+		{"LayerNorm with half its stats", func() { d.LayerNorm(r.s, r.out(f, 4, 8), r.column(newMat(4, 1)), x, flat, flat, 1e-5) }},
+		{"LayerNormGrad without workspace", func() {
+			d.LayerNormGrad(r.s, x, flat, r.out(f, 1, 8), x, x, r.make(f, 4, 2, 2, nil), flat, device.Tensor{}, 4, nil)
+		}},
+		{"Activate with a gated function", func() { d.Activate(r.s, r.out(f, 4, 8), x, device.SiLU) }},
+		{"ActivateGrad of another type", func() { d.ActivateGrad(r.s, x, half, x, device.GELU) }},
+		{"GLU with a plain function", func() { d.GLU(r.s, r.out(f, 4, 4), x, device.GELU) }},
+	}
+}
