@@ -74,7 +74,8 @@ kills: ## fifty kill -9 at random moments of a job; every run must end on the un
 KILLS ?= 50
 .PHONY: chaos
 chaos: ## KILLS=50 times kill -9 of every process of a cluster at random moments; SEED=n repeats a run
-	@SKEIN_CHAOS=$(KILLS) SKEIN_CHAOS_SEED=$(SEED) go test -tags invariants -count=1 -timeout 120m -run TestEveryProcessIsKilled ./cmd/skein | grep -v '^ok '
+	@SKEIN_CHAOS=$(KILLS) SKEIN_CHAOS_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 120m -run TestEveryProcessIsKilled ./cmd/skein \
+	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 
 BENCH ?=
 .PHONY: bench
