@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -170,6 +171,18 @@ func TestErrorsOfTasksSayWhoHearsOfThem(t *testing.T) {
 	} {
 		if got := outcome(c.ctx, c.err); got.How != c.want {
 			t.Errorf("%v is taken as %v, want %v", c.err, got.How, c.want)
+		}
+	}
+}
+
+func TestOthersDialWhatIsAdvertised(t *testing.T) {
+	own := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 7500}
+	for advertise, want := range map[string]string{
+		"": "127.0.0.1:7500", "w1.example": "w1.example:7500", "w1.example:0": "w1.example:7500", "w1.example:9": "w1.example:9", "10.0.0.1": "10.0.0.1:7500",
+		"::1": "[::1]:7500", "[::1]:9": "[::1]:9",
+	} {
+		if got := advertised(advertise, own); got != want {
+			t.Errorf("%q is advertised as %s, want %s", advertise, got, want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +28,20 @@ import (
 	"github.com/skein-ml/skein/worker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain looks for goroutines that nobody has ended, with more patience than goleak
+// has by itself: a busy machine takes its time to end what was told to.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	err := goleak.Find()
+	for tries := 0; err != nil && tries < 20; tries++ {
+		err = goleak.Find()
+	}
+	if code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
 
 // patience is generous: the machine may be busy with other things.
 const patience = 60 * time.Second
