@@ -91,6 +91,9 @@ func (c *chaos) life() {
 		}
 		time.Sleep(time.Duration(c.rng.Int64N(int64(c.whole))))
 		before := c.look(r, id)
+		if before.Phase == "done" {
+			break // too late to count
+		}
 		r.kill(r.everybody()...)
 		c.done++
 		struck := time.Now()
@@ -102,9 +105,6 @@ func (c *chaos) life() {
 		}
 		c.back(r, id)
 		c.say("%4d  %4d  %7.2fs  %-10s  %5d  %.1f s", c.done, c.jobs, time.Since(began).Seconds(), before.Phase, before.Step, time.Since(struck).Seconds())
-		if before.Phase == "done" {
-			break
-		}
 	}
 	if got := r.wait(id); got != c.want {
 		c.Errorf("job %d ends on %s, undisturbed on %s", c.jobs, got, c.want)
