@@ -57,13 +57,21 @@ Exit status:
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
-	root.AddCommand(
-		newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
-		newImport(std), newData(std), newDoctor(std), newVersion(std),
-		newSubmit(std), newJobs(std), newDescribe(std), newLogs(std), newWatch(std), newWait(std), newCancel(std),
-		newNodes(std), newCoordinator(std), newWorker(std), newCerts(std),
-	)
+	group(root, "On this machine:", newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
+		newImport(std), newData(std), newDoctor(std), newVersion(std))
+	group(root, "On a cluster, from any machine:", newSubmit(std), newJobs(std), newDescribe(std), newLogs(std), newWatch(std), newWait(std),
+		newCancel(std), newNodes(std))
+	group(root, "To run a cluster:", newCoordinator(std), newWorker(std), newCerts(std))
 	return root
+}
+
+// group adds commands that the help shows together.
+func group(root *cobra.Command, title string, commands ...*cobra.Command) {
+	root.AddGroup(&cobra.Group{ID: title, Title: title})
+	for _, c := range commands {
+		c.GroupID = title
+		root.AddCommand(c)
+	}
 }
 
 // args refuses a wrong count of arguments, naming those that the command takes.
