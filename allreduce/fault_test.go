@@ -123,8 +123,8 @@ func TestEveryFaultBreaksTheLinkOnceAndNamesTheWorkerAndTheFrame(t *testing.T) {
 		text   string
 		anyone bool // who is accused depends on who notices first
 	}{
-		{"closed in a frame", kindReduce, func(_ header, f []byte) ([][]byte, bool) { return pass(f[:len(f)/2]), true }, "w0", true},
-		{"closed between frames", kindReduce, func(header, []byte) ([][]byte, bool) { return nil, true }, "w0", true},
+		{"closed in a frame", kindReduce, func(_ header, f []byte) ([][]byte, bool) { return pass(f[:len(f)/2]), true }, "w", true},
+		{"closed between frames", kindReduce, func(header, []byte) ([][]byte, bool) { return nil, true }, "w", true},
 		{"a flipped bit in a payload", kindReduce, func(_ header, f []byte) ([][]byte, bool) {
 			f[len(f)-1] ^= 4
 			return pass(f), false
