@@ -43,7 +43,7 @@ func (s cluster) Nodes(ctx context.Context, _ *skeinv1.NodesRequest) (*skeinv1.N
 	}
 	out := &skeinv1.NodesResponse{}
 	for _, m := range servers {
-		out.Coordinators = append(out.Coordinators, &skeinv1.Coordinator{Id: m.ID, Address: m.Address, Leader: m.ID == s.config.ID, Voter: true})
+		out.Coordinators = append(out.Coordinators, &skeinv1.Coordinator{Id: m.ID, Address: m.Address, Leader: m.ID == s.config.ID, Voter: m.Voter})
 	}
 	busy := state.Busy()
 	now := time.Now()
@@ -80,7 +80,7 @@ func (s cluster) RemoveCoordinator(ctx context.Context, r *skeinv1.RemoveCoordin
 	if _, leads := s.node.Leads(); !leads {
 		return nil, s.notLeader()
 	}
-	if err := s.node.Remove(ctx, r.GetId()); err != nil {
+	if err := s.node.Remove(ctx, r.GetId(), r.GetForce()); err != nil {
 		return nil, s.change(err)
 	}
 	return &skeinv1.RemoveCoordinatorResponse{}, nil

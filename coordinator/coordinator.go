@@ -154,7 +154,7 @@ func Start(c Config) (*Coordinator, error) {
 		members = []raftlog.Server{{ID: c.ID, Address: c.Advertise}}
 	}
 	node, err := raftlog.Open(raftlog.Config{
-		Cluster: c.Cluster, ID: c.ID, Dir: c.Dir, Address: c.Advertise, Listener: p.raft, Dial: p.dial,
+		Cluster: c.Cluster, ID: c.ID, Dir: c.Dir, Address: c.Advertise, Listener: p.raft, Dial: p.dial, Caller: caller,
 		Bootstrap: members, ElectionTimeout: c.ElectionTimeout, Logger: c.Logger,
 	})
 	if err != nil {

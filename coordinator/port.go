@@ -135,6 +135,20 @@ func (p *port) dial(ctx context.Context, address string) (net.Conn, error) {
 	return (&tls.Dialer{NetDialer: dialer, Config: p.dialTLS}).DialContext(ctx, "tcp", address)
 }
 
+// caller is the name in the certificate that a connection of the log came with; empty
+// without one.
+func caller(conn net.Conn) string {
+	a, ok := conn.(*arrival)
+	if !ok || a.tls == nil {
+		return ""
+	}
+	who, err := pki.Peer(*a.tls)
+	if err != nil { // it was let in with the role of a coordinator, which Peer has read
+		return ""
+	}
+	return who.Name
+}
+
 // Close ends the port and every connection that nobody has taken yet.
 func (p *port) Close() error {
 	p.end()

@@ -109,7 +109,7 @@ func TestWithoutACertificateOfTheClusterNothingIsSaid(t *testing.T) {
 func helloToTheLog(t *testing.T, conn net.Conn) string {
 	t.Helper()
 	defer conn.Close()
-	hello := []byte("SKNR\x01\x00\x05\x02otherc9")
+	hello := []byte("SKNR\x02\x00\x05\x02otherc9")
 	hello = binary.LittleEndian.AppendUint32(hello, crc32.Checksum(hello, crc32.MakeTable(crc32.Castagnoli)))
 	if _, err := conn.Write(hello); err != nil {
 		return ""

@@ -18,10 +18,11 @@ import (
 const Magic = "SKNR"
 
 const (
-	helloVersion   = 1
+	helloVersion   = 2
 	nameBytesMax   = 64
 	reasonBytesMax = 512
 	helloTimeout   = 5 * time.Second
+	askTimeout     = 3 * time.Second
 )
 
 // layer makes raft's connections out of those that it is given: each begins with a
@@ -34,15 +35,32 @@ type layer struct {
 	ready  chan net.Conn // of others, past their hello; unbuffered: raft takes or nobody does
 	done   sync.WaitGroup
 
+	started chan struct{} // closed once inside is set: nobody is let in before
+	inside  insider
+
 	mu    sync.Mutex
 	conns map[*tracked]bool
 }
 
 func newLayer(c Config) *layer {
 	ctx, end := context.WithCancel(context.Background())
-	l := &layer{config: c, ctx: ctx, end: end, ready: make(chan net.Conn), conns: map[*tracked]bool{}}
+	l := &layer{config: c, ctx: ctx, end: end, ready: make(chan net.Conn), conns: map[*tracked]bool{}, started: make(chan struct{})}
 	l.done.Go(l.listen)
 	return l
+}
+
+// insider is what a layer asks the log about itself.
+type insider interface {
+	// stranger tells whether an id is that of nobody who has a say here.
+	stranger(id string) bool
+	// position is the index of the last entry that is applied here.
+	position() uint64
+}
+
+// start lets others in.
+func (l *layer) start(i insider) {
+	l.inside = i
+	close(l.started)
 }
 
 // listen greets each connection apart, so that a silent stranger holds up nobody.
@@ -80,17 +98,35 @@ func (l *layer) greet(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	var refusal string
-	if cluster != l.config.Cluster {
-		refusal = fmt.Sprintf("%s belongs to cluster %q, and %s to %q", l.config.ID, l.config.Cluster, from, cluster)
+	select {
+	case <-l.started:
+	case <-l.ctx.Done():
+		return net.ErrClosed
 	}
-	if _, err := conn.Write(append(binary.LittleEndian.AppendUint16(nil, uint16(len(refusal))), refusal...)); err != nil {
+	refusal := l.refusal(conn, cluster, from)
+	if err := writeAnswer(conn, helloAnswer{refusal: refusal, id: l.config.ID, applied: l.inside.position()}); err != nil {
 		return err
 	}
 	if refusal != "" {
 		return errors.New(refusal)
 	}
 	return conn.SetDeadline(time.Time{})
+}
+
+// refusal says why a caller is not let in; empty if it is.
+func (l *layer) refusal(conn net.Conn, cluster, from string) string {
+	if cluster != l.config.Cluster {
+		return fmt.Sprintf("%s belongs to cluster %q, and %s to %q", l.config.ID, l.config.Cluster, from, cluster)
+	}
+	if t, ok := conn.(*tracked); ok && l.config.Caller != nil {
+		if name := l.config.Caller(t.Conn); name != "" && name != from {
+			return fmt.Sprintf("the certificate of %s calls itself %s", name, from)
+		}
+	}
+	if l.inside.stranger(from) {
+		return fmt.Sprintf("%s is not a member of the group of %s; add it with `skein coordinator add`", from, l.config.ID)
+	}
+	return ""
 }
 
 // writeHello says who calls.
@@ -125,53 +161,92 @@ func readHello(r io.Reader) (cluster, id string, err error) {
 	return string(b[8 : 8+c]), string(b[8+c : n]), nil
 }
 
-// readAnswer reads what became of a hello.
-func readAnswer(r io.Reader) error {
+// helloAnswer is what became of a hello.
+type helloAnswer struct {
+	refusal string // why the caller is not let in; empty: it is
+	id      string // of who answers
+	applied uint64 // index of the last entry that it has applied
+}
+
+func writeAnswer(w io.Writer, a helloAnswer) error {
+	refusal := a.refusal[:min(len(a.refusal), reasonBytesMax)]
+	b := append(binary.LittleEndian.AppendUint16(nil, uint16(len(refusal))), refusal...)
+	b = append(append(b, byte(len(a.id))), a.id...)
+	_, err := w.Write(binary.LittleEndian.AppendUint64(b, a.applied))
+	return err
+}
+
+// readAnswer reads what writeAnswer wrote. A refusal is an error.
+func readAnswer(r io.Reader) (a helloAnswer, err error) {
 	var head [2]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return fmt.Errorf("hello: %w", err)
+		return a, fmt.Errorf("hello: %w", err)
 	}
 	n := binary.LittleEndian.Uint16(head[:])
 	if n > reasonBytesMax {
-		return errors.New("hello: the answer is not a coordinator's")
+		return a, errors.New("hello: the answer is not a coordinator's")
 	}
-	reason := make([]byte, n)
-	if _, err := io.ReadFull(r, reason); err != nil {
-		return fmt.Errorf("hello: %w", err)
+	b := make([]byte, n+1)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return a, fmt.Errorf("hello: %w", err)
 	}
 	if n > 0 {
-		return fmt.Errorf("refused: %s", reason)
+		return a, fmt.Errorf("refused: %s", b[:n])
 	}
-	return nil
+	i := int(b[n])
+	if i == 0 || i > nameBytesMax {
+		return a, errors.New("hello: the answer is not a coordinator's")
+	}
+	b = make([]byte, i+8)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return a, fmt.Errorf("hello: %w", err)
+	}
+	return helloAnswer{id: string(b[:i]), applied: binary.LittleEndian.Uint64(b[i:])}, nil
 }
 
 // Dial implements raft.StreamLayer.
 func (l *layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(l.ctx, timeout)
-	defer cancel()
-	conn, err := l.config.Dial(ctx, string(address))
+	conn, _, err := l.call(l.ctx, string(address), timeout)
+	return conn, err
+}
+
+// ask says hello at an address and hangs up.
+func (l *layer) ask(ctx context.Context, address string) (helloAnswer, error) {
+	conn, a, err := l.call(ctx, address, askTimeout)
 	if err != nil {
-		return nil, err
+		return a, err
+	}
+	return a, conn.Close()
+}
+
+// call dials an address and says hello.
+func (l *layer) call(ctx context.Context, address string, timeout time.Duration) (net.Conn, helloAnswer, error) {
+	var a helloAnswer
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := l.config.Dial(ctx, address)
+	if err != nil {
+		return nil, a, err
 	}
 	t := l.track(conn)
 	if t == nil {
-		return nil, net.ErrClosed
+		return nil, a, net.ErrClosed
 	}
 	err = t.SetDeadline(time.Now().Add(min(timeout, helloTimeout)))
 	if err == nil {
 		err = writeHello(t, l.config.Cluster, l.config.ID)
 	}
 	if err == nil {
-		err = readAnswer(t)
+		a, err = readAnswer(t)
 	}
 	if err == nil {
 		err = t.SetDeadline(time.Time{})
 	}
 	if err != nil {
 		_ = t.Close()
-		return nil, fmt.Errorf("coordinator at %s: %w", address, err)
+		return nil, a, fmt.Errorf("coordinator at %s: %w", address, err)
 	}
-	return t, nil
+	return t, a, nil
 }
 
 // Accept implements net.Listener.

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 )
@@ -26,14 +27,18 @@ func TestAHelloIsReadBackAndEveryFlippedBitSeen(t *testing.T) {
 }
 
 func TestAnAnswerIsYesOrSaysWhyNot(t *testing.T) {
-	if err := readAnswer(bytes.NewReader([]byte{0, 0})); err != nil {
-		t.Errorf("yes: %v", err)
+	var yes, no bytes.Buffer
+	if err := errors.Join(writeAnswer(&yes, helloAnswer{id: "c1", applied: 7}), writeAnswer(&no, helloAnswer{refusal: "no!", id: "c1"})); err != nil {
+		t.Fatal(err)
 	}
-	if err := readAnswer(bytes.NewReader([]byte("\x03\x00no!"))); err == nil || !strings.Contains(err.Error(), "no!") {
+	if a, err := readAnswer(&yes); err != nil || a != (helloAnswer{id: "c1", applied: 7}) {
+		t.Errorf("yes: %+v, %v", a, err)
+	}
+	if _, err := readAnswer(&no); err == nil || !strings.Contains(err.Error(), "no!") {
 		t.Errorf("no: %v", err)
 	}
-	for _, bad := range []string{"", "\x03\x00no", "HTTP/1.1 400"} {
-		if err := readAnswer(strings.NewReader(bad)); err == nil {
+	for _, bad := range []string{"", "\x03\x00no", "HTTP/1.1 400", "\x00\x00", "\x00\x00\x00", "\x00\x00\x02c1\x07", "\x00\x00\xffc1"} {
+		if _, err := readAnswer(strings.NewReader(bad)); err == nil {
 			t.Errorf("%q passed as an answer", bad)
 		}
 	}

@@ -54,6 +54,9 @@ type Config struct {
 	// Close closes the listener.
 	Listener net.Listener
 	Dial     func(ctx context.Context, address string) (net.Conn, error)
+	// Caller is the id that a connection of the listener has proved to be of; empty if
+	// it proves none. Nil: none does.
+	Caller func(net.Conn) string
 
 	// Bootstrap are the first members of a new cluster, this node among them; the
 	// same list on each of them. It counts only while the folder is empty. Without
@@ -157,6 +160,7 @@ func Open(c Config) (node *Node, err error) {
 	if n.raft, err = n.start(logger); err != nil {
 		return nil, err
 	}
+	n.layer.start(n)
 	return n, nil
 }
 

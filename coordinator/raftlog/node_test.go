@@ -227,14 +227,14 @@ func TestMembersAreAddedReplacedAndRemoved(t *testing.T) {
 	if err := g.leader().Add(t.Context(), Server{"c4", members[0].Address}); err == nil || !strings.Contains(err.Error(), "c1") {
 		t.Errorf("two members with one address: %v", err)
 	}
-	if err := g.leader().Remove(t.Context(), "c9"); err == nil {
+	if err := g.leader().Remove(t.Context(), "c9", false); err == nil {
 		t.Error("a stranger was removed")
 	}
 	if err := g.leader().Transfer(t.Context(), "c2"); err != nil {
 		t.Fatal(err)
 	}
 	g.eventually("c2 leads", func() bool { _, ok := g.nodes["c2"].Leads(); return ok })
-	if err := g.leader().Remove(t.Context(), "c1"); err != nil {
+	if err := g.leader().Remove(t.Context(), "c1", false); err != nil {
 		t.Fatal(err)
 	}
 	g.close("c1")
@@ -244,7 +244,7 @@ func TestMembersAreAddedReplacedAndRemoved(t *testing.T) {
 
 func TestTheLastMemberStays(t *testing.T) {
 	g := newGroup(t, 1)
-	if err := g.leader().Remove(t.Context(), "c1"); err == nil {
+	if err := g.leader().Remove(t.Context(), "c1", false); err == nil {
 		t.Fatal("it was removed")
 	}
 }

@@ -562,6 +562,7 @@ func (*AddCoordinatorResponse) Descriptor() ([]byte, []int) {
 type RemoveCoordinatorRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Force         bool                   `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"` // even if too few of the others answer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -601,6 +602,13 @@ func (x *RemoveCoordinatorRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *RemoveCoordinatorRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type RemoveCoordinatorResponse struct {
@@ -845,9 +853,10 @@ const file_skein_v1_cluster_proto_rawDesc = "" +
 	"\x15AddCoordinatorRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x18\n" +
-	"\x16AddCoordinatorResponse\"*\n" +
+	"\x16AddCoordinatorResponse\"@\n" +
 	"\x18RemoveCoordinatorRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x1b\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x1b\n" +
 	"\x19RemoveCoordinatorResponse\"+\n" +
 	"\x19TransferLeadershipRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x1c\n" +

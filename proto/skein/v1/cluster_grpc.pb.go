@@ -40,10 +40,12 @@ type ClusterClient interface {
 	Nodes(ctx context.Context, in *NodesRequest, opts ...grpc.CallOption) (*NodesResponse, error)
 	// Status is what one coordinator knows of itself, leader or not.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusResponse, error)
-	// AddCoordinator makes a started, empty coordinator a voter, or gives a known one
-	// a new address.
+	// AddCoordinator makes a started, empty coordinator a voter once it has caught up, or
+	// gives a known one a new address. It refuses an address at which another one
+	// answers, or nobody.
 	AddCoordinator(ctx context.Context, in *AddCoordinatorRequest, opts ...grpc.CallOption) (*AddCoordinatorResponse, error)
-	// RemoveCoordinator takes a voter out of the group.
+	// RemoveCoordinator takes a member out of the group. It refuses if the others could
+	// decide nothing afterwards.
 	RemoveCoordinator(ctx context.Context, in *RemoveCoordinatorRequest, opts ...grpc.CallOption) (*RemoveCoordinatorResponse, error)
 	// TransferLeadership makes another coordinator the leader.
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
@@ -141,10 +143,12 @@ type ClusterServer interface {
 	Nodes(context.Context, *NodesRequest) (*NodesResponse, error)
 	// Status is what one coordinator knows of itself, leader or not.
 	Status(context.Context, *StatusRequest) (*StatusResponse, error)
-	// AddCoordinator makes a started, empty coordinator a voter, or gives a known one
-	// a new address.
+	// AddCoordinator makes a started, empty coordinator a voter once it has caught up, or
+	// gives a known one a new address. It refuses an address at which another one
+	// answers, or nobody.
 	AddCoordinator(context.Context, *AddCoordinatorRequest) (*AddCoordinatorResponse, error)
-	// RemoveCoordinator takes a voter out of the group.
+	// RemoveCoordinator takes a member out of the group. It refuses if the others could
+	// decide nothing afterwards.
 	RemoveCoordinator(context.Context, *RemoveCoordinatorRequest) (*RemoveCoordinatorResponse, error)
 	// TransferLeadership makes another coordinator the leader.
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)

@@ -141,9 +141,13 @@ func (x *Hello) GetThreads() int32 {
 }
 
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	DataSets      []string               `protobuf:"bytes,2,rep,name=data_sets,json=dataSets,proto3" json:"data_sets,omitempty"` // content hashes that its stream server has
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	DataSets []string               `protobuf:"bytes,2,rep,name=data_sets,json=dataSets,proto3" json:"data_sets,omitempty"` // content hashes that its stream server has
+	// The task that runs, whatever the orders say by now; no job: none does.
+	Job           string `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
+	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`   // that it hosts ranks in, or
+	Preparation   uint64 `protobuf:"varint,5,opt,name=preparation,proto3" json:"preparation,omitempty"` // the try that it makes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +194,27 @@ func (x *Heartbeat) GetDataSets() []string {
 		return x.DataSets
 	}
 	return nil
+}
+
+func (x *Heartbeat) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *Heartbeat) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetPreparation() uint64 {
+	if x != nil {
+		return x.Preparation
+	}
+	return 0
 }
 
 // JobProgress is a job's progress as one worker sees it; rank 0's counts.
@@ -492,11 +517,14 @@ func (*WorkerMessage_Lines) isWorkerMessage_What() {}
 
 // Welcome is the first answer.
 type Welcome struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Coordinator   string                 `protobuf:"bytes,1,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
-	Build         string                 `protobuf:"bytes,2,opt,name=build,proto3" json:"build,omitempty"`
-	HeartbeatMs   int64                  `protobuf:"varint,3,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"` // send one this often
-	LeaseMs       int64                  `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`             // without one for so long, the leader looks
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Coordinator string                 `protobuf:"bytes,1,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
+	Build       string                 `protobuf:"bytes,2,opt,name=build,proto3" json:"build,omitempty"`
+	HeartbeatMs int64                  `protobuf:"varint,3,opt,name=heartbeat_ms,json=heartbeatMs,proto3" json:"heartbeat_ms,omitempty"` // send one this often
+	LeaseMs     int64                  `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`             // without one for so long, the leader looks
+	// Changes when the coordinators are restored from a backup: what was ordered before
+	// is forgotten there, and the numbers of tries begin anew.
+	Epoch         uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,6 +583,13 @@ func (x *Welcome) GetHeartbeatMs() int64 {
 func (x *Welcome) GetLeaseMs() int64 {
 	if x != nil {
 		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *Welcome) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
 	}
 	return 0
 }
@@ -1690,10 +1725,15 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x0fnumeric_classes\x18\b \x03(\tR\x0enumericClasses\x12!\n" +
 	"\fmemory_bytes\x18\t \x01(\x03R\vmemoryBytes\x12\x18\n" +
 	"\athreads\x18\n" +
-	" \x01(\x05R\athreads\"D\n" +
+	" \x01(\x05R\athreads\"\x98\x01\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
-	"\tdata_sets\x18\x02 \x03(\tR\bdataSets\"O\n" +
+	"\tdata_sets\x18\x02 \x03(\tR\bdataSets\x12\x10\n" +
+	"\x03job\x18\x03 \x01(\tR\x03job\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12 \n" +
+	"\vpreparation\x18\x05 \x01(\x04R\vpreparation\"O\n" +
 	"\vJobProgress\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12.\n" +
 	"\bprogress\x18\x02 \x01(\v2\x12.skein.v1.ProgressR\bprogress\"I\n" +
@@ -1711,12 +1751,13 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\n" +
 	"store_read\x18\x04 \x01(\v2\x13.skein.v1.StoreReadH\x00R\tstoreRead\x12*\n" +
 	"\x05lines\x18\x05 \x01(\v2\x12.skein.v1.JobLinesH\x00R\x05linesB\x06\n" +
-	"\x04what\"\x7f\n" +
+	"\x04what\"\x95\x01\n" +
 	"\aWelcome\x12 \n" +
 	"\vcoordinator\x18\x01 \x01(\tR\vcoordinator\x12\x14\n" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12!\n" +
 	"\fheartbeat_ms\x18\x03 \x01(\x03R\vheartbeatMs\x12\x19\n" +
-	"\blease_ms\x18\x04 \x01(\x03R\aleaseMs\"K\n" +
+	"\blease_ms\x18\x04 \x01(\x03R\aleaseMs\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"K\n" +
 	"\vPreparation\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x12\n" +
