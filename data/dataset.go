@@ -59,10 +59,20 @@ func Open(fsys vfs.FS, dir string) (*Dataset, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(fsys, dir, m, memory.DefaultAllocator)
+	return open(fsys, dir, m, memory.DefaultAllocator, verifyFile)
 }
 
-func open(fsys vfs.FS, dir string, m *Manifest, mem memory.Allocator) (_ *Dataset, err error) {
+// OpenUnread is Open without the hashes of the files, which takes no time: for those who serve records to readers that hold
+// each against its hash.
+func OpenUnread(fsys vfs.FS, dir string) (*Dataset, error) {
+	m, err := ReadManifest(fsys, dir)
+	if err != nil {
+		return nil, err
+	}
+	return open(fsys, dir, m, memory.DefaultAllocator, verifySize)
+}
+
+func open(fsys vfs.FS, dir string, m *Manifest, mem memory.Allocator, verify func(vfs.File, ManifestFile) error) (_ *Dataset, err error) {
 	d := &Dataset{dir: dir, m: m, capacity: cacheRecords, recent: list.New(), cached: map[int64]*list.Element{}}
 	defer func() {
 		if err != nil {
@@ -70,7 +80,7 @@ func open(fsys vfs.FS, dir string, m *Manifest, mem memory.Allocator) (_ *Datase
 		}
 	}()
 	for i, mf := range m.Files {
-		f, err := openFile(fsys, filepath.Join(dir, mf.Name), mf)
+		f, err := openFile(fsys, filepath.Join(dir, mf.Name), mf, verify)
 		if err != nil {
 			return nil, err
 		}
@@ -86,26 +96,33 @@ func open(fsys vfs.FS, dir string, m *Manifest, mem memory.Allocator) (_ *Datase
 	return d, nil
 }
 
-// openFile opens a file of packs and compares its size and hash with the manifest's.
-func openFile(fsys vfs.FS, name string, want ManifestFile) (vfs.File, error) {
+// openFile opens a file of packs and compares it with the manifest.
+func openFile(fsys vfs.FS, name string, want ManifestFile, verify func(vfs.File, ManifestFile) error) (vfs.File, error) {
 	f, err := fsys.Open(name)
 	if err != nil {
 		return nil, err
 	}
-	if err := verifyFile(f, want); err != nil {
+	if err := verify(f, want); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return f, nil
 }
 
-func verifyFile(f vfs.File, want ManifestFile) error {
+func verifySize(f vfs.File, want ManifestFile) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if info.Size() != want.Bytes {
 		return fmt.Errorf("%s has %d bytes, its manifest says %d; prepare the data again", want.Name, info.Size(), want.Bytes)
+	}
+	return nil
+}
+
+func verifyFile(f vfs.File, want ManifestFile) error {
+	if err := verifySize(f, want); err != nil {
+		return err
 	}
 	h := sha256.New()
 	if _, err := io.Copy(h, f); err != nil {

@@ -175,7 +175,7 @@ func TestADatasetGivesAllArrowMemoryBack(t *testing.T) {
 	m, err := ReadManifest(fsys, dir)
 	must(t, err)
 	mem := memory.NewCheckedAllocator(memory.NewGoAllocator())
-	d, err := open(fsys, dir, m, mem)
+	d, err := open(fsys, dir, m, mem, verifyFile)
 	must(t, err)
 	d.capacity = 3
 	var b Batch

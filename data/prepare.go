@@ -170,7 +170,7 @@ func (j *job) verify(dir string) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := open(j.fsys, dir, m, j.mem)
+	d, err := open(j.fsys, dir, m, j.mem, verifyFile)
 	if err != nil {
 		return nil, err
 	}

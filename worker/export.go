@@ -1,11 +1,17 @@
 package worker
 
 import (
+	"bytes"
+	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/device"
@@ -22,7 +28,8 @@ const descriptionName = "model"
 // sideBytesMax bounds each file of a description.
 const sideBytesMax = 256 << 20
 
-// writeDescription writes the model's configuration and side files, each whole.
+// writeDescription writes the model's configuration and side files, each whole or not at
+// all: others may be reading them.
 func writeDescription(fsys vfs.FS, dir string, b *Base) error {
 	if err := fsys.MkdirAll(dir); err != nil {
 		return err
@@ -39,7 +46,11 @@ func writeDescription(fsys vfs.FS, dir string, b *Base) error {
 		}
 	}
 	for name, text := range files {
-		if err := vfs.WriteFile(fsys, filepath.Join(dir, name), text); err != nil {
+		path := filepath.Join(dir, name)
+		if was, err := vfs.ReadFile(fsys, path, sideBytesMax); err == nil && bytes.Equal(was, text) {
+			continue // somebody may be reading it
+		}
+		if err := vfs.ReplaceFile(fsys, path, text); err != nil {
 			return err
 		}
 	}
@@ -54,6 +65,9 @@ func readDescription(fsys vfs.FS, dir string) (config.Config, map[string][]byte,
 	}
 	side := map[string][]byte{}
 	for _, name := range names {
+		if strings.HasSuffix(name, ".tmp") { // left by a kill
+			continue
+		}
 		if side[name], err = vfs.ReadFile(fsys, filepath.Join(dir, name), sideBytesMax); err != nil {
 			return config.Config{}, nil, err
 		}
@@ -68,7 +82,7 @@ func readDescription(fsys vfs.FS, dir string) (config.Config, map[string][]byte,
 
 // ExportCheckpoint writes the checkpoint of a step, or the newest one if step is
 // negative, as a Hugging Face folder, and says which step it was.
-func ExportCheckpoint(fsys vfs.FS, store string, step int64, dir string, opt hf.Options) (int64, error) {
+func ExportCheckpoint(ctx context.Context, fsys vfs.FS, store string, step int64, dir string, opt hf.Options) (int64, error) {
 	ck, err := openCheckpoint(fsys, store, step)
 	if err != nil {
 		return 0, err
@@ -79,7 +93,48 @@ func ExportCheckpoint(fsys vfs.FS, store string, step int64, dir string, opt hf.
 		return 0, fmt.Errorf("%s: the description of its model: %w", store, err)
 	}
 	opt.SideFiles, opt.FS = side, fsys
-	return ck.Manifest.Step, hf.Export(dir, saved{ck, c}, opt)
+	return ck.Manifest.Step, hf.Export(dir, saved{ctx, ck, c}, opt)
+}
+
+// sameFolder tells whether two folders hold the same files.
+func sameFolder(fsys vfs.FS, a, b string) (bool, error) {
+	names, err := fsys.ReadDir(a)
+	if err != nil {
+		return false, err
+	}
+	others, err := fsys.ReadDir(b)
+	if err != nil {
+		return false, err
+	}
+	slices.Sort(names)
+	slices.Sort(others)
+	if !slices.Equal(names, others) {
+		return false, nil
+	}
+	for _, name := range names {
+		same, err := sameFile(fsys, filepath.Join(a, name), filepath.Join(b, name))
+		if err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+func sameFile(fsys vfs.FS, a, b string) (bool, error) {
+	var sums [2][sha256.Size]byte
+	for i, path := range []string{a, b} {
+		f, err := fsys.Open(path)
+		if err != nil {
+			return false, err
+		}
+		h := sha256.New()
+		_, err = io.Copy(h, f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return false, fmt.Errorf("read %s: %w", path, err)
+		}
+		h.Sum(sums[i][:0])
+	}
+	return sums[0] == sums[1], nil
 }
 
 func openCheckpoint(fsys vfs.FS, store string, step int64) (*checkpoint.Checkpoint, error) {
@@ -97,6 +152,7 @@ func openCheckpoint(fsys vfs.FS, store string, step int64) (*checkpoint.Checkpoi
 
 // saved is a checkpoint's master weights as a model to export.
 type saved struct {
+	ctx    context.Context // ends the export
 	ck     *checkpoint.Checkpoint
 	config config.Config
 }
@@ -113,6 +169,9 @@ func (s saved) Shape(name string) []int64 {
 }
 
 func (s saved) ReadRange(name string, elemOff int64, dst []float32) error {
+	if err := s.ctx.Err(); err != nil {
+		return err
+	}
 	return s.ck.ReadRange(name, checkpoint.Master, elemOff, dst)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -97,31 +98,43 @@ func (h *hosting) cause(ctx context.Context, err error) error {
 			err = h.saving.err
 		}
 	}
-	var path *fs.PathError
-	link, onLink := errors.AsType[*allreduce.LinkError](err)
-	switch {
-	case onLink && link.Accused >= 0:
-		return &BrokenError{Accused: h.Order.Members[link.Accused].Worker, Reason: err.Error()}
-	case onLink:
-		return &BrokenError{Reason: err.Error()}
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return &BrokenError{Reason: fmt.Sprintf("the checkpoint store is full: %v; the job goes on by itself when there is room", err)}
-	case errors.Is(err, checkpoint.ErrDiverged), errors.Is(err, checkpoint.ErrForeign):
-		return err
-	case errors.As(err, &path), errors.Is(err, errUnreachable), errors.Is(err, checkpoint.ErrDamaged):
+	if link, ok := errors.AsType[*allreduce.LinkError](err); ok {
+		broken := &BrokenError{Reason: err.Error()}
+		if link.Accused >= 0 {
+			broken.Accused = h.Order.Members[link.Accused].Worker
+		}
+		return broken
+	}
+	if passing(err) {
 		return &BrokenError{Reason: err.Error()}
 	}
 	return err
 }
 
 // errUnreachable marks what another worker, or this one later, may well be able to do.
-var errUnreachable = errors.New("unreachable")
+var errUnreachable = errors.New("out of reach")
+
+// passing tells whether another worker, or this one later, may well get past an error: it is
+// about the machine, its disks and its links, and not about the job.
+func passing(err error) bool {
+	if errors.Is(err, checkpoint.ErrDiverged) || errors.Is(err, checkpoint.ErrForeign) {
+		return false
+	}
+	if errors.Is(err, errUnreachable) || errors.Is(err, checkpoint.ErrDamaged) || IsTooBig(err) {
+		return true
+	}
+	// What the file system answers, in the forms in which package os wraps it.
+	_, errno := errors.AsType[syscall.Errno](err)
+	_, path := errors.AsType[*fs.PathError](err)
+	_, link := errors.AsType[*os.LinkError](err)
+	return errno || path || link
+}
 
 // admit opens what the job's folder says of the job, and the trainer.
 func (h *hosting) admit(ctx context.Context) error {
 	spec, err := jobspec.ParseResolved(h.Order.GetResolved())
-	if err != nil {
-		return err
+	if err != nil { // a coordinator of another build has written it
+		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	job := &spec.Job
 	h.export, h.dir = job.Path(job.Output.Export), JobFolder(job.Path(job.Checkpoint.Store), h.Order.GetJob())
@@ -198,7 +211,7 @@ func (h *hosting) place() error {
 	for i, m := range members {
 		want := p.Ranks(i)
 		if !slices.EqualFunc(m.GetRanks(), want, func(a int32, b shard.Rank) bool { return a == int32(b) }) {
-			return fmt.Errorf("%s is to host ranks %v, worker %d of %d hosts %v; are coordinator and workers of the same version?", m.GetWorker(), m.GetRanks(), i+1, len(members), want)
+			return fmt.Errorf("%w: %s is to host ranks %v, worker %d of %d hosts %v; are coordinator and workers of the same version?", errUnreachable, m.GetWorker(), m.GetRanks(), i+1, len(members), want)
 		}
 		if m.GetWorker() == h.Worker {
 			h.self = i
@@ -253,7 +266,7 @@ type feed struct{ *stream.Client }
 // Batch implements [trainer.Samples].
 func (f feed) Batch(ctx context.Context, indices []int64, dst *data.Batch) error {
 	err := f.Client.Batch(ctx, indices, dst)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, stream.ErrRecord) && !errors.Is(err, data.ErrVocab) {
 		err = fmt.Errorf("%w: training data: %w", errUnreachable, err)
 	}
 	return err
@@ -308,11 +321,19 @@ func (h *hosting) connect(ctx context.Context) error {
 func (h *hosting) resume() error {
 	ck, err := checkpoint.OpenNamed(h.FS, h.dir, h.Order.GetResume().GetManifest())
 	if err != nil {
-		return err
+		return h.missing(err)
 	}
 	defer ck.Close()
 	if got, want := ck.Manifest.Weights.String(), h.Order.GetResume().GetWeights(); got != want {
 		return fmt.Errorf("%w: step %d has weights %s, the log says %s", checkpoint.ErrDamaged, ck.Manifest.Step, got, want)
+	}
+	if h.leads() { // a publisher that was killed may not have got as far
+		if err := checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest()); err != nil {
+			return err
+		}
+		if err := h.recall(ck.Manifest.Step); err != nil {
+			return err
+		}
 	}
 	if err := h.store.restore(ck); err != nil {
 		return err
@@ -323,17 +344,35 @@ func (h *hosting) resume() error {
 	for _, s := range h.store.state.History {
 		h.targets += s.Tokens
 	}
-	if h.leads() { // a publisher that was killed may not have got as far
-		if err := checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest()); err != nil {
-			return err
-		}
-	}
 	if ck.Manifest.Step > h.Steps {
 		return fmt.Errorf("the job has %d steps, and step %d is published", h.Steps, ck.Manifest.Step)
 	}
 	return h.samples.Follow(stream.Plan{
 		Order: h.Config.Order, Places: stream.RankPlaces(h.Config.Placement.Ranks(h.self), h.Config.Batch.Global, h.Config.WorldSize),
 	}, ck.Manifest.Step+1)
+}
+
+// missing says what it means that the checkpoint of the log cannot be opened.
+func (h *hosting) missing(err error) error {
+	steps, _, listed := checkpoint.Published(h.FS, h.dir)
+	want := h.Order.GetResume().GetStep()
+	if listed != nil || len(steps) == 0 || slices.Contains(steps, want) {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
+	return fmt.Errorf("the log goes on from step %d, and %s holds those of steps %v: was an old backup of the coordinators restored? `skein export --store` still reads the newest: %w",
+		want, h.dir, steps, err)
+}
+
+// recall is store.recall; before the first step there is no lineage yet.
+func (h *hosting) recall(step int64) error {
+	there, err := vfs.Exists(h.FS, h.store.lineagePath())
+	if err != nil {
+		return err
+	}
+	if !there && step == 0 {
+		return h.store.writeLineage()
+	}
+	return h.store.recall(step)
 }
 
 // toTheEnd takes the steps that are left and hands over the result.
@@ -453,26 +492,37 @@ func (h *hosting) finish(ctx context.Context) error {
 	if err := h.store.writeLineage(); err != nil {
 		return err
 	}
-	there, err := vfs.Exists(h.FS, h.export)
-	if err != nil {
-		return err
-	}
-	if there { // it was not there when the job was prepared
-		h.note("%s is there already: an earlier generation has written it", h.export)
-	} else {
-		o := h.Spec.Job.Output
-		opt := hf.Options{DType: hf.BF16, ShardBytesMax: int64(o.MaxShard)}
-		if o.DType == jobspec.DTypeFP32 {
-			opt.DType = hf.F32
-		}
-		if _, err := ExportCheckpoint(h.FS, h.dir, h.Steps, h.export, opt); err != nil {
-			return adviseOnSpace(err)
-		}
+	if err := h.exportModel(ctx); err != nil {
+		return adviseOnSpace(err)
 	}
 	done := h.summary()
 	if n, ok := h.store.value(tokensName, true); ok {
 		done.Tokens = int64(n)
 	}
+	if err := h.Complete(ctx, console.Marshal(done)); err != nil {
+		return err
+	}
 	h.emit(done)
-	return h.Complete(ctx, console.Marshal(done))
+	return nil
+}
+
+// exportModel writes the last checkpoint as a Hugging Face folder. The folder may be there
+// already: an earlier generation wrote it and did not get as far as to say so, or it is
+// another job's. So what is there is compared.
+func (h *hosting) exportModel(ctx context.Context) error {
+	opt := exportOptions(&h.Spec.Job)
+	_, err := ExportCheckpoint(ctx, h.FS, h.dir, h.Steps, h.export, opt)
+	if !errors.Is(err, hf.ErrExists) {
+		return err
+	}
+	again := filepath.Join(h.dir, "export-"+vfs.Unique())
+	defer func() { _ = h.FS.RemoveAll(again) }() // best effort: it is in the way of nothing
+	if _, err := ExportCheckpoint(ctx, h.FS, h.dir, h.Steps, again, opt); err != nil {
+		return err
+	}
+	same, err := sameFolder(h.FS, again, h.export)
+	if err == nil && !same {
+		err = fmt.Errorf("output.export: %s holds another model, written since the job was prepared; `skein export` writes this one to a folder of its own", h.export)
+	}
+	return err
 }

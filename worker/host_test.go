@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,6 +54,7 @@ type cluster struct {
 	events     []console.Event
 	onPublish  func(*skeinv1.Checkpoint) error
 	onStep     func(worker string, p *skeinv1.Progress)
+	openDevice func(class string) (device.Device, error) // nil: the class asked for
 }
 
 func newCluster(t *testing.T, j workertest.Job, workers int, settings ...string) *cluster {
@@ -93,6 +96,9 @@ func listen(t *testing.T) net.Listener {
 func (c *cluster) env() worker.Env {
 	return worker.Env{FS: c.fs, CacheDir: filepath.Join(c.t.TempDir(), "cache"), Cluster: true,
 		OpenDevice: func(class string) (device.Device, error) {
+			if c.openDevice != nil {
+				return c.openDevice(class)
+			}
 			path, _, _ := strings.Cut(class, " ")
 			return cpu.New(cpu.Options{Path: path, Threads: 1})
 		},
@@ -110,7 +116,7 @@ func (c *cluster) prepare(ctx context.Context) error {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.prep, err = worker.Prepare(ctx, c.env(), worker.PrepareConfig{Job: "job-1", Spec: spec, Streams: c.places[0].streams})
+	c.prep, err = worker.Prepare(ctx, c.env(), worker.PrepareConfig{Job: "job-1", Spec: spec})
 	if err == nil {
 		c.published = []*skeinv1.Checkpoint{c.prep.Step0}
 	}
@@ -330,7 +336,7 @@ func TestAStoppedWorkerReturnsSoonAndLeavesNothingBehind(t *testing.T) {
 			t.Errorf("%s ended well", c.places[i].name)
 		}
 	}
-	if took := time.Since(began); took > time.Minute {
+	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("stopping took %v", took)
 	}
 	c.onStep = nil
@@ -352,5 +358,117 @@ func TestAPreparationMayBeTriedAgain(t *testing.T) {
 	j.Write(t, "trained/config.json", "{}")
 	if err := c.prepare(t.Context()); err == nil || !strings.Contains(err.Error(), "output.export") {
 		t.Errorf("an export folder that is there already: %v", err)
+	}
+}
+
+func TestAPreparerOfAnotherNumericClassMayTakeOver(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 1)
+	c.mustPrepare() // and killed before the log knew
+	first := c.prep.Step0.Manifest
+	c.openDevice = func(string) (device.Device, error) { return cpu.New(cpu.Options{Path: "generic", Threads: 1}) }
+	c.mustPrepare()
+	c.mustRun(c.places)
+	if c.newest().Step != 30 || first == "" {
+		t.Errorf("step %d is published at the end", c.newest().Step)
+	}
+}
+
+func TestAnExportOfAnotherJobIsNotTakenForTheJobsOwn(t *testing.T) {
+	j := workertest.New(t)
+	c := newCluster(t, j, 1, "train.steps=6")
+	c.mustPrepare()
+	j.Write(t, "trained/config.json", "{}")
+	err := c.run(c.places, c.always)[0]
+	if err == nil || !strings.Contains(err.Error(), "holds another model") || len(c.results) > 0 {
+		t.Errorf("%d results, error %v", len(c.results), err)
+	}
+	if _, broken := errors.AsType[*worker.BrokenError](err); broken {
+		t.Error("it is to be tried again for ever")
+	}
+}
+
+func TestAnExportThatAnEarlierGenerationWroteIsTheJobs(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 2, "train.steps=6")
+	c.mustPrepare()
+	c.mustRun(c.places)
+	c.mustRun(c.places) // the first did not get as far as to say so
+	if len(c.results) != 2 || string(c.results[0]) == "" {
+		t.Errorf("%d results", len(c.results))
+	}
+	left, err := filepath.Glob(filepath.Join(c.job.Checkpoint.Store, "job-1", "export-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// failing is a file system on which one operation on some names fails.
+type failing struct {
+	vfs.FS
+	create, rename func(name string) error
+}
+
+func (f failing) Create(name string) (vfs.File, error) {
+	if f.create != nil {
+		if err := f.create(name); err != nil {
+			return nil, err
+		}
+	}
+	return f.FS.Create(name)
+}
+
+func (f failing) Rename(from, to string) error {
+	if f.rename != nil {
+		if err := f.rename(to); err != nil {
+			return err
+		}
+	}
+	return f.FS.Rename(from, to)
+}
+
+func TestWhatTheDiskRefusesBreaksTheGenerationAndNotTheJob(t *testing.T) {
+	full := func(name string) error {
+		if strings.Contains(name, "rank-00") {
+			return &os.PathError{Op: "open", Path: name, Err: syscall.ENOSPC}
+		}
+		return nil
+	}
+	stale := func(name string) error {
+		if strings.Contains(name, "rank-00") {
+			return &os.LinkError{Op: "rename", Old: "temp", New: name, Err: syscall.ESTALE}
+		}
+		return nil
+	}
+	for name, fault := range map[string]failing{"full": {FS: vfs.OS, create: full}, "stale": {FS: vfs.OS, rename: stale}} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, workertest.New(t), 2, "train.steps=6")
+			c.fs = fault
+			if _, ok := errors.AsType[*worker.BrokenError](c.prepare(t.Context())); !ok {
+				t.Error("the preparation does not say that it may be tried again")
+			}
+			c.fs = vfs.OS
+			c.mustPrepare()
+			c.fs = fault
+			for i, err := range c.run(c.places, c.always) {
+				if _, ok := errors.AsType[*worker.BrokenError](err); !ok {
+					t.Errorf("%s ended with %v", c.places[i].name, err)
+				}
+			}
+			c.fs = vfs.OS
+			c.mustRun(c.places)
+			if c.newest().Step != 6 {
+				t.Errorf("step %d is published at the end", c.newest().Step)
+			}
+		})
+	}
+}
+
+func TestACheckpointThatWasPrunedIsNamed(t *testing.T) {
+	c := newCluster(t, workertest.New(t), 1, "checkpoint.keep=1", "train.steps=10")
+	c.mustPrepare()
+	c.mustRun(c.places)
+	c.published = c.published[:1]
+	err := c.run(c.places, c.always)[0]
+	if err == nil || !strings.Contains(err.Error(), "goes on from step 0") || !strings.Contains(err.Error(), "[10]") {
+		t.Errorf("error %v", err)
 	}
 }

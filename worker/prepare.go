@@ -23,9 +23,8 @@ import (
 
 // PrepareConfig is an order to prepare a job.
 type PrepareConfig struct {
-	Job     string         // id
-	Spec    []byte         // jobspec.Job as JSON, paths absolute
-	Streams *stream.Server // serves the prepared data set from then on; nil: nobody does
+	Job  string // id
+	Spec []byte // jobspec.Job as JSON, paths absolute
 }
 
 // Preparation is what the log needs to know of a prepared job.
@@ -43,8 +42,17 @@ func JobFolder(store, job string) string { return filepath.Join(store, job) }
 
 // Prepare imports the model, prepares the data, and publishes step 0 in the job's
 // folder, with everything that another worker needs to go on from there. It may be
-// tried again, by anyone, after it was interrupted.
+// tried again, by anyone, after it was interrupted. A [BrokenError] says that another
+// worker, or this one later, may fare better.
 func Prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error) {
+	out, err := prepare(ctx, env, p)
+	if err != nil && ctx.Err() == nil && passing(err) {
+		err = &BrokenError{Reason: err.Error()}
+	}
+	return out, err
+}
+
+func prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error) {
 	var job jobspec.Job
 	if err := json.Unmarshal(p.Spec, &job); err != nil {
 		return Preparation{}, fmt.Errorf("the job cannot be read: %w", err)
@@ -57,9 +65,13 @@ func Prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error)
 	if err := r.checkFolders(); err != nil {
 		return Preparation{}, err
 	}
+	if there, err := vfs.Exists(r.FS, job.Path(job.Model.Base)); err == nil && !there {
+		return Preparation{}, fmt.Errorf("model.base: %w: %s is not there on this worker; submit with --upload, or put it where all workers see it",
+			errUnreachable, job.Path(job.Model.Base))
+	}
 	done, err := r.open(job.Train.NumericClass)
 	if err != nil {
-		return Preparation{}, err
+		return Preparation{}, fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	defer done()
 	if r.Admitted, err = Admit(ctx, r.Env, &job); r.Admitted != nil {
@@ -68,7 +80,7 @@ func Prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error)
 	if err != nil {
 		return Preparation{}, err
 	}
-	return r.prepared(ctx, p)
+	return r.prepared(ctx)
 }
 
 // open opens the device of a job where none is given.
@@ -86,7 +98,7 @@ func (r *run) open(class string) (done func() error, err error) {
 }
 
 // prepared writes what was prepared into the job's folder.
-func (r *run) prepared(ctx context.Context, p PrepareConfig) (Preparation, error) {
+func (r *run) prepared(ctx context.Context) (Preparation, error) {
 	var err error
 	if r.store, err = newStore(r.Env, r.Admitted, r.Table.Fingerprint(), r.dir); err != nil {
 		return Preparation{}, err
@@ -94,17 +106,11 @@ func (r *run) prepared(ctx context.Context, p PrepareConfig) (Preparation, error
 	if err := r.FS.MkdirAll(r.dir); err != nil {
 		return Preparation{}, fmt.Errorf("checkpoint.store: %w", err)
 	}
-	if err := r.store.describe(); err != nil {
+	if err := r.store.describeModel(); err != nil {
 		return Preparation{}, err
 	}
-	sets, err := r.keepData(ctx)
-	if err != nil {
+	if err := r.keepData(ctx); err != nil {
 		return Preparation{}, adviseOnSpace(err)
-	}
-	if p.Streams != nil {
-		if _, err := serve(r.FS, p.Streams, filepath.Join(r.dir, sets.Train), r.Spec.DataHash); err != nil {
-			return Preparation{}, err
-		}
 	}
 	out := Preparation{Resolved: r.Spec.Canonical(), DataHash: r.Spec.DataHash, Memory: r.Memory.Total()}
 	if out.Step0, err = r.publishImport(ctx); err != nil {
@@ -143,7 +149,8 @@ func readSettled(fsys vfs.FS, dir string) (settled, error) {
 }
 
 // keepData copies the data sets into the job's folder.
-func (r *run) keepData(ctx context.Context) (s settled, err error) {
+func (r *run) keepData(ctx context.Context) error {
+	var s settled
 	for _, set := range []struct {
 		from string
 		to   *string
@@ -153,17 +160,17 @@ func (r *run) keepData(ctx context.Context) (s settled, err error) {
 		}
 		path, err := depot.PutDataset(ctx, r.FS, r.dir, set.from)
 		if err != nil {
-			return s, err
+			return err
 		}
 		if *set.to, err = filepath.Rel(r.dir, path); err != nil {
-			return s, err
+			return err
 		}
 	}
 	file, err := json.Marshal(s)
 	if err != nil {
-		return s, err
+		return err
 	}
-	return s, vfs.ReplaceFile(r.FS, filepath.Join(r.dir, settledName), file)
+	return vfs.ReplaceFile(r.FS, filepath.Join(r.dir, settledName), file)
 }
 
 // publishImport writes the checkpoint of step 0: the imported weights, no moments.
@@ -180,9 +187,8 @@ func (r *run) publishImport(ctx context.Context) (*skeinv1.Checkpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkpoint.Commit(r.FS, r.dir, name); err != nil {
-		return nil, err
-	}
+	// The manifest becomes the folder's when the log has chosen it: a preparer of another
+	// numeric class, whose settings differ, may come first.
 	ck := &skeinv1.Checkpoint{Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
 	r.emit(console.Published{Bytes: bytes, WeightsHash: ck.Weights, Path: r.dir})
 	return ck, nil
@@ -216,7 +222,7 @@ func serve(fsys vfs.FS, streams *stream.Server, folder, hash string) (*data.Data
 	if slices.Contains(streams.Hashes(), hash) {
 		return nil, nil
 	}
-	set, err := data.Open(fsys, folder)
+	set, err := data.OpenUnread(fsys, folder)
 	if err != nil {
 		return nil, err
 	}

@@ -135,10 +135,10 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 	s.lineage.Chain, s.lineage.Steps = m.Chain, s.state.History
 	s.lineage.Results = append(s.lineage.Results, checkpoint.Result{Step: m.Step, Name: tokensName, Value: checkpoint.Number(s.tokens)})
 	if err := checkpoint.AdvanceLineage(h.FS, h.store.lineagePath(), s.lineage); err != nil {
-		return err
+		h.note("step %d is published, its lineage is not written: %v", m.Step, err)
 	}
 	if _, err := checkpoint.PruneOlder(h.FS, h.dir, h.Spec.Job.Checkpoint.Keep); err != nil {
-		return err
+		h.note("step %d is published, older ones are not removed: %v", m.Step, err)
 	}
 	h.emit(console.Published{
 		Step: m.Step, Bytes: ck.Bytes, Seconds: time.Since(s.began).Seconds(),

@@ -244,20 +244,23 @@ func (r *run) finish(ctx context.Context) (Outcome, error) {
 	if err := r.store.writeLineage(); err != nil {
 		return Outcome{}, err
 	}
-	job := &r.Spec.Job
-	dtype := hf.BF16
-	if job.Output.DType == jobspec.DTypeFP32 {
-		dtype = hf.F32
-	}
-	err := hf.Export(r.export, r.tr.Weights(), hf.Options{
-		DType: dtype, ShardBytesMax: int64(job.Output.MaxShard), SideFiles: r.Base.Side, FS: r.FS,
-	})
-	if err != nil {
+	opt := exportOptions(&r.Spec.Job)
+	opt.SideFiles, opt.FS = r.Base.Side, r.FS
+	if err := hf.Export(r.export, r.tr.Weights(), opt); err != nil {
 		return Outcome{}, adviseOnSpace(err) // the last step is published: the next run exports it
 	}
 	done := r.summary()
 	r.emit(done)
 	return Outcome{Done: done, Dir: r.export}, nil
+}
+
+// exportOptions are what a job says of its export.
+func exportOptions(job *jobspec.Job) hf.Options {
+	opt := hf.Options{DType: hf.BF16, ShardBytesMax: int64(job.Output.MaxShard)}
+	if job.Output.DType == jobspec.DTypeFP32 {
+		opt.DType = hf.F32
+	}
+	return opt
 }
 
 // summary is the last line of a job.

@@ -120,15 +120,27 @@ func (s *store) resume() (step int64, ok bool, err error) {
 		return 0, false, fmt.Errorf("checkpoint.store: %w", err)
 	}
 	defer ck.Close()
-	return ck.Manifest.Step, true, s.restore(ck)
+	step = ck.Manifest.Step
+	if err := s.recall(step); err != nil {
+		return 0, false, err
+	}
+	return step, true, s.restore(ck)
 }
 
-// restore makes the trainer's state and the store's that of a checkpoint.
-func (s *store) restore(ck *checkpoint.Checkpoint) error {
+// recall takes from the lineage what was measured up to a step, and notes that the job goes
+// on from there.
+func (s *store) recall(step int64) error {
 	was, err := s.readLineage()
 	if err != nil {
 		return err
 	}
+	s.lineage.Results = resultsUntil(was.Results, step)
+	s.lineage.ResumedAt = append(was.ResumedAt, step)
+	return nil
+}
+
+// restore makes the trainer's state and the store's that of a checkpoint.
+func (s *store) restore(ck *checkpoint.Checkpoint) error {
 	m := ck.Manifest
 	want := checkpoint.Want{Job: s.state.Job, Model: s.state.Model, Fingerprint: s.lineage.Fingerprint, Spec: s.state.Spec, Data: s.state.Data}
 	if err := ck.Check(want); err != nil {
@@ -138,8 +150,6 @@ func (s *store) restore(ck *checkpoint.Checkpoint) error {
 		return err
 	}
 	s.state.History, s.state.Chain = m.History, m.Chain
-	s.lineage.Results = resultsUntil(was.Results, m.Step)
-	s.lineage.ResumedAt = append(was.ResumedAt, m.Step)
 	return nil
 }
 
@@ -250,12 +260,16 @@ func (s *store) publish(ctx context.Context) error {
 	return s.prune()
 }
 
-// describe writes what a store has to say before its first checkpoint: the lineage,
-// and what an export needs besides weights.
+// describe writes what a store has to say before its first checkpoint.
 func (s *store) describe() error {
 	if err := s.writeLineage(); err != nil {
 		return err
 	}
+	return s.describeModel()
+}
+
+// describeModel writes what an export needs besides weights.
+func (s *store) describeModel() error {
 	if err := writeDescription(s.env.FS, filepath.Join(s.dir, descriptionName), s.adm.Base); err != nil {
 		return fmt.Errorf("checkpoint.store: %w", adviseOnSpace(err))
 	}

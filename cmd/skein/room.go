@@ -162,12 +162,12 @@ func (r room) Generate(ctx context.Context, c generateConfig, write func(string)
 }
 
 // Export implements engine.
-func (room) Export(_ context.Context, c exportConfig) (int64, error) {
+func (room) Export(ctx context.Context, c exportConfig) (int64, error) {
 	options := hf.Options{DType: hf.BF16, ShardBytesMax: int64(c.MaxShard)}
 	if c.DType == jobspec.DTypeFP32 {
 		options.DType = hf.F32
 	}
-	return worker.ExportCheckpoint(vfs.OS, c.Store, c.Step, c.Dir, options)
+	return worker.ExportCheckpoint(ctx, vfs.OS, c.Store, c.Step, c.Dir, options)
 }
 
 // classes are the numeric classes that a worker offers, the best first: all that this

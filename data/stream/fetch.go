@@ -170,6 +170,9 @@ func (c *Client) deliver(i int64, rec *data.Record, err error) {
 	close(e.done)
 }
 
+// ErrRecord says that no server has a record as it should be: the data set is damaged everywhere.
+var ErrRecord = errors.New("no server has it as it should be")
+
 // wrongMax is how often each server may send something else for a record before the batches that wait for it fail: once may
 // be a bit flipped on the way.
 const wrongMax = 2
@@ -193,7 +196,7 @@ func (c *Client) putBack(server int, records []int64, err error) {
 		}
 		switch {
 		case e.allWrong():
-			e.err = fmt.Errorf("data set %s: no server has record %d as it should be%s", short(c.c.ContentHash), i, c.blame())
+			e.err = fmt.Errorf("data set %s: record %d: %w%s", short(c.c.ContentHash), i, ErrRecord, c.blame())
 			delete(c.wanted, i)
 			close(e.done)
 		case e.waiters > 0:

@@ -83,7 +83,8 @@ func Export(dir string, src Source, opts Options) error {
 	return nil
 }
 
-var errExists = errors.New("it exists already; choose another output folder or remove it")
+// ErrExists is returned when the folder to export to is there.
+var ErrExists = errors.New("it exists already; choose another output folder or remove it")
 
 func export(dir string, src Source, opts Options) error {
 	if err := opts.Validate(); err != nil {
@@ -96,7 +97,7 @@ func export(dir string, src Source, opts Options) error {
 	if there, err := vfs.Exists(opts.FS, dir); err != nil {
 		return err
 	} else if there {
-		return errExists
+		return ErrExists
 	}
 	if err := opts.FS.MkdirAll(filepath.Dir(dir)); err != nil {
 		return err
@@ -112,7 +113,7 @@ func export(dir string, src Source, opts Options) error {
 		draft.Discard()
 	}
 	if errors.Is(err, fs.ErrExist) {
-		return errExists // another process was quicker
+		return ErrExists // another process was quicker
 	}
 	return err
 }

@@ -59,7 +59,7 @@ func outcome(ctx context.Context, err error) Ended {
 // prepare starts a preparation.
 func (a *agent) prepare(o *skeinv1.Preparation) {
 	a.start(Task{Job: o.GetJob(), Preparation: o.GetNumber()}, func(ctx context.Context, _ *task) (*skeinv1.PreparedRequest, error) {
-		p, err := a.config.Tasks.Prepare(ctx, a.emit(o.GetJob(), 0), worker.PrepareConfig{Job: o.GetJob(), Spec: o.GetSpec(), Streams: a.streams})
+		p, err := a.config.Tasks.Prepare(ctx, a.emit(o.GetJob(), 0), worker.PrepareConfig{Job: o.GetJob(), Spec: o.GetSpec()})
 		if err != nil {
 			return nil, err
 		}
