@@ -156,7 +156,7 @@ func TestAServerThatAlwaysLiesFailsTheBatchByName(t *testing.T) {
 	c.changed.Broadcast()
 	c.mu.Unlock()
 	var b data.Batch
-	wantError(t, c.Batch(t.Context(), []int64{300}, &b), "no server has record 1", bad)
+	wantError(t, c.Batch(t.Context(), []int64{300}, &b), "record 1: no server has it", bad)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.wanted) != 0 {
