@@ -126,12 +126,14 @@ weights=$(field weightsHash <<<"$result")
 class=$(field numericClass <<<"$result")
 before=$(field lossBefore <<<"$result")
 after=$(field lossAfter <<<"$result")
+waited=$(field dataWaitShare <<<"$result")
 [ -n "$weights" ] && [ -n "$after" ] || fail "the job is done and its result is not there: $result"
 echo "$STEPS $weights" >"$OUT/weights"
 
 echo
 answer=$(skein generate "$OUT/pronounce-smollm2" "Pronounce: skein" --max-new-tokens 40)
 [ -n "$answer" ] || fail "$OUT/pronounce-smollm2 says nothing"
+awk -v w="${waited:-0}" 'BEGIN { printf "of its last steps, %.2f %% of the time was spent waiting for data\n", 100 * w }'
 echo "the exported folder says: Pronounce: skein → $answer"
 recorded=$(awk -v c="$class" -v n="$STEPS" -F '\t' '$1 == c && $2 == n { print $3 }' scripts/demo.weights)
 if [ -z "$recorded" ]; then
