@@ -118,7 +118,7 @@ skein nodes
 echo
 
 SECONDS=0
-skein submit "${job[@]}" --watch
+skein submit "${job[@]}" --watch --until-stdin-ends <"$RUN/life"
 seconds=$SECONDS
 
 result=$(skein describe pronounce -o json)

@@ -18,6 +18,7 @@ type submitConfig struct {
 	Job     *jobspec.Job
 	Watch   bool
 	Upload  *bool // nil: unless all coordinators are on this machine
+	until   bool  // standard input ends
 	output  string
 }
 
@@ -65,6 +66,7 @@ job.`,
 	c.Flags().BoolVar(&upload, "upload", false, "copy model and data into the store")
 	c.Flags().BoolVar(&noUpload, "no-upload", false, "leave model and data where they are")
 	c.Flags().StringVarP(&cfg.output, "output", "o", outputText, "text, name for the id alone, or json for machines")
+	addLifeline(c, &cfg.until)
 	return c
 }
 
@@ -77,6 +79,7 @@ type submitted struct {
 }
 
 func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
+	lifeline(std, cfg.until)
 	config, err := cfg.cluster.config(std)
 	if err != nil {
 		return err
