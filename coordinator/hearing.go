@@ -34,12 +34,13 @@ type hearing struct {
 	contacts map[string]*contact
 	lost     map[string]string // why workers were given up
 	accused  map[string]accusation
-	broken   map[string]broken                // by job
-	reads    map[string]map[string]*storeRead // by job and worker
-	progress map[string]*skeinv1.Progress     // by job; read only
-	lines    map[string]*lines                // by job
-	waiting  map[string]string                // by job, as last decided
-	draining map[string]time.Time             // by worker, since when it is known
+	broken   map[string]broken                      // by job
+	reads    map[string]map[string]*storeRead       // by job and worker
+	progress map[string]*skeinv1.Progress           // by job; read only
+	lines    map[string]*lines                      // by job
+	waiting  map[string]string                      // by job, as last decided
+	draining map[string]time.Time                   // by worker, since when it is known
+	gaveUp   map[string]map[string]*recovery.GaveUp // by job and worker
 }
 
 type contact struct {
@@ -50,12 +51,48 @@ type contact struct {
 	session     uint64 // rises with each session of the name
 	cancel      context.CancelFunc
 	dataSets    []string
+	runs        task      // as it says itself
+	strayed     time.Time // since when that is not what the log orders; zero: it is
+}
+
+// task is what a worker does: a generation or a preparation of a job. Zero: nothing.
+type task struct {
+	job                     string
+	generation, preparation uint64
+}
+
+func (t task) String() string {
+	if t.generation > 0 {
+		return fmt.Sprintf("generation %d of %s", t.generation, t.job)
+	}
+	return fmt.Sprintf("preparation %d of %s", t.preparation, t.job)
+}
+
+// ordered tells whether the log orders a task of a worker process.
+func (t task) ordered(s *fsm.State, worker, incarnation string) bool {
+	j := s.Jobs[t.job]
+	if j == nil {
+		return false
+	}
+	if t.generation > 0 {
+		p := j.Place(worker)
+		return j.Phase == fsm.Running && j.Generation == t.generation && p != nil && p.Incarnation == incarnation
+	}
+	p := j.Preparation
+	return j.Phase == fsm.Preparing && p.Number == t.preparation && p.Worker == worker && p.Incarnation == incarnation
 }
 
 type accusation struct {
 	incarnation string // of the accused
+	job         string
+	generation  uint64 // that broke
+	at          time.Time
 	membership.Accusation
 }
+
+// accusationAge is how long an accusation counts: the session of a worker that died ends
+// at about the time at which its links break.
+const accusationAge = 2 * time.Second
 
 type broken struct {
 	preparation uint64 // or
@@ -64,9 +101,10 @@ type broken struct {
 
 // storeRead is a probe of a job's store by a worker.
 type storeRead struct {
-	asked    time.Time
-	answered time.Time // zero: not yet
-	err      string
+	incarnation string // that was asked
+	asked       time.Time
+	answered    time.Time // zero: not yet
+	err         string
 }
 
 // readAgain is how long a failed probe stands before it is asked anew.
@@ -77,6 +115,7 @@ func newHearing(now time.Time) *hearing {
 		wakeup: make(chan struct{}), watchers: make(chan struct{}), since: now, lastJoin: now, lines: map[string]*lines{},
 		contacts: map[string]*contact{}, lost: map[string]string{}, accused: map[string]accusation{}, broken: map[string]broken{},
 		reads: map[string]map[string]*storeRead{}, progress: map[string]*skeinv1.Progress{}, waiting: map[string]string{}, draining: map[string]time.Time{},
+		gaveUp: map[string]map[string]*recovery.GaveUp{},
 	}
 }
 
@@ -121,11 +160,6 @@ func (h *hearing) connect(now time.Time, lease time.Duration, worker, incarnatio
 		if old.connected {
 			old.cancel()
 		}
-		if old.incarnation != incarnation { // it may run on another machine by now
-			for _, reads := range h.reads {
-				delete(reads, worker)
-			}
-		}
 	}
 	h.contacts[worker] = c
 	h.lastJoin = now
@@ -145,7 +179,7 @@ func (h *hearing) disconnect(now time.Time, worker string, session uint64) {
 }
 
 // heartbeat notes that a worker is alive.
-func (h *hearing) heartbeat(now time.Time, worker string, session uint64, dataSets []string) {
+func (h *hearing) heartbeat(now time.Time, worker string, session uint64, beat *skeinv1.Heartbeat) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	c := h.contacts[worker]
@@ -153,8 +187,9 @@ func (h *hearing) heartbeat(now time.Time, worker string, session uint64, dataSe
 		return
 	}
 	c.heard = now
-	if !slices.Equal(c.dataSets, dataSets) {
-		c.dataSets = slices.Clone(dataSets)
+	runs := task{job: beat.GetJob(), generation: beat.GetGeneration(), preparation: beat.GetPreparation()}
+	if dataSets := beat.GetDataSets(); !slices.Equal(c.dataSets, dataSets) || c.runs != runs {
+		c.dataSets, c.runs, c.strayed = slices.Clone(dataSets), runs, time.Time{}
 		h.wake()
 	}
 }
@@ -187,10 +222,39 @@ func (h *hearing) report(job string, b broken, accused, incarnation string) {
 	if old, ok := h.broken[job]; !ok || old.Generation != b.Generation || old.preparation != b.preparation {
 		h.broken[job] = b
 	}
-	if accused != "" {
-		h.accused[accused] = accusation{incarnation, membership.Accusation{By: b.By, Reason: b.Reason}}
+	switch {
+	case accused != "":
+		h.accused[accused] = accusation{incarnation, job, b.Generation, b.At, membership.Accusation{By: b.By, Reason: b.Reason}}
+	case b.preparation == 0:
+		h.giveUp(job, b.Broken)
 	}
 	h.wake()
+}
+
+// giveUp notes that a worker cannot go on with a job by its own word. It is asked anew
+// to read the job's store. h.mu is held.
+func (h *hearing) giveUp(job string, b recovery.Broken) {
+	if h.gaveUp[job] == nil {
+		h.gaveUp[job] = map[string]*recovery.GaveUp{}
+	}
+	g := h.gaveUp[job][b.By]
+	if g == nil {
+		g = &recovery.GaveUp{}
+		h.gaveUp[job][b.By] = g
+	} else if g.Generation == b.Generation {
+		return // it says it again, to a new leader perhaps
+	}
+	g.Generation, g.At, g.Reason = b.Generation, b.At, b.Reason
+	g.Times++
+	delete(h.reads[job], b.By)
+}
+
+// hasGivenUp tells whether a worker has given up a generation of a job.
+func (h *hearing) hasGivenUp(job, worker string, generation uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g := h.gaveUp[job][worker]
+	return g != nil && g.Generation == generation
 }
 
 // read notes what a worker got through a job's store.
@@ -198,7 +262,7 @@ func (h *hearing) read(now time.Time, worker string, job *fsm.Job, nonce, failur
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.reads[job.ID][worker]
-	if r == nil {
+	if r == nil || r.incarnation != h.incarnation(worker) {
 		return // it was not asked by this leader
 	}
 	r.answered, r.err = now, failure
@@ -216,12 +280,21 @@ func (h *hearing) probe(now time.Time, worker, job string) bool {
 	if h.reads[job] == nil {
 		h.reads[job] = map[string]*storeRead{}
 	}
-	r := h.reads[job][worker]
-	if r == nil || r.err != "" && !r.answered.IsZero() && now.Sub(r.answered) > readAgain {
-		h.reads[job][worker] = &storeRead{asked: now}
+	r, incarnation := h.reads[job][worker], h.incarnation(worker)
+	if r == nil || r.incarnation != incarnation || r.err != "" && !r.answered.IsZero() && now.Sub(r.answered) > readAgain {
+		h.reads[job][worker] = &storeRead{incarnation: incarnation, asked: now}
 		return true
 	}
 	return r.answered.IsZero()
+}
+
+// incarnation is the process that this leader knows under a name; empty if it knows
+// none. Another one may run on another machine. h.mu is held.
+func (h *hearing) incarnation(worker string) string {
+	if c := h.contacts[worker]; c != nil {
+		return c.incarnation
+	}
+	return ""
 }
 
 // servers lists the stream addresses of connected workers that have a data set, the
@@ -263,7 +336,18 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	maps.DeleteFunc(h.progress, func(job string, _ *skeinv1.Progress) bool { return s.Jobs[job] == nil })
 	h.forgetLines(s)
 	maps.DeleteFunc(h.draining, func(w string, _ time.Time) bool { return s.Workers[w] == nil || !s.Workers[w].Draining })
-	maps.DeleteFunc(h.accused, func(w string, a accusation) bool { return !s.Is(w, a.incarnation) })
+	maps.DeleteFunc(h.accused, func(w string, a accusation) bool {
+		j := s.Jobs[a.job]
+		return !s.Is(w, a.incarnation) || j == nil || j.Generation != a.generation || now.Sub(a.at) > accusationAge
+	})
+	h.forgetGaveUp(now, s)
+	for name, c := range h.contacts {
+		if c.runs == (task{}) || c.runs.ordered(s, name, c.incarnation) {
+			c.strayed = time.Time{}
+		} else if c.strayed.IsZero() {
+			c.strayed = now
+		}
+	}
 	maps.DeleteFunc(h.lost, func(w, _ string) bool { return s.Workers[w] != nil })
 	maps.DeleteFunc(h.contacts, func(w string, c *contact) bool {
 		return s.Workers[w] == nil && !c.connected && now.Sub(c.broke) > time.Minute
@@ -273,6 +357,35 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 			h.draining[w.Name] = now
 		}
 	}
+}
+
+// forgetGaveUp drops what was given up before the newest checkpoint, or long ago. h.mu is
+// held.
+func (h *hearing) forgetGaveUp(now time.Time, s *fsm.State) {
+	for job, gaveUp := range h.gaveUp {
+		j := s.Jobs[job]
+		if j == nil || j.Phase.Final() {
+			delete(h.gaveUp, job)
+			continue
+		}
+		maps.DeleteFunc(gaveUp, func(_ string, g *recovery.GaveUp) bool {
+			return j.Setbacks == 0 && g.Generation < j.Generation || now.Sub(g.At) > gaveUpAge
+		})
+	}
+}
+
+// gaveUpAge is how long it counts that a worker gave up a job.
+const gaveUpAge = 10 * time.Minute
+
+// strays lists the tasks that the log does not order any more, by worker. h.mu is held.
+func (h *hearing) strays(s *fsm.State) map[string]recovery.Stray {
+	strays := map[string]recovery.Stray{}
+	for name, c := range h.contacts {
+		if c.connected && !c.strayed.IsZero() && s.Is(name, c.incarnation) {
+			strays[name] = recovery.Stray{Task: c.runs.String(), Since: c.strayed}
+		}
+	}
+	return strays
 }
 
 // alive lists the workers whose session stands. h.mu is held.
@@ -303,7 +416,8 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	seen := recovery.Seen{Alive: h.alive(s), Lost: maps.Clone(h.lost), Broken: map[string]recovery.Broken{},
-		Draining: maps.Clone(h.draining), Reads: map[string]map[string]bool{}}
+		Draining: maps.Clone(h.draining), Reads: map[string]map[string]bool{},
+		GaveUp: map[string]map[string]recovery.GaveUp{}, Strays: h.strays(s)}
 	for job, b := range h.broken {
 		if b.preparation == 0 {
 			seen.Broken[job] = b.Broken
@@ -312,16 +426,31 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	for job, reads := range h.reads {
 		seen.Reads[job] = map[string]bool{}
 		for worker, r := range reads {
-			seen.Reads[job][worker] = !r.answered.IsZero() && r.err == ""
+			seen.Reads[job][worker] = !r.answered.IsZero() && r.err == "" && s.Is(worker, r.incarnation)
+		}
+	}
+	for job, gaveUp := range h.gaveUp {
+		seen.GaveUp[job] = map[string]recovery.GaveUp{}
+		for worker, g := range gaveUp {
+			seen.GaveUp[job][worker] = *g
 		}
 	}
 	return seen
 }
 
-func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Duration) scheduler.Seen {
+func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Duration, c recovery.Config) scheduler.Seen {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{}}
+	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{},
+		Resting: map[string]map[string]string{}, Strays: h.strays(s)}
+	for job, gaveUp := range h.gaveUp {
+		seen.Resting[job] = map[string]string{}
+		for worker, g := range gaveUp {
+			if c.Rests(now, *g) {
+				seen.Resting[job][worker] = fmt.Sprintf("left out for %s, because it gave up %d times: %s", c.GiveUpRest, g.Times, g.Reason)
+			}
+		}
+	}
 	for job, b := range h.broken {
 		if b.preparation != 0 {
 			seen.Broken[job] = scheduler.Broken{Number: b.preparation, Reason: b.Reason}
@@ -331,6 +460,7 @@ func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Durati
 		seen.Reads[job] = map[string]scheduler.Read{}
 		for worker, r := range reads {
 			switch {
+			case !s.Is(worker, r.incarnation): // another process is to be asked
 			case !r.answered.IsZero():
 				seen.Reads[job][worker] = scheduler.Read{Err: r.err}
 			case now.Sub(r.asked) > patience:

@@ -15,8 +15,7 @@ const (
 	linesMax           = 2000      // of a job, the newest
 	linesBytesMax      = 4 << 20   // of a job
 	linesBytesTotalMax = 256 << 20 // of all jobs; those of jobs that are over make way
-	lineJSONMax        = 16 << 10
-	lineBytesExtra     = 200 // about what a line takes beside its JSON
+	lineBytesExtra     = 200       // about what a line takes beside its JSON
 )
 
 // lines are what the workers of a job said to people, in the order in which this leader

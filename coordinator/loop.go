@@ -117,7 +117,7 @@ func (c *Coordinator) turn(now time.Time, away time.Duration) {
 	again, notes := recovery.Decide(now, c.node.State(), r.forRecovery(c.node.State()), c.config.Recovery)
 	c.decideAll(r, again)
 	s := c.node.State()
-	work, waiting := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience), c.config.Scheduler)
+	work, waiting := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience, c.config.Recovery), c.config.Scheduler)
 	c.decideAll(r, work)
 	maps.Copy(waiting, notes)
 	c.explain(r, waiting)

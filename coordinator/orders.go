@@ -20,7 +20,9 @@ func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Ord
 		case fsm.Running:
 			if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation {
 				o.Assignment = assignment(s, h, j, p, w)
-			} else {
+			}
+			// Who gave the generation up by itself has to show again that it reads the store.
+			if o.Assignment == nil || o.Assignment.Job != j.ID || h.hasGivenUp(j.ID, w.Name, j.Generation) {
 				o.Probes = appendProbe(now, o.Probes, h, j, w)
 			}
 		case fsm.Queued:

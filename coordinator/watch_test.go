@@ -83,13 +83,13 @@ func TestLinesGoWithTheirJob(t *testing.T) {
 		return r.Job
 	}
 	var ids []string
-	long := []byte(`"` + strings.Repeat("x", lineJSONMax-2) + `"`)
+	long := []byte(`"` + strings.Repeat("x", skeinv1.LineBytesMax-2) + `"`)
 	for i := range linesBytesTotalMax/linesBytesMax + 2 {
 		id := apply(&fsm.Submit{Request: fmt.Sprint(i), Name: "job", Spec: []byte("{}"), WorldSize: 1, WorkersMin: 1, WorkersMax: 1})
-		for n := range uint64(linesBytesMax/lineJSONMax + 10) {
+		for n := range uint64(linesBytesMax/skeinv1.LineBytesMax + 10) {
 			h.say(id, "p1", []*skeinv1.Line{{Worker: "w1", Sequence: n + 1, Name: "note", Json: long}})
 		}
-		if list, _ := h.linesFrom(id, 0); len(list) != linesBytesMax/(lineJSONMax+lineBytesExtra) {
+		if list, _ := h.linesFrom(id, 0); len(list) != linesBytesMax/(skeinv1.LineBytesMax+lineBytesExtra) {
 			t.Fatalf("%d long lines are kept", len(list))
 		}
 		if ids = append(ids, id); i > 0 {

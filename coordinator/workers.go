@@ -61,6 +61,7 @@ func (s workers) Session(stream skeinv1.Workers_SessionServer) error {
 	}
 	err = stream.Send(&skeinv1.LeaderMessage{What: &skeinv1.LeaderMessage_Welcome{Welcome: &skeinv1.Welcome{
 		Coordinator: s.config.ID, Build: s.config.Build, HeartbeatMs: s.config.Heartbeat.Milliseconds(), LeaseMs: s.config.Membership.Lease.Milliseconds(),
+		Epoch: s.node.State().Epoch,
 	}}})
 	if err != nil {
 		return err
@@ -149,10 +150,10 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 		}
 		switch what := m.GetWhat().(type) {
 		case *skeinv1.WorkerMessage_Heartbeat:
-			if len(what.Heartbeat.GetDataSets()) > dataSetsMax || tooLong(what.Heartbeat.GetDataSets()...) {
+			if len(what.Heartbeat.GetDataSets()) > dataSetsMax || tooLong(what.Heartbeat.GetDataSets()...) || tooLong(what.Heartbeat.GetJob()) {
 				return status.Errorf(codes.InvalidArgument, "%d data sets in a heartbeat", len(what.Heartbeat.GetDataSets()))
 			}
-			r.heartbeat(time.Now(), h.GetWorker(), session, what.Heartbeat.GetDataSets())
+			r.heartbeat(time.Now(), h.GetWorker(), session, what.Heartbeat)
 		case *skeinv1.WorkerMessage_Progress:
 			p := what.Progress
 			if j := s.node.State().Jobs[p.GetJob()]; j != nil && j.Phase == fsm.Running && p.GetProgress().GetGeneration() == j.Generation && len(j.Placement) > 0 && j.Placement[0].Worker == h.GetWorker() {
@@ -175,7 +176,7 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 // sound are the lines that can be kept and shown: of this worker, and of a sane size.
 func (s workers) sound(worker string, said []*skeinv1.Line) []*skeinv1.Line {
 	return slices.DeleteFunc(said, func(l *skeinv1.Line) bool {
-		bad := l.GetWorker() != worker || !name(l.GetName()) || len(l.GetJson()) > lineJSONMax || !json.Valid(l.GetJson())
+		bad := l.GetWorker() != worker || !name(l.GetName()) || len(l.GetJson()) > skeinv1.LineBytesMax || !json.Valid(l.GetJson())
 		if bad {
 			s.config.Logger.Warn("a line is dropped", "worker", worker, "of", line(l.GetWorker()), "name", line(l.GetName()), "bytes", len(l.GetJson()))
 		}

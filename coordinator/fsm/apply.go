@@ -153,7 +153,11 @@ func (d *Prepare) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := s.free(d.Job, d.Worker, d.Incarnation); err != nil {
 		return d.Job, err
 	}
-	j.Preparation = Preparation{Number: d.Number, Worker: d.Worker, Incarnation: d.Incarnation}
+	gaveUp := j.Preparation.GaveUp
+	if d.GaveUp {
+		gaveUp++
+	}
+	j.Preparation = Preparation{Number: d.Number, Worker: d.Worker, Incarnation: d.Incarnation, GaveUp: gaveUp}
 	if err := j.become(Preparing, index, e, "preparing"); err != nil {
 		return d.Job, err
 	}

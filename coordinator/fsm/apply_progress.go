@@ -78,6 +78,11 @@ func (d *Fail) apply(s *State, index uint64, e Entry) (string, error) {
 	if d.Generation != 0 && d.Generation != j.Generation {
 		return d.Job, fmt.Errorf("%w: generation %d of %s is over, it is at %d", ErrFenced, d.Generation, d.Job, j.Generation)
 	}
+	// A job that is queued has the number of its last generation still, and nobody acts
+	// in it.
+	if d.Generation != 0 && j.Phase != Running && j.Phase != Failed {
+		return d.Job, fmt.Errorf("%w: %s is %s, not running", ErrFenced, d.Job, j.Phase)
+	}
 	if d.Preparation != 0 && d.Preparation != j.Preparation.Number {
 		return d.Job, fmt.Errorf("%w: preparation %d of %s is over, it is at %d", ErrFenced, d.Preparation, d.Job, j.Preparation.Number)
 	}

@@ -34,6 +34,7 @@ type Prepare struct {
 	Number      uint64 `json:"number"` // one more than the job's last try
 	Worker      string `json:"worker"`
 	Incarnation string `json:"incarnation"`
+	GaveUp      bool   `json:"gaveUp,omitempty"` // the worker of the last try gave it up
 }
 
 // Resolve ends a preparation: step 0 is published and nothing is open any more.

@@ -5,7 +5,8 @@ import "fmt"
 // restoreGap is how far generations jump when a backup is restored: those that were
 // decided since the backup are forgotten, and must not be decided again under the same
 // number. It is more than a cluster decides between two backups. Preparations need no
-// gap: whoever prepares the same job under the same number does the same.
+// gap: whoever prepares the same job under the same number does the same, and workers
+// forget what they did in another epoch.
 const restoreGap = 1_000_000
 
 // Restored makes a backup fit to go on from in a new cluster, at a moment for people.
@@ -14,6 +15,7 @@ const restoreGap = 1_000_000
 // being prepared is prepared anew.
 func (s *State) Restored(at int64) *State {
 	out := New()
+	out.Epoch = uint64(max(at, int64(s.Epoch)+1, 1))
 	out.Index = s.Index + 1 // the events below are newer than any that somebody has seen
 	e := Entry{At: at, Reason: "the coordinators were restored from a backup"}
 	for id, old := range s.Jobs {

@@ -19,6 +19,9 @@ func TestARestoredStateGoesOnUnderNewNumbersWithoutWorkers(t *testing.T) {
 		if _, err := Restore(bytes.NewReader(bytesOf(t, r))); err != nil {
 			t.Fatalf("it cannot be read back: %v", err)
 		}
+		if again := r.Restored(77); r.Epoch == s.Epoch || again.Epoch == r.Epoch {
+			t.Fatalf("workers cannot tell epoch %d from %d and %d", r.Epoch, s.Epoch, again.Epoch)
+		}
 		if len(r.Workers) != 0 || len(r.Jobs) != len(s.Jobs) || len(r.Busy()) != 0 {
 			t.Fatalf("%d workers, %d of %d jobs, busy %v", len(r.Workers), len(r.Jobs), len(s.Jobs), r.Busy())
 		}

@@ -30,6 +30,9 @@ const (
 type State struct {
 	// Index is the log's index of the last entry applied.
 	Index uint64 `json:"index"`
+	// Epoch is when the state was restored from a backup, in Unix milliseconds; 0: it
+	// never was. What workers were ordered in another epoch may be forgotten here.
+	Epoch uint64 `json:"epoch,omitempty"`
 	// Jobs by id.
 	Jobs map[string]*Job `json:"jobs"`
 	// Workers by name. Who is in here is believed to be alive; the leader looks.
@@ -97,6 +100,9 @@ type Preparation struct {
 	Number      uint64 `json:"number"` // 0: nobody has been asked yet
 	Worker      string `json:"worker,omitempty"`
 	Incarnation string `json:"incarnation,omitempty"`
+	// GaveUp is how many tries before this one were given up by their workers, which
+	// were not lost meanwhile.
+	GaveUp int `json:"gaveUp,omitempty"`
 }
 
 // Nonce is what every worker must be able to read through the job's store before it
@@ -153,7 +159,7 @@ func New() *State {
 
 // Clone returns a state that later entries do not change.
 func (s *State) Clone() *State {
-	return &State{Index: s.Index, Jobs: maps.Clone(s.Jobs), Workers: maps.Clone(s.Workers), requests: maps.Clone(s.requests)}
+	return &State{Index: s.Index, Epoch: s.Epoch, Jobs: maps.Clone(s.Jobs), Workers: maps.Clone(s.Workers), requests: maps.Clone(s.requests)}
 }
 
 // InOrder lists the jobs in order of submission.

@@ -233,6 +233,29 @@ func TestGenerationsAreCommittedByCompareAndSet(t *testing.T) {
 	b.must(publish(id, 2, 6))
 }
 
+func TestNobodyActsInTheGenerationOfAQueuedJob(t *testing.T) {
+	b := newBench(t)
+	id := b.in(Running)
+	b.must(&Suspend{Job: id, Generation: 2})
+	b.refused(&Fail{Job: id, Generation: 2}, ErrFenced)
+	b.refused(&Complete{Job: id, Generation: 2, Result: []byte("{}")}, ErrConflict)
+	if j := b.s.Jobs[id]; j.Phase != Queued {
+		t.Errorf("the job is %s", j.Phase)
+	}
+	b.must(generate(id, 3, 0, "w1"), &Fail{Job: id, Generation: 3}, &Fail{Job: id, Generation: 3}) // and a retry
+}
+
+func TestATryThatWasGivenUpIsCountedAndOneThatWasLostIsNot(t *testing.T) {
+	b := newBench(t)
+	id := b.in(Preparing)
+	second, third := prepare(id, 2, "w2"), prepare(id, 3, "w1")
+	second.GaveUp = true
+	b.must(second, third)
+	if p := b.s.Jobs[id].Preparation; p.Number != 3 || p.GaveUp != 1 {
+		t.Errorf("of two tries before this one, one was given up: %+v", p)
+	}
+}
+
 func TestPreparationsAreFencedByTheirNumber(t *testing.T) {
 	b := newBench(t)
 	id := b.in(Preparing)

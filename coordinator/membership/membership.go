@@ -16,7 +16,8 @@ type Config struct {
 	// Lease is how long a connected worker may be silent; 4 s. It must be well above
 	// the heartbeat's interval, or a busy machine is taken for a dead one.
 	Lease time.Duration
-	// Reconnect is how long a worker whose connection broke may take to come back; 1 s.
+	// Reconnect is how long a worker whose connection broke may take to come back; half
+	// the lease.
 	Reconnect time.Duration
 }
 
@@ -26,7 +27,7 @@ func (c *Config) EnsureDefaults() {
 		c.Lease = 4 * time.Second
 	}
 	if c.Reconnect == 0 {
-		c.Reconnect = time.Second
+		c.Reconnect = c.Lease / 2
 	}
 }
 
@@ -57,9 +58,9 @@ type Seen struct {
 
 // Decide gives up the workers that are gone, and says why, and how the others are.
 func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, reason string) {
-	alive := 0
+	alive, busy := 0, s.Busy()
 	for _, w := range s.ByName() {
-		why := gone(now, w, seen, c)
+		why := gone(now, w, busy[w.Name] != "", seen, c)
 		if why == "" {
 			alive++
 			continue
@@ -71,8 +72,9 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Ent
 	return entries, fmt.Sprintf("%d of %d workers are here", alive, len(s.Workers))
 }
 
-// gone says why a worker is given up; empty if it is not.
-func gone(now time.Time, w *fsm.Worker, seen Seen, c Config) string {
+// gone says why a worker is given up; empty if it is not. One that wants to leave and
+// has work still is not released: its session may break like any other.
+func gone(now time.Time, w *fsm.Worker, busy bool, seen Seen, c Config) string {
 	contact, known := seen.Contacts[w.Name]
 	accused := seen.Accused[w.Name]
 	switch {
@@ -84,7 +86,7 @@ func gone(now time.Time, w *fsm.Worker, seen Seen, c Config) string {
 		if silent := now.Sub(later(contact.Heard, seen.Since)); silent > c.Lease {
 			return fmt.Sprintf("no heartbeat for %s", seconds(silent))
 		}
-	case w.Draining:
+	case w.Draining && !busy:
 		return "it drained and has left"
 	case accused.By != "":
 		return fmt.Sprintf("%s reports: %s, and its own connection to the leader is gone", accused.By, accused.Reason)

@@ -3,11 +3,12 @@ package membership
 import (
 	"testing"
 
+	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
 )
 
 // Commands: connected w1 … heard=1s · broke w1 … at=2s · accused w1 by=w2 reason=… ·
-// since at=5s · decide at=6s.
+// since at=5s · prepared a by=w1 (it does so still) · decide at=6s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
 	var c Config
@@ -31,6 +32,9 @@ func TestTranscripts(t *testing.T) {
 			}
 		case "accused":
 			seen.Accused[cmd.Args[0]] = Accusation{By: cmd.Keys["by"], Reason: cmd.Keys["reason"]}
+		case "prepared":
+			w := s.State.Workers[cmd.Keys["by"]]
+			s.Apply(t, &fsm.Prepare{Job: s.ID(cmd.Args[0]), Number: 1, Worker: w.Name, Incarnation: w.Incarnation})
 		case "since":
 			seen.Since = cmd.At()
 		case "decide":

@@ -18,7 +18,8 @@ type Config struct {
 	// turn out to be gone, before all of them are placed again; 1.5 s.
 	Grace time.Duration
 	// DrainPatience is how long a worker that wants to leave waits for a checkpoint, so
-	// that no step runs again; 30 s.
+	// that no step runs again; 20 s. It must be well below what a worker waits for being
+	// released.
 	DrainPatience time.Duration
 	// BackoffFrom is how many generations in a row may bring no checkpoint before the
 	// next ones wait, longer each time; 5.
@@ -28,6 +29,14 @@ type Config struct {
 	// BackoffLost is the longest such wait if workers are gone, which is seldom the job's
 	// own fault; 4 s.
 	BackoffLost time.Duration
+	// GiveUpsMax is how many generations without a checkpoint a worker may give up by
+	// itself before it is left out for a while; 3.
+	GiveUpsMax int
+	// GiveUpRest is how long it is left out; 1 min.
+	GiveUpRest time.Duration
+	// StuckPatience is how long a worker may go on with what is over before its place
+	// is given to another one; 30 s.
+	StuckPatience time.Duration
 }
 
 // EnsureDefaults fills in what is zero.
@@ -36,7 +45,7 @@ func (c *Config) EnsureDefaults() {
 		c.Grace = 1500 * time.Millisecond
 	}
 	if c.DrainPatience == 0 {
-		c.DrainPatience = 30 * time.Second
+		c.DrainPatience = 20 * time.Second
 	}
 	if c.BackoffFrom == 0 {
 		c.BackoffFrom = 5
@@ -46,6 +55,15 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.BackoffLost == 0 {
 		c.BackoffLost = 4 * time.Second
+	}
+	if c.GiveUpsMax == 0 {
+		c.GiveUpsMax = 3
+	}
+	if c.GiveUpRest == 0 {
+		c.GiveUpRest = time.Minute
+	}
+	if c.StuckPatience == 0 {
+		c.StuckPatience = 30 * time.Second
 	}
 }
 
@@ -57,13 +75,36 @@ type Broken struct {
 	At         time.Time
 }
 
+// GaveUp is what a worker said of a job that it could not go on with, and that was
+// nobody else's fault: its disk or its mount, perhaps.
+type GaveUp struct {
+	Generation uint64 // that it gave up last
+	Times      int    // generations that it gave up since the last checkpoint
+	At         time.Time
+	Reason     string
+}
+
+// Rests tells whether a worker is left out because it gave up so often.
+func (c Config) Rests(now time.Time, g GaveUp) bool {
+	return g.Times >= c.GiveUpsMax && now.Sub(g.At) < c.GiveUpRest
+}
+
+// Stray is a task that a worker goes on with although the log does not order it any
+// more. It stops soon, unless it hangs.
+type Stray struct {
+	Task  string // as people read it
+	Since time.Time
+}
+
 // Seen is what the leader has heard and the log does not say.
 type Seen struct {
-	Alive    map[string]bool            // workers whose session stands
-	Lost     map[string]string          // why workers were given up, by name
-	Broken   map[string]Broken          // by job
-	Draining map[string]time.Time       // since when workers have been known to want to leave
-	Reads    map[string]map[string]bool // free workers that reach a job's store
+	Alive    map[string]bool              // workers whose session stands
+	Lost     map[string]string            // why workers were given up, by name
+	Broken   map[string]Broken            // by job
+	Draining map[string]time.Time         // since when workers have been known to want to leave
+	Reads    map[string]map[string]bool   // free workers that reach a job's store
+	GaveUp   map[string]map[string]GaveUp // by job and worker
+	Strays   map[string]Stray             // by worker
 }
 
 // Decide ends generations that cannot go on and begins the next ones. notes has a line
@@ -82,7 +123,7 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Ent
 			notes[j.ID] = why + "; " + note
 			continue
 		}
-		e, taken := next(s, j, seen, busy, why)
+		e, taken := next(now, s, j, seen, c, busy, why)
 		for _, w := range taken {
 			busy[w] = j.ID
 		}
@@ -110,6 +151,8 @@ func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) (reason
 			why = append(why, p.Worker+" leaves")
 		case w.Draining && now.Sub(seen.Draining[p.Worker]) > c.DrainPatience:
 			why = append(why, p.Worker+" leaves without a checkpoint")
+		case seen.stuck(now, p.Worker, c):
+			why = append(why, fmt.Sprintf("%s has not stopped %s for %s", p.Worker, seen.Strays[p.Worker].Task, c.StuckPatience))
 		}
 	}
 	if b, ok := seen.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation && now.Sub(b.At) > c.Grace {
@@ -134,18 +177,26 @@ func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, backoffFrom int,
 	return ""
 }
 
+// stuck tells whether a worker hangs in something that is over.
+func (seen Seen) stuck(now time.Time, worker string, c Config) bool {
+	stray, ok := seen.Strays[worker]
+	return ok && now.Sub(stray.Since) > c.StuckPatience
+}
+
 // next is the decision itself: a generation, or back to the queue.
-func next(s *fsm.State, j *fsm.Job, seen Seen, busy map[string]string, why string) (fsm.Entry, []string) {
+func next(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config, busy map[string]string, why string) (fsm.Entry, []string) {
 	var left, spare []*fsm.Worker
 	for _, w := range s.ByName() {
-		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) || !w.Fits(j) {
+		gaveUp, stray := seen.GaveUp[j.ID][w.Name], seen.Strays[w.Name]
+		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) || !w.Fits(j) || c.Rests(now, gaveUp) || seen.stuck(now, w.Name, c) {
 			continue
 		}
-		// A worker that was started again is as good as a free one.
+		// A worker that was started again, or that gave this generation up by itself, is as
+		// good as a free one: it must show that it reaches the store.
 		switch p := j.Place(w.Name); {
-		case p != nil && p.Incarnation == w.Incarnation:
+		case p != nil && p.Incarnation == w.Incarnation && (gaveUp.Times == 0 || gaveUp.Generation != j.Generation):
 			left = append(left, w)
-		case (p != nil || busy[w.Name] == "") && (j.Nonce.Object == "" || seen.Reads[j.ID][w.Name]):
+		case (p != nil || busy[w.Name] == "" && stray.Task == "") && (j.Nonce.Object == "" || seen.Reads[j.ID][w.Name]):
 			spare = append(spare, w)
 		}
 	}

@@ -13,7 +13,8 @@ import (
 )
 
 // Commands: alive w1 … · away w1 … · running job w1 w2 · lost w1 reason=… · broken job
-// by=w1 reason=… at=1s · draining w1 at=1s · read job w1 · decide at=3s.
+// by=w1 reason=… at=1s · gaveup job by=w1 reason=… at=1s · stray w1 task=… at=1s ·
+// stopped w1 · draining w1 at=1s · read job w1 · unread job w1 · decide at=3s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
 	var c Config
@@ -22,7 +23,8 @@ func TestTranscripts(t *testing.T) {
 		seen := stories[s]
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Lost: map[string]string{}, Broken: map[string]Broken{},
-				Draining: map[string]time.Time{}, Reads: map[string]map[string]bool{}}
+				Draining: map[string]time.Time{}, Reads: map[string]map[string]bool{},
+				GaveUp: map[string]map[string]GaveUp{}, Strays: map[string]Stray{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -38,9 +40,22 @@ func TestTranscripts(t *testing.T) {
 			seen.Draining[cmd.Args[0]] = cmd.At()
 		case "read":
 			seen.Reads[s.ID(cmd.Args[0])] = map[string]bool{cmd.Args[1]: true}
-		case "broken":
-			id := s.ID(cmd.Args[0])
-			seen.Broken[id] = Broken{Generation: s.State.Jobs[id].Generation, By: cmd.Keys["by"], Reason: cmd.Keys["reason"], At: cmd.At()}
+		case "unread":
+			delete(seen.Reads[s.ID(cmd.Args[0])], cmd.Args[1])
+		case "broken", "gaveup":
+			id, by := s.ID(cmd.Args[0]), cmd.Keys["by"]
+			j := s.State.Jobs[id]
+			seen.Broken[id] = Broken{Generation: j.Generation, By: by, Reason: cmd.Keys["reason"], At: cmd.At()}
+			if cmd.Word == "gaveup" {
+				if seen.GaveUp[id] == nil {
+					seen.GaveUp[id] = map[string]GaveUp{}
+				}
+				seen.GaveUp[id][by] = GaveUp{Generation: j.Generation, Times: seen.GaveUp[id][by].Times + 1, At: cmd.At(), Reason: cmd.Keys["reason"]}
+			}
+		case "stray":
+			seen.Strays[cmd.Args[0]] = Stray{Task: cmd.Keys["task"], Since: cmd.At()}
+		case "stopped":
+			delete(seen.Strays, cmd.Args[0])
 		case "decide":
 			entries, notes := Decide(cmd.At(), s.State, *seen, c)
 			var b strings.Builder

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/internal/console"
 )
 
@@ -22,8 +23,14 @@ type Config struct {
 	// could use more; 2 s. Workers of a cluster start at about the same time, and a
 	// job that began on the first would stay there.
 	Settle time.Duration
-	// TriesMax is how often a preparation is tried before the job fails; 5.
+	// TriesMax is how often a preparation is given up by its worker before the job
+	// fails; 5. One whose worker is lost is tried again as often as it takes.
 	TriesMax int
+	// BackoffMax is the longest wait for the next try if workers are lost; 30 s.
+	BackoffMax time.Duration
+	// StuckPatience is how long a worker may go on with what is over before its
+	// preparation is given to another one; 30 s.
+	StuckPatience time.Duration
 }
 
 // EnsureDefaults fills in what is zero.
@@ -33,6 +40,12 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.TriesMax == 0 {
 		c.TriesMax = 5
+	}
+	if c.BackoffMax == 0 {
+		c.BackoffMax = 30 * time.Second
+	}
+	if c.StuckPatience == 0 {
+		c.StuckPatience = 30 * time.Second
 	}
 }
 
@@ -49,10 +62,12 @@ type Broken struct {
 
 // Seen is what the leader has heard and the log does not say.
 type Seen struct {
-	Alive    map[string]bool            // workers whose session stands
-	LastJoin time.Time                  // when the last of them came
-	Reads    map[string]map[string]Read // by job and worker; none yet: the answer is awaited
-	Broken   map[string]Broken          // by job
+	Alive    map[string]bool              // workers whose session stands
+	LastJoin time.Time                    // when the last of them came
+	Reads    map[string]map[string]Read   // by job and worker; none yet: the answer is awaited
+	Broken   map[string]Broken            // by job
+	Resting  map[string]map[string]string // by job and worker: why one that gave up again and again is left out for a while
+	Strays   map[string]recovery.Stray    // by worker
 }
 
 // Decide gives work to workers that have none. waiting says, for each job that is
@@ -90,24 +105,31 @@ func (d *decision) wait(j *fsm.Job, format string, args ...any) {
 func (d *decision) prepare(j *fsm.Job) {
 	p := j.Preparation
 	var why string
-	broken := d.seen.Broken[j.ID]
+	broken, stray := d.seen.Broken[j.ID], d.seen.Strays[p.Worker]
+	gaveUp := p.Worker != "" && broken.Number == p.Number
 	switch {
 	case p.Number == 0, p.Worker == "": // nobody yet, or it was restored from a backup
-	case broken.Number == p.Number:
+	case gaveUp:
 		why = fmt.Sprintf("%s gave up: %s; ", p.Worker, broken.Reason)
 	case !d.s.Is(p.Worker, p.Incarnation):
 		why = p.Worker + " is gone; "
+		if pause := d.pause(j); pause > 0 {
+			d.wait(j, "%swaits %.0f s, because %d workers that prepared it were lost", why, pause.Seconds(), lostTries(p))
+			return
+		}
+	case stray.Task != "" && d.now.Sub(stray.Since) > d.c.StuckPatience:
+		why = fmt.Sprintf("%s has not stopped %s for %s; ", p.Worker, stray.Task, d.c.StuckPatience)
 	default:
 		return // it is being prepared
 	}
-	if p.Number >= uint64(d.c.TriesMax) {
+	if tries := p.GaveUp + 1; gaveUp && tries >= d.c.TriesMax {
 		d.entries = append(d.entries, fsm.Entry{
-			Reason:   fmt.Sprintf("the preparation failed %d times; at last: %s", p.Number, strings.TrimSuffix(why, "; ")),
+			Reason:   fmt.Sprintf("the preparation failed %d times; at last: %s", tries, strings.TrimSuffix(why, "; ")),
 			Decision: &fsm.Fail{Job: j.ID, Preparation: p.Number},
 		})
 		return
 	}
-	w := d.preparer(j, broken.Number == p.Number && p.Number > 0)
+	w := d.preparer(j)
 	if w == nil {
 		d.short(j, 1, why)
 		return
@@ -115,13 +137,31 @@ func (d *decision) prepare(j *fsm.Job) {
 	d.busy[w.Name] = j.ID
 	d.entries = append(d.entries, fsm.Entry{
 		Reason:   fmt.Sprintf("%s%s imports the model and prepares the data", why, w.Name),
-		Decision: &fsm.Prepare{Job: j.ID, Number: p.Number + 1, Worker: w.Name, Incarnation: w.Incarnation},
+		Decision: &fsm.Prepare{Job: j.ID, Number: p.Number + 1, Worker: w.Name, Incarnation: w.Incarnation, GaveUp: gaveUp},
 	})
 }
 
+// lostTries is how many workers were lost while they prepared a job, the last one of
+// which is gone.
+func lostTries(p fsm.Preparation) int { return int(p.Number) - p.GaveUp }
+
+// pause is how long the next try waits in all because workers were lost; 0 if it need
+// not, or has waited. The first of them costs no wait.
+func (d *decision) pause(j *fsm.Job) time.Duration {
+	over := lostTries(j.Preparation) - 2
+	if over < 0 {
+		return 0
+	}
+	pause := min(time.Second<<min(over, 16), d.c.BackoffMax)
+	if left := pause - d.now.Sub(time.UnixMilli(j.Changed)); left <= 0 || left > pause { // or the clock went back
+		return 0
+	}
+	return pause
+}
+
 // preparer picks a free worker of the numeric class that most workers have, because a
-// job that leaves its class open gets its preparer's. Who gave up comes last.
-func (d *decision) preparer(j *fsm.Job, gaveUp bool) *fsm.Worker {
+// job that leaves its class open gets its preparer's. Who tried last comes last.
+func (d *decision) preparer(j *fsm.Job) *fsm.Worker {
 	free := d.free(j)
 	common := map[string]int{}
 	for name := range d.seen.Alive {
@@ -135,7 +175,7 @@ func (d *decision) preparer(j *fsm.Job, gaveUp bool) *fsm.Worker {
 		if len(w.Classes) > 0 {
 			n = common[w.Classes[0]]
 		}
-		if gaveUp && w.Name == j.Preparation.Worker {
+		if w.Name == j.Preparation.Worker {
 			n = -1
 		}
 		return n
@@ -164,6 +204,9 @@ func (d *decision) free(j *fsm.Job) []*fsm.Worker {
 func (d *decision) taken(j *fsm.Job, w *fsm.Worker) string {
 	if other := d.busy[w.Name]; other != "" && other != j.ID {
 		return "at work for " + other
+	}
+	if stray := d.seen.Strays[w.Name]; stray.Task != "" {
+		return "busy with " + stray.Task + ", which is over, and has not stopped yet"
 	}
 	if other := d.promised[w.Name]; other != "" && other != j.ID {
 		return "promised to " + other + ", which was submitted before it"
@@ -203,6 +246,9 @@ func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
 		return "of class " + strings.Join(w.Classes, " or ")
 	case !w.Fits(j):
 		return "limited to " + console.Bytes(w.Memory)
+	}
+	if why := d.seen.Resting[j.ID][w.Name]; why != "" && j.Phase == fsm.Queued {
+		return why
 	}
 	if j.Phase == fsm.Queued && j.Nonce.Object != "" {
 		if read, ok := d.seen.Reads[j.ID][w.Name]; ok && read.Err != "" {

@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
+	"github.com/skein-ml/skein/coordinator/recovery"
 )
 
 // Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
-// reason=… · decide at=3s.
+// reason=… · resting job w1 why=… · stray w1 task=… at=1s · stopped w1 · restored ·
+// decide at=3s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
 	var c Config
@@ -19,7 +21,8 @@ func TestTranscripts(t *testing.T) {
 	fsmtest.Run(t, func(t *testing.T, s *fsmtest.Story, cmd fsmtest.Command) string {
 		seen := stories[s]
 		if seen == nil {
-			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{}}
+			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{},
+				Resting: map[string]map[string]string{}, Strays: map[string]recovery.Stray{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -40,6 +43,14 @@ func TestTranscripts(t *testing.T) {
 		case "broken":
 			id := s.ID(cmd.Args[0])
 			seen.Broken[id] = Broken{Number: s.State.Jobs[id].Preparation.Number, Reason: cmd.Keys["reason"]}
+		case "resting":
+			seen.Resting[s.ID(cmd.Args[0])] = map[string]string{cmd.Args[1]: cmd.Keys["why"]}
+		case "stray":
+			seen.Strays[cmd.Args[0]] = recovery.Stray{Task: cmd.Keys["task"], Since: cmd.At()}
+		case "stopped":
+			delete(seen.Strays, cmd.Args[0])
+		case "restored":
+			s.State = s.State.Restored(cmd.At().UnixMilli())
 		case "decide":
 			entries, waiting := Decide(cmd.At(), s.State, *seen, c)
 			var b strings.Builder
