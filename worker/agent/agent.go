@@ -33,7 +33,8 @@ import (
 
 // Run is a worker process. It returns nil when it was released after ctx has ended, or
 // when waiting for that took longer than DrainWait; an error says why it could not
-// take part.
+// take part, or that its task hangs: then something of it runs still, and the process
+// must end.
 func Run(ctx context.Context, c Config) error {
 	c.EnsureDefaults()
 	if err := c.Validate(); err != nil {
@@ -43,7 +44,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	a := &agent{
-		config: c, log: c.Logger, incarnation: rand.Text(), events: make(chan Event), fatal: make(chan error, 1), // room for one: it is the last
+		config: c, log: c.Logger, incarnation: rand.Text(), events: make(chan Event), turned: make(chan struct{}, 1), fatal: make(chan error, 1), // room for one: it is the last
 		lines: newLines(c.Name), outbox: newOutbox(), prober: prober{reading: map[string]bool{}}, telling: map[Report]bool{}, metrics: newMetrics(c),
 	}
 	a.session.lost = errors.New("no coordinator has been reached yet")
@@ -53,10 +54,30 @@ func Run(ctx context.Context, c Config) error {
 		err = a.live(ctx)
 	}
 	a.end()
-	a.close()
-	a.done.Wait()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		a.close()
+		a.done.Wait()
+	}()
+	var late <-chan time.Time // nil: it is waited for
+	if errors.Is(err, errStuck) {
+		late = time.After(closeWait)
+	}
+	select {
+	case <-closed:
+	case <-late:
+	}
 	return err
 }
+
+// errStuck is the error of a worker that leaves although its task has not stopped.
+var errStuck = errors.New("its task does not stop")
+
+const (
+	stopWait  = 5 * time.Second // for a task to stop once the process must leave
+	closeWait = time.Second     // for everything else, if the task hangs
+)
 
 // certificateWarn is how long before its certificate expires a worker says so.
 const certificateWarn = 14 * 24 * time.Hour
@@ -81,6 +102,7 @@ type agent struct {
 	end    context.CancelFunc
 	done   sync.WaitGroup // everything but reads of a store that hangs
 	events chan Event     // unbuffered: live is always about to take the next
+	turned chan struct{}  // one token: another task runs, or none does any more
 	fatal  chan error     // why the process cannot take part
 
 	// live's own.
@@ -98,6 +120,7 @@ type agent struct {
 		open bool
 		lost error // why there is none
 	}
+	runs Task // what State says, for heartbeats
 }
 
 // open opens the ports and whatever others reach this worker by.
@@ -208,7 +231,7 @@ func (a *agent) close() {
 func (a *agent) live(ctx context.Context) (err error) {
 	a.log.Info("worker started", "worker", a.config.Name, "incarnation", a.incarnation, "ring", a.ringAddress, "stream", a.streamAddress, "coordinators", a.config.Coordinators)
 	a.done.Go(a.sessions)
-	var expired, orphaned <-chan time.Time
+	var expired, orphaned, stuck <-chan time.Time
 	asked := ctx.Done()
 	for {
 		var e Event
@@ -225,6 +248,9 @@ func (a *agent) live(ctx context.Context) (err error) {
 			e = Quit{}
 		case <-orphaned:
 			e = Orphaned{}
+		case <-stuck:
+			a.log.Error("leaves although its task has not stopped", "waited", a.config.stopWait, "task", a.state.Running())
+			return errors.Join(err, fmt.Errorf("%w: %s has not ended %s after it was told to; look at its disks and mounts", errStuck, a.state.Running(), a.config.stopWait))
 		}
 		switch e := e.(type) {
 		case Opened:
@@ -235,6 +261,10 @@ func (a *agent) live(ctx context.Context) (err error) {
 			a.task = nil
 		case Answered:
 			delete(a.telling, e.Report)
+		case Quit:
+			if stuck == nil {
+				stuck = time.After(a.config.stopWait)
+			}
 		}
 		for _, action := range a.state.Step(e) {
 			if _, exit := action.(Exit); exit {
@@ -243,7 +273,25 @@ func (a *agent) live(ctx context.Context) (err error) {
 			}
 			a.do(action)
 		}
+		a.note(a.state.Running())
 	}
+}
+
+// note keeps what runs, and has the leader told of it if it is another task.
+func (a *agent) note(t Task) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.runs != t {
+		a.runs = t
+		signal(a.turned)
+	}
+}
+
+// running is the task that runs; the zero Task if none does.
+func (a *agent) running() Task {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.runs
 }
 
 // do begins an action. It never blocks.

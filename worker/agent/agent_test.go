@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -295,6 +296,53 @@ func TestAWorkerThatIsNotReleasedInTimeLeaves(t *testing.T) {
 	if !r.board.has(&r.board.ends, "w1:1 context canceled") {
 		t.Errorf("it left while its task ran: %v", r.board.ends)
 	}
+}
+
+func TestAWorkerWhoseTaskHangsLeavesWithAnError(t *testing.T) {
+	r := newRig(t, 1)
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	p := r.worker("w1", func(c *Config, f *fake) {
+		c.DrainWait, c.stopWait = 50*time.Millisecond, 50*time.Millisecond
+		f.host = func(context.Context, func(console.Event), worker.HostConfig) (bool, error) { // as if its disk were dead
+			<-release
+			return true, nil
+		}
+	})
+	id := r.submit(nil)
+	r.until("w1 hosts ranks", func() bool { return r.board.has(&r.board.hosts, "w1:1") }, func() any { return r.get(id) })
+	p.drain()
+	if err := p.wait(); !errors.Is(err, errStuck) || !strings.Contains(err.Error(), "generation 1 of "+id) {
+		t.Errorf("it left with %v", err)
+	}
+}
+
+func TestAWorkerThatHasNotStoppedGetsNoOtherJob(t *testing.T) {
+	r := newRig(t, 1)
+	release := make(chan struct{})
+	var once sync.Once
+	free := func() { once.Do(func() { close(release) }) }
+	t.Cleanup(free)
+	r.worker("w1", func(_ *Config, f *fake) {
+		f.host = func(_ context.Context, _ func(console.Event), h worker.HostConfig) (bool, error) {
+			if strings.HasPrefix(h.Order.GetJob(), "second") {
+				return false, nil
+			}
+			<-release
+			return true, context.Canceled
+		}
+	})
+	first := r.submit(nil)
+	r.until("w1 hosts ranks", func() bool { return r.board.has(&r.board.hosts, "w1:1") }, func() any { return r.get(first) })
+	if _, err := r.jobs.Cancel(r.ctx(), &skeinv1.CancelRequest{Job: first}); err != nil {
+		t.Fatal(err)
+	}
+	second := r.submit(func(j *jobspec.Job) { j.Name = "second" })
+	r.eventually(second, "it says who has not stopped", func(j *skeinv1.Job) bool {
+		return strings.Contains(j.GetWaitingFor(), "busy with generation 1 of "+first)
+	})
+	free()
+	r.eventually(second, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
 }
 
 func TestAWorkerThatWasGivenUpIsFencedAndBeginsAnew(t *testing.T) {

@@ -62,14 +62,14 @@ type Config struct {
 	Threads int      // that compute
 	Classes []string // numeric classes, the preferred first
 
-	DrainWait time.Duration // for being released, once the process is asked to leave; 30 s
+	DrainWait time.Duration // for being released, once the process is asked to leave; 50 s
 	NameWait  time.Duration // for another process of the same name to be given up; 15 s
 	OrphanTTL time.Duration // for which a task goes on without any coordinator; 15 min
 
 	Logger *slog.Logger // nil: nobody listens
 	Tasks  Tasks
 
-	readWait, openWait time.Duration // tests are impatient
+	readWait, openWait, stopWait time.Duration // tests are impatient
 }
 
 // EnsureDefaults fills in what is zero.
@@ -91,7 +91,7 @@ func (c *Config) EnsureDefaults() {
 	for _, d := range []struct {
 		p   *time.Duration
 		def time.Duration
-	}{{&c.DrainWait, 30 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}} {
+	}{{&c.DrainWait, 50 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}, {&c.stopWait, stopWait}} {
 		if *d.p == 0 {
 			*d.p = d.def
 		}

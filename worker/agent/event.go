@@ -30,8 +30,9 @@ func (t Task) String() string {
 // Event is something that a worker's state has to hear of.
 type Event interface{ event() }
 
-// Opened says that a session stands: the leader has sent its welcome.
-type Opened struct{}
+// Opened says that a session stands: the leader has sent its welcome. Epoch changes when
+// the coordinators are restored from a backup.
+type Opened struct{ Epoch uint64 }
 
 // Lost says that the session has ended. Fenced: because the worker was given up.
 type Lost struct{ Fenced bool }

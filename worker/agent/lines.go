@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	keptMax     = 1000     // lines of one job
-	keptJobsMax = 8        // jobs whose lines are kept
-	lineBytes   = 64 << 10 // the longest event that is sent
+	keptMax     = 1000    // lines of one job
+	keptJobsMax = 8       // jobs whose lines are kept
+	batchBytes  = 1 << 20 // of JSON in one message, well below what a leader reads
 )
 
 // lines keeps the newest console events of the last jobs, and remembers which of them
@@ -43,7 +43,7 @@ func newLines(worker string) *lines {
 // add keeps an event and has it sent.
 func (l *lines) add(at time.Time, job string, e console.Event) {
 	name, body := e.Name(), console.Marshal(e)
-	if len(body) > lineBytes {
+	if len(body) > skeinv1.LineBytesMax {
 		note := console.Note{Text: "an event was too long to be sent: " + name}
 		name, body = note.Name(), console.Marshal(note)
 	}
@@ -109,10 +109,21 @@ func (l *lines) next() (*jobLines, []*skeinv1.Line) {
 	for _, j := range l.jobs {
 		if n := min(int(j.last-j.sent), len(j.kept)); n > 0 {
 			from := j.kept[len(j.kept)-n:]
-			return j, slices.Clone(from[:min(n, linesMax)])
+			return j, slices.Clone(from[:fitting(from)])
 		}
 	}
 	return nil, nil
+}
+
+// fitting is how many of the lines go into one message; at least one does.
+func fitting(lines []*skeinv1.Line) int {
+	bytes := 0
+	for i, l := range lines[:min(len(lines), linesMax)] {
+		if bytes += len(l.GetJson()); bytes > batchBytes {
+			return i
+		}
+	}
+	return min(len(lines), linesMax)
 }
 
 // flush waits until what is kept has been sent, but not for long.

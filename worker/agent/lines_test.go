@@ -78,7 +78,7 @@ func TestOnlyTheNewestLinesOfTheLastJobsAreKept(t *testing.T) {
 
 func TestAnEventThatIsTooLongIsNamed(t *testing.T) {
 	l := newLines("w1")
-	l.add(time.UnixMilli(1), "a", console.Note{Text: strings.Repeat("x", lineBytes)})
+	l.add(time.UnixMilli(1), "a", console.Note{Text: strings.Repeat("x", skeinv1.LineBytesMax)})
 	err := l.send(func(m *skeinv1.JobLines) error {
 		line := m.GetLines()[0]
 		if got := console.Unmarshal(line.GetName(), line.GetJson()).Line(); got != "an event was too long to be sent: note" {
@@ -88,6 +88,32 @@ func TestAnEventThatIsTooLongIsNamed(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestLongLinesGoInSeveralMessages(t *testing.T) {
+	l := newLines("w1")
+	const count = 3 * batchBytes / skeinv1.LineBytesMax
+	for range count {
+		l.add(time.UnixMilli(1), "a", console.Note{Text: strings.Repeat("x", skeinv1.LineBytesMax-100)})
+	}
+	messages, lines := 0, 0
+	err := l.send(func(m *skeinv1.JobLines) error {
+		bytes := 0
+		for _, line := range m.GetLines() {
+			if bytes += len(line.GetJson()); len(line.GetJson()) < skeinv1.LineBytesMax-100 {
+				t.Errorf("line %d was cut to %d bytes", line.GetSequence(), len(line.GetJson()))
+			}
+		}
+		if bytes > batchBytes {
+			t.Errorf("%d bytes in one message", bytes)
+		}
+		messages++
+		lines += len(m.GetLines())
+		return nil
+	})
+	if err != nil || lines != count || messages < 3 {
+		t.Errorf("%d of %d lines in %d messages: %v", lines, count, messages, err)
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	heartbeatMin = time.Millisecond // between two, whatever a leader asks for
 	leaseMin     = 100 * time.Millisecond
 	flushWait    = 500 * time.Millisecond
+	missesMax    = 2 // late answers in a row that a leader is left for
 )
 
 // sessions keeps a session with whoever leads, until the process ends. A worker that has
@@ -131,11 +132,13 @@ func (a *agent) oneSession() (stood bool, err error) {
 // watch asks the leader now and then whether it still is the one. One that hangs keeps
 // its connections open: without this, the next leader would give this worker up before
 // it looks for it.
+//
+// One answer that is late may be due to a busy machine; two in a row are believed.
 func (a *agent) watch(ctx context.Context, w *skeinv1.Welcome) error {
 	lease := max(time.Duration(w.GetLeaseMs())*time.Millisecond, leaseMin)
 	look := time.NewTicker(lease / 4)
 	defer look.Stop()
-	address := a.conn.Address()
+	address, misses := a.conn.Address(), 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -149,11 +152,15 @@ func (a *agent) watch(ctx context.Context, w *skeinv1.Welcome) error {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
+			if misses++; misses < missesMax {
+				continue
+			}
 			a.conn.Doubt(address)
-			return status.Errorf(codes.Unavailable, "the leader at %s has not answered for %s", address, lease/2)
+			return status.Errorf(codes.Unavailable, "the leader at %s has not answered for %s, %d times in a row", address, lease/2, misses)
 		case s.GetLeaderId() != "" && s.GetLeaderId() != w.GetCoordinator():
 			return status.Errorf(codes.Unavailable, "%s leads by now", s.GetLeaderId())
 		}
+		misses = 0
 	}
 }
 
@@ -183,7 +190,7 @@ func (a *agent) welcome(w *skeinv1.Welcome) {
 	a.log.Info("session opened", "coordinator", w.GetCoordinator(), "address", a.conn.Address())
 	a.outbox.clear()
 	a.lines.rewind()
-	a.post(Opened{})
+	a.post(Opened{w.GetEpoch()})
 }
 
 // speak says everything that this worker has to say in a session. It runs beside the
@@ -195,7 +202,10 @@ func (a *agent) speak(ctx context.Context, s skeinv1.Workers_SessionClient, w *s
 	var due <-chan time.Time // when the next lines may go
 	heartbeat := func() error {
 		sequence++
-		return s.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{Sequence: sequence, DataSets: a.streams.Hashes()}}})
+		t := a.running()
+		return s.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{
+			Sequence: sequence, DataSets: a.streams.Hashes(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation,
+		}}})
 	}
 	err, last := heartbeat(), time.Time{}
 	for err == nil {
@@ -203,6 +213,8 @@ func (a *agent) speak(ctx context.Context, s skeinv1.Workers_SessionClient, w *s
 		case <-ctx.Done():
 			return nil
 		case <-beat.C:
+			err = heartbeat()
+		case <-a.turned: // whoever is to place work waits for it
 			err = heartbeat()
 		case <-a.outbox.wake:
 			for _, m := range a.outbox.take() {

@@ -13,12 +13,16 @@ import (
 //   - One task runs at a time. The next one starts when the one before has ended.
 //   - A task starts at most once, and never after a younger one of its job: who has
 //     stopped in a generation is sealed in it.
+//   - Coordinators that were restored from a backup do not know what was done since, and
+//     may order what looks older. What was begun for those before them is stopped and
+//     forgotten.
 //   - Who is ordered again to do what it gave up says again that it gave it up, once in
 //     each session, because only the leader's memory has it.
 //   - Losing the leader stops nothing. Being given up stops the task at once.
 type State struct {
 	open    bool   // a session stands
 	session uint64 // sessions that were opened so far
+	epoch   uint64 // of the coordinators, in the last of them
 
 	orders *skeinv1.Orders // in force; those of the last session until new ones come
 	fresh  bool            // they are of this session
@@ -61,6 +65,10 @@ func (s *State) Step(e Event) []Action {
 	case Opened:
 		s.open, s.fresh, s.probes = true, false, nil
 		s.session++
+		if s.session > 1 && e.Epoch != s.epoch {
+			s.orders, s.begun, s.given = nil, nil, nil
+		}
+		s.epoch = e.Epoch
 	case Lost:
 		s.open = false
 		if e.Fenced {
@@ -140,7 +148,7 @@ func (s *State) begin(t Task) []Action {
 		return nil // orders of a leader that has been replaced and does not know it yet
 	}
 	if s.begun == nil {
-		s.begun, s.given = map[string]Task{}, map[string]*end{}
+		s.begun = map[string]Task{}
 	}
 	s.begun[t.Job], s.running, s.stopping, s.checkpoint = t, t, false, 0
 	delete(s.given, t.Job)
@@ -168,6 +176,9 @@ func (s *State) ended(e Ended) []Action {
 	stopped := s.stopping
 	s.running, s.stopping = Task{}, false
 	n := &end{report: Report(e)}
+	if s.given == nil {
+		s.given = map[string]*end{}
+	}
 	s.given[e.Task.Job] = n
 	switch {
 	case e.How == Done && e.Task.Generation > 0:

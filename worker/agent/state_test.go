@@ -110,6 +110,14 @@ func TestStories(t *testing.T) {
 			{Opened{}, ""}, {prepare("a", 1), "prepare a/1"}, {Ended{Task: prep1, How: Done, Prepared: result}, "tell a/1 done"},
 			{Lost{}, ""}, {Opened{}, ""}, {prepare("a", 1), "tell a/1 done"},
 		},
+		"restored coordinators may order what looks older": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Lost{}, ""}, {Ended{Task: gen1, How: Broken, Reason: "x"}, "tell a.1 broken: x"},
+			{Opened{Epoch: 7}, ""}, {prepare("a", 1), "prepare a/1"},
+		},
+		"what was begun before a restore is stopped": {
+			{Opened{Epoch: 7}, ""}, {host("a", 1), "host a.1"}, {Lost{}, ""}, {Opened{Epoch: 8}, "stop a.1"}, {prepare("a", 2), ""},
+			{Ended{Task: gen1, How: Canceled}, "prepare a/2"},
+		},
 		"a failure is told": {
 			{Opened{}, ""}, {prepare("a", 1), "prepare a/1"}, {Ended{Task: prep1, How: Failed, Reason: "no such model"}, "tell a/1 failed: no such model"},
 		},
@@ -190,12 +198,17 @@ type world struct {
 	youngest                  map[string]Task
 	open, leaving, quit, over bool
 	orders                    *skeinv1.Orders
+	epoch                     uint64
 }
 
 func (w *world) step(t *rapid.T, e Event) {
 	switch e := e.(type) {
 	case Opened:
 		w.open = true
+		if e.Epoch != w.epoch {
+			w.orders, w.epoch = nil, e.Epoch
+			clear(w.youngest)
+		}
 	case Lost:
 		w.open = false
 		if e.Fenced {
@@ -294,7 +307,11 @@ func TestWhateverHappensOneTaskRunsAndNoneStartsTwice(t *testing.T) {
 			var e Event
 			switch n := rapid.IntRange(0, 19).Draw(t, "event"); {
 			case !w.open && n < 10:
-				e = Opened{}
+				epoch := w.epoch
+				if rapid.IntRange(0, 4).Draw(t, "restored") == 0 {
+					epoch++
+				}
+				e = Opened{epoch}
 			case w.open && n < 8:
 				e = order.Draw(t, "orders")
 			case w.open && n < 10:
