@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"math"
 
+	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -74,8 +74,6 @@ const (
 	DecisionSize = 8 + decisionPayload + 4
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // ErrDecision is returned for bytes that are not a decision record.
 var ErrDecision = errors.New("not a decision record")
 
@@ -93,7 +91,7 @@ func AppendDecision(b []byte, d Decision) []byte {
 	b = le.AppendUint32(b, d.ScaleBits)
 	b = le.AppendUint32(b, d.RateBits)
 	b = append(b, byte(d.Action), byte(d.Cause), byte(d.Culprit), byte(d.Requests))
-	return le.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	return le.AppendUint32(b, crc32c.Sum(b[start:]))
 }
 
 // DecodeDecision reads a decision record of exactly DecisionSize bytes.
@@ -104,7 +102,7 @@ func DecodeDecision(b []byte) (Decision, error) {
 		return Decision{}, fmt.Errorf("%w: %d bytes, want %d", ErrDecision, len(b), DecisionSize)
 	case string(b[:4]) != decisionMagic:
 		return Decision{}, fmt.Errorf("%w: magic %q", ErrDecision, b[:4])
-	case le.Uint32(b[DecisionSize-4:]) != crc32.Checksum(b[:DecisionSize-4], castagnoli):
+	case le.Uint32(b[DecisionSize-4:]) != crc32c.Sum(b[:DecisionSize-4]):
 		return Decision{}, fmt.Errorf("%w: checksum differs", ErrDecision)
 	case le.Uint16(b[4:]) != decisionVersion || le.Uint16(b[6:]) != decisionPayload:
 		return Decision{}, fmt.Errorf("%w: version %d with %d bytes; this program reads version %d",

@@ -2,8 +2,8 @@ package allreduce
 
 import (
 	"fmt"
-	"hash/crc32"
 
+	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -303,7 +303,7 @@ func (l *Link) sendSum(a placedAction, c *chunk) error {
 		return l.deliver(a.at+1, a.Frame)
 	}
 	h := frameHeader(a.Frame, l.c.Worker)
-	h.Sum = crc32.Checksum(c.data, castagnoli) // now, while it is in the cache
+	h.Sum = crc32c.Sum(c.data) // now, while it is in the cache
 	l.send(item{header: h, payload: c.data, chunk: c, summed: true})
 	return nil
 }

@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 
+	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -82,7 +82,7 @@ func (h *header) encode(b []byte) {
 	le.PutUint16(b[36:], h.Piece)
 	le.PutUint16(b[38:], h.From)
 	le.PutUint32(b[40:], h.Sum)
-	le.PutUint32(b[44:], crc32.Checksum(b[:44], castagnoli))
+	le.PutUint32(b[44:], crc32c.Sum(b[:44]))
 }
 
 // decode reads headerSize bytes. It knows nothing of the job: what a frame says may
@@ -94,7 +94,7 @@ func (h *header) decode(b []byte) error {
 		return fmt.Errorf("%w: a header of %d bytes", errHeader, len(b))
 	case string(b[:2]) != headerMagic || b[3] != 0:
 		return fmt.Errorf("%w: it begins with % x", errHeader, b[:4])
-	case le.Uint32(b[44:]) != crc32.Checksum(b[:44], castagnoli):
+	case le.Uint32(b[44:]) != crc32c.Sum(b[:44]):
 		return fmt.Errorf("%w: the checksum of its header differs", errHeader)
 	}
 	*h = header{

@@ -4,8 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
+
+	"github.com/skein-ml/skein/internal/crc32c"
 )
 
 // ringVersion is the version of everything that two workers say to each other.
@@ -67,7 +68,7 @@ func appendLetter(b []byte, magic string, payload []byte) []byte {
 	b = binary.LittleEndian.AppendUint16(b, ringVersion)
 	b = binary.LittleEndian.AppendUint16(b, uint16(len(payload)))
 	b = append(b, payload...)
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	return binary.LittleEndian.AppendUint32(b, crc32c.Sum(b[start:]))
 }
 
 // readLetter reads one letter and returns its payload. It reads no more than that, and
@@ -92,7 +93,7 @@ func readLetter(r io.Reader, magic string) ([]byte, error) {
 		return nil, err
 	}
 	end := letterHead + n
-	if le.Uint32(b[end:]) != crc32.Checksum(b[:end], castagnoli) {
+	if le.Uint32(b[end:]) != crc32c.Sum(b[:end]) {
 		return nil, fmt.Errorf("%w: its checksum differs", errHello)
 	}
 	return b[letterHead:end], nil

@@ -3,8 +3,9 @@ package allreduce
 import (
 	"context"
 	"fmt"
-	"hash/crc32"
 	"slices"
+
+	"github.com/skein-ml/skein/internal/crc32c"
 )
 
 // messagesMax bounds the messages of the previous worker that nobody has taken.
@@ -50,7 +51,7 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	own = slices.Clone(own) // it may still be on its way when the others' are here
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	sum := crc32.Checksum([]byte(name), castagnoli)
+	sum := crc32c.Sum([]byte(name))
 	number := l.exchanged
 	x, err := l.exchangeLocked(number, sum)
 	if err != nil {

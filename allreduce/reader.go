@@ -4,10 +4,10 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"sync/atomic"
 
+	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -97,7 +97,7 @@ func (r *receiver) payload(h *header, b []byte) error {
 	if _, err := io.ReadFull(r.r, b); err != nil {
 		return err
 	}
-	if crc32.Checksum(b, castagnoli) != h.Sum {
+	if crc32c.Sum(b) != h.Sum {
 		return fmt.Errorf("%v: %w", h, errSum)
 	}
 	return nil

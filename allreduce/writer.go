@@ -1,8 +1,6 @@
 package allreduce
 
-import (
-	"hash/crc32"
-)
+import "github.com/skein-ml/skein/internal/crc32c"
 
 // item is a frame on its way out. Its payload does not change until it is written.
 type item struct {
@@ -131,7 +129,7 @@ func (t *transmitter) write() error {
 	for i := range t.items {
 		it := &t.items[i]
 		if !it.summed {
-			it.header.Sum = crc32.Checksum(it.payload, castagnoli)
+			it.header.Sum = crc32c.Sum(it.payload)
 		}
 		it.header.encode(t.heads[i][:])
 		t.parts = append(t.parts, t.heads[i][:])
