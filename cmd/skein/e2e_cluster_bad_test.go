@@ -120,7 +120,7 @@ func TestJobsThatCannotRunEndOrWaitWithTheReason(t *testing.T) {
 		status int
 		says   []string
 	}{
-		"model that is not there": {"model.base=./nowhere", exitFailure, []string{"nowhere", "no such folder"}},
+		"model that is not there": {"model.base=./nowhere", exitFailure, []string{"nowhere", "is not there", "--upload"}},
 		"data that is not there":  {"data.train=no.jsonl", exitFailure, []string{"data.train", "no.jsonl"}},
 		"learning rate 0":         {"train.optimizer.learningRate=0", exitUsage, []string{"train.optimizer.learningRate"}},
 		"sequences too long":      {"data.sequenceLength=128", exitFailure, []string{"data.sequenceLength", "64"}},
