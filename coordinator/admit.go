@@ -15,7 +15,11 @@ import (
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
-const specBytesMax = 1 << 20
+const (
+	specBytesMax   = 1 << 20   // of a resolved job, and of a result
+	submitBytesMax = 128 << 10 // of a job as it is submitted
+	pathBytesMax   = 4 << 10
+)
 
 // parseSpec reads a submitted job, strictly.
 func parseSpec(raw []byte) (*jobspec.Job, error) {
@@ -46,6 +50,9 @@ func checkPaths(j *jobspec.Job) error {
 	}
 	for _, key := range []string{"model.base", "data.train", "data.validation", "checkpoint.store", "output.export"} {
 		for _, p := range paths[key] {
+			if len(p) > pathBytesMax {
+				return status.Errorf(codes.InvalidArgument, "%s: a path of %d bytes; %d is the most", key, len(p), pathBytesMax)
+			}
 			if p != "" && !filepath.IsAbs(p) && !strings.Contains(p, "://") {
 				return status.Errorf(codes.InvalidArgument, "%s: %q is a relative path, which a worker cannot follow; submit an absolute one", key, p)
 			}
@@ -58,6 +65,9 @@ func checkPaths(j *jobspec.Job) error {
 func submission(request string, raw []byte) (*fsm.Submit, error) {
 	if err := checkRequest(request); err != nil {
 		return nil, err
+	}
+	if len(raw) > submitBytesMax {
+		return nil, status.Errorf(codes.InvalidArgument, "the job is %d bytes, where %d is the most; name a folder or a pattern instead of many files", len(raw), submitBytesMax)
 	}
 	j, err := parseSpec(raw)
 	if err != nil {

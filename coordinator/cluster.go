@@ -69,6 +69,9 @@ func (s cluster) AddCoordinator(ctx context.Context, r *skeinv1.AddCoordinatorRe
 	if !name(r.GetId()) || r.GetAddress() == "" {
 		return nil, status.Errorf(codes.InvalidArgument, "coordinator %q at %q: an id and an address are needed", r.GetId(), r.GetAddress())
 	}
+	if err := s.config.mayDial("address", r.GetAddress()); err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
 	if err := s.node.Add(ctx, raftlog.Server{ID: r.GetId(), Address: r.GetAddress()}); err != nil {
 		return nil, s.change(err)
 	}

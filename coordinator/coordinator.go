@@ -109,6 +109,12 @@ func (c *Config) Validate() error {
 	if c.Alone && len(c.Members) > 0 {
 		errs = append(errs, errors.New("members: a coordinator that begins alone has no others; give one or the other"))
 	}
+	if c.Advertise != "" {
+		errs = append(errs, c.mayDial("advertise", c.Advertise))
+	}
+	for _, m := range c.Members {
+		errs = append(errs, c.mayDial("members", m.Address))
+	}
 	if c.TLS != nil {
 		errs = append(errs, checkFiles(c.TLS, c.Cluster, c.ID))
 	}
@@ -116,6 +122,15 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("lease: %s is less than three heartbeats of %s, so a late one would cost a worker", c.Membership.Lease, c.Heartbeat))
 	}
 	return errors.Join(errs...)
+}
+
+// mayDial refuses the address of another machine if the log would go there as plain
+// text.
+func (c *Config) mayDial(what, address string) error {
+	if c.TLS != nil || c.Insecure || isLoopback(address) {
+		return nil
+	}
+	return fmt.Errorf("%s: %s is another machine, so it needs TLS; make certificates with `skein certs` (or, for benchmarks, say --insecure)", what, address)
 }
 
 // Coordinator is a running coordinator. Stop it.

@@ -231,7 +231,8 @@ func TestBadSubmissionsAreRefused(t *testing.T) {
 		"trailing":      {good, append(spec(t, nil), "{}"...), "something follows"},
 		"invalid":       {good, spec(t, func(j *jobspec.Job) { j.Cluster.WorldSize = 99 }), "worldSize"},
 		"relative path": {good, spec(t, func(j *jobspec.Job) { j.Model.Base = "./model" }), "model.base"},
-		"too large":     {good, make([]byte, specBytesMax+1), "that is no job"},
+		"too large":     {good, make([]byte, submitBytesMax+1), "is the most"},
+		"long path":     {good, spec(t, func(j *jobspec.Job) { j.Checkpoint.Store = "/" + strings.Repeat("x", pathBytesMax) }), "checkpoint.store: a path"},
 	} {
 		_, err := r.jobs.Submit(r.ctx(), &skeinv1.SubmitRequest{RequestId: c.request, Spec: c.spec})
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.want) {
@@ -363,6 +364,40 @@ func TestPlainTextIsForLoopbackAlone(t *testing.T) {
 	}
 	if err := co.Stop(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestPlainTextToOtherMachinesIsRefused(t *testing.T) {
+	const far = "192.0.2.7:7401" // of documentation: nobody answers
+	for what, change := range map[string]func(*Config){
+		"a member":  func(c *Config) { c.Members = append(c.Members, raftlog.Server{ID: "c2", Address: far}) },
+		"advertise": func(c *Config) { c.Advertise = far },
+	} {
+		c := Config{ID: "c1", Dir: t.TempDir(), Listen: "127.0.0.1:0", Members: []raftlog.Server{{ID: "c1", Address: "127.0.0.1:7401"}}}
+		c.EnsureDefaults()
+		if err := c.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		change(&c)
+		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), far+" is another machine") {
+			t.Errorf("%s: %v", what, err)
+		}
+		c.Insecure = true
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s, and nobody minds: %v", what, err)
+		}
+	}
+	r := newRig(t, 1, nil)
+	_, err := r.ops.AddCoordinator(r.ctx(), &skeinv1.AddCoordinatorRequest{Id: "c2", Address: far})
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "is another machine") {
+		t.Errorf("one was added: %v", err)
+	}
+	// What the log brings from others is looked at too.
+	if conn, err := r.running["c1"].port.dial(r.ctx(), far); err == nil || !strings.Contains(err.Error(), "is another machine") {
+		if err == nil {
+			conn.Close()
+		}
+		t.Errorf("it was dialed: %v", err)
 	}
 }
 

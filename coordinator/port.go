@@ -28,6 +28,7 @@ type port struct {
 	tls      *tls.Config // of those who call; nil: plain
 	dialTLS  *tls.Config // of other coordinators, when this one calls
 	logger   *slog.Logger
+	mayDial  func(address string) error
 	raft     *branch
 	grpc     *branch
 
@@ -45,7 +46,7 @@ func openPort(c Config) (*port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen: %w; is another coordinator running here?", err)
 	}
-	p := &port{listener: l, logger: c.Logger}
+	p := &port{listener: l, logger: c.Logger, mayDial: func(address string) error { return c.mayDial("coordinator", address) }}
 	if c.TLS != nil {
 		p.tls, p.dialTLS = c.TLS.Config(), c.TLS.Expect(pki.Coordinator)
 		p.tls.NextProtos = []string{"h2"}
@@ -128,6 +129,9 @@ func (p *port) secure(conn net.Conn) (*arrival, string, error) {
 
 // dial connects to the port of another coordinator, for its log.
 func (p *port) dial(ctx context.Context, address string) (net.Conn, error) {
+	if err := p.mayDial(address); err != nil {
+		return nil, err
+	}
 	dialer := &net.Dialer{}
 	if p.dialTLS == nil {
 		return dialer.DialContext(ctx, "tcp", address)

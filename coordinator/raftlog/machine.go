@@ -15,12 +15,15 @@ type machine struct {
 	mu     sync.Mutex
 	state  *fsm.State
 	wakeup chan struct{} // closed at the next change
+	grown  int64         // bytes of entries that were applied since the last snapshot
+	bound  int64         // of grown
+	large  chan struct{} // one token: grown is over its bound
 	err    error         // why nothing is applied any more
 	failed chan struct{} // closed once err is set
 }
 
-func newMachine() *machine {
-	return &machine{state: fsm.New(), wakeup: make(chan struct{}), failed: make(chan struct{})}
+func newMachine(bound int64) *machine {
+	return &machine{state: fsm.New(), wakeup: make(chan struct{}), failed: make(chan struct{}), bound: bound, large: make(chan struct{}, 1)}
 }
 
 func (m *machine) view() *fsm.State {
@@ -56,6 +59,13 @@ func (m *machine) Apply(l *raft.Log) any {
 		return m.err
 	}
 	result := m.state.Apply(l.Index, e)
+	if m.grown += int64(len(l.Data)); m.grown > m.bound {
+		m.grown = 0
+		select {
+		case m.large <- struct{}{}:
+		default: // one is being made
+		}
+	}
 	m.wake()
 	return result
 }

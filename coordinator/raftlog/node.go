@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -68,6 +69,9 @@ type Config struct {
 	ElectionTimeout time.Duration
 	// SnapshotEntries is how many entries are behind a snapshot before the next; 4096.
 	SnapshotEntries uint64
+	// SnapshotBytes is how many bytes of entries are behind a snapshot, at the most;
+	// 64 MiB. The log keeps few entries behind a snapshot that is made for this reason.
+	SnapshotBytes int64
 	// Logger gets what raft has to say; nil: nobody.
 	Logger *slog.Logger
 }
@@ -79,6 +83,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.SnapshotEntries == 0 {
 		c.SnapshotEntries = 4096
+	}
+	if c.SnapshotBytes == 0 {
+		c.SnapshotBytes = 64 << 20
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -135,6 +142,8 @@ type Node struct {
 	transport *raft.NetworkTransport
 	layer     *layer
 	reads     reads
+	done      sync.WaitGroup // of compact
+	end       chan struct{}  // closed when the node closes
 }
 
 // Open opens or makes the folder and takes part in the group.
@@ -143,7 +152,7 @@ func Open(c Config) (node *Node, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, machine: newMachine()}
+	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), end: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			_ = n.release() // the first error counts
@@ -161,6 +170,7 @@ func Open(c Config) (node *Node, err error) {
 		return nil, err
 	}
 	n.layer.start(n)
+	n.done.Go(n.compact)
 	return n, nil
 }
 
@@ -194,6 +204,32 @@ func (n *Node) start(logger hclog.Logger) (*raft.Raft, error) {
 	return r, nil
 }
 
+// trailingFew is how many entries stay in the log behind a snapshot that was made
+// because they are large. Who is further behind gets the snapshot.
+const trailingFew = 64
+
+// compact makes a snapshot whenever the entries since the last one are large. Raft
+// itself counts entries and not their bytes.
+func (n *Node) compact() {
+	for {
+		select {
+		case <-n.machine.large:
+		case <-n.end:
+			return
+		}
+		usual := n.raft.ReloadableConfig()
+		few := usual
+		few.TrailingLogs = min(usual.TrailingLogs, trailingFew)
+		err := n.raft.ReloadConfig(few)
+		if err == nil {
+			err = errors.Join(n.Snapshot(), n.raft.ReloadConfig(usual))
+		}
+		if err != nil && !errors.Is(err, raft.ErrRaftShutdown) {
+			n.config.Logger.Warn("the log is large, and no snapshot could be made", "err", err)
+		}
+	}
+}
+
 // Close leaves the group for now: the node stays a member and may come back. What
 // was acknowledged is on disk.
 func (n *Node) Close() error {
@@ -201,6 +237,8 @@ func (n *Node) Close() error {
 	// Raft waits for its calls to others, which end with their connections.
 	err := errors.Join(n.transport.Close(), n.layer.Close(), stopped.Error())
 	n.reads.close()
+	close(n.end)
+	n.done.Wait()
 	return errors.Join(err, n.disk.Close())
 }
 

@@ -284,6 +284,37 @@ func TestALateMemberIsBroughtUpBySnapshot(t *testing.T) {
 	}
 }
 
+func TestFewLargeEntriesMakeASnapshotToo(t *testing.T) {
+	g := &group{T: t, dir: t.TempDir(), nodes: map[string]*Node{}}
+	l := listen(t, "127.0.0.1:0")
+	first := Server{"c1", l.Addr().String()}
+	c := g.config(first, l, []Server{first})
+	c.SnapshotBytes = 1 << 20
+	n, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	g.nodes["c1"] = n
+	g.leader()
+	usual := n.raft.ReloadableConfig()
+	for i := range 2 * trailingFew {
+		d := submission(fmt.Sprint(i))
+		d.Spec = make([]byte, 16<<10)
+		if _, err := n.Propose(t.Context(), fsm.Entry{Reason: "test", Decision: d}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.eventually("the entries are cut off behind a snapshot", func() bool {
+		at, err := n.disk.logs.FirstIndex()
+		return err == nil && at > 1
+	})
+	g.eventually("the usual settings hold again", func() bool { return n.raft.ReloadableConfig() == usual })
+	if _, snapshot := n.Sizes(); snapshot == 0 {
+		t.Error("there is no snapshot")
+	}
+}
+
 func TestNodesOfOtherClustersAreRefused(t *testing.T) {
 	g := newGroup(t, 1)
 	g.leader()
