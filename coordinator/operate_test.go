@@ -178,10 +178,17 @@ func TestARestoredClusterGoesOnWithItsJobs(t *testing.T) {
 	if _, err := n.ops.AddCoordinator(n.ctx(), &skeinv1.AddCoordinatorRequest{Id: "n2", Address: second.Listen}); err != nil {
 		t.Fatal(err)
 	}
-	n.worker("w1", "p2", nil)
+	w2 := n.worker("w1", "p2", nil)
 	j := n.eventually(running, "it is done by the new cluster", inPhase(skeinv1.Phase_PHASE_DONE))
 	if j.GetGeneration() < 1_000_000 {
 		t.Errorf("it went on as generation %d, which the old cluster may have reached", j.GetGeneration())
+	}
+	w1.mu.Lock()
+	defer w1.mu.Unlock()
+	w2.mu.Lock()
+	defer w2.mu.Unlock()
+	if w1.epoch == w2.epoch {
+		t.Errorf("workers cannot tell that the coordinators were restored: epoch %d before and after", w1.epoch)
 	}
 }
 

@@ -35,6 +35,7 @@ type fakeWorker struct {
 
 	mu     sync.Mutex
 	orders *skeinv1.Orders
+	epoch  uint64                   // of the last welcome
 	gate   chan struct{}            // no step is taken while it is open; nil: all are
 	talk   []*skeinv1.WorkerMessage // all that it has said of jobs: lines, one each, and progress
 	talked chan struct{}            // closed at the next line
@@ -213,6 +214,11 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 			return false
 		}
 		o := m.GetOrders()
+		if welcome := m.GetWelcome(); welcome != nil {
+			w.mu.Lock()
+			w.epoch = welcome.GetEpoch()
+			w.mu.Unlock()
+		}
 		if o == nil {
 			continue
 		}

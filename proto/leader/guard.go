@@ -12,10 +12,12 @@ import (
 
 // guardEvery is how long a call or a stream goes on before its coordinator is asked
 // whether it still leads, and how long until it is asked again; guardPatience is how
-// long the answer may take.
+// long the answer may take. One late answer may be due to a busy machine, and is asked
+// for again at once.
 const (
 	guardEvery    = 2 * time.Second
-	guardPatience = 3 * time.Second
+	guardPatience = 2 * time.Second
+	guardMisses   = 2 // late answers in a row that a coordinator is given up for
 )
 
 // guard watches the coordinator that a call or a stream waits for. A process that hangs,
@@ -35,11 +37,20 @@ func (c *Conn) guard(ctx context.Context, conn *grpc.ClientConn, address string)
 	g.timer = time.AfterFunc(guardEvery, func() {
 		again := time.NewTicker(guardEvery)
 		defer again.Stop()
+		misses := 0
 		for ctx.Err() == nil {
-			if err := c.leads(ctx, conn, address, guardPatience); err != nil && ctx.Err() == nil {
+			asked := time.Now()
+			err := c.leads(ctx, conn, address, guardPatience)
+			if err != nil && time.Since(asked) >= guardPatience {
+				if misses++; misses < guardMisses {
+					continue
+				}
+			}
+			if err != nil && ctx.Err() == nil {
 				g.giveUp(address, err)
 				return
 			}
+			misses = 0
 			select {
 			case <-again.C:
 			case <-ctx.Done():

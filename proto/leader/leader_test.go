@@ -218,3 +218,28 @@ func TestALeaderThatHangsIsLeftForTheNext(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 }
+
+func TestALeaderThatIsLateOnceIsKept(t *testing.T) {
+	fakes := serve(t, 1)
+	late := make(chan struct{})
+	_, jobs, ctx := dial(t, Config{Addresses: []string{fakes[0].address}})
+	watch, err := jobs.Watch(ctx, &skeinv1.WatchRequest{Job: "long"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := watch.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	fakes[0].mu.Lock()
+	fakes[0].hang = late
+	fakes[0].mu.Unlock()
+	time.AfterFunc(guardEvery+guardPatience+guardPatience/2, func() { close(late) })
+	if got, err := jobs.Get(ctx, &skeinv1.GetRequest{Job: "a"}); err != nil || got.GetJob().GetId() != fakes[0].address {
+		t.Fatalf("%v, %v", got, err)
+	}
+	select {
+	case <-watch.Context().Done():
+		t.Error("the watch has ended")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
