@@ -442,7 +442,10 @@ func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Durati
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{},
-		Resting: map[string]map[string]string{}, Strays: h.strays(s)}
+		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}}
+	for worker, stray := range h.strays(s) {
+		seen.Strays[worker] = scheduler.Stray(stray)
+	}
 	for job, gaveUp := range h.gaveUp {
 		seen.Resting[job] = map[string]string{}
 		for worker, g := range gaveUp {

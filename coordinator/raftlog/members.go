@@ -173,7 +173,7 @@ func (n *Node) checkRest(ctx context.Context, id string, rest []Member) error {
 	slices.Sort(silent)
 	if here := len(rest) - len(silent); here <= len(rest)/2 {
 		return fmt.Errorf("remove coordinator: without %s, only %d of %d would answer (%s would not), and nothing could be decided any more; "+
-			"start or remove those first, or force it", id, here, len(rest), strings.Join(silent, ", "))
+			"start or remove those first, or remove it with --force", id, here, len(rest), strings.Join(silent, ", "))
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
-	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/internal/console"
 )
 
@@ -60,6 +59,13 @@ type Broken struct {
 	Reason string
 }
 
+// Stray is a task that a worker goes on with although the log does not order it any
+// more. It stops soon, unless it hangs.
+type Stray struct {
+	Task  string // as people read it
+	Since time.Time
+}
+
 // Seen is what the leader has heard and the log does not say.
 type Seen struct {
 	Alive    map[string]bool              // workers whose session stands
@@ -67,7 +73,7 @@ type Seen struct {
 	Reads    map[string]map[string]Read   // by job and worker; none yet: the answer is awaited
 	Broken   map[string]Broken            // by job
 	Resting  map[string]map[string]string // by job and worker: why one that gave up again and again is left out for a while
-	Strays   map[string]recovery.Stray    // by worker
+	Strays   map[string]Stray             // by worker
 }
 
 // Decide gives work to workers that have none. waiting says, for each job that is

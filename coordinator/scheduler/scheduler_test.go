@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
-	"github.com/skein-ml/skein/coordinator/recovery"
 )
 
 // Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
@@ -22,7 +21,7 @@ func TestTranscripts(t *testing.T) {
 		seen := stories[s]
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{},
-				Resting: map[string]map[string]string{}, Strays: map[string]recovery.Stray{}}
+				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -46,7 +45,7 @@ func TestTranscripts(t *testing.T) {
 		case "resting":
 			seen.Resting[s.ID(cmd.Args[0])] = map[string]string{cmd.Args[1]: cmd.Keys["why"]}
 		case "stray":
-			seen.Strays[cmd.Args[0]] = recovery.Stray{Task: cmd.Keys["task"], Since: cmd.At()}
+			seen.Strays[cmd.Args[0]] = Stray{Task: cmd.Keys["task"], Since: cmd.At()}
 		case "stopped":
 			delete(seen.Strays, cmd.Args[0])
 		case "restored":
