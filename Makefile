@@ -17,7 +17,8 @@ export CGO_ENABLED := 0
 # ten times slower. Kernels are left out: they are assembly, it cannot see into
 # them. Skipped is long arithmetic on one goroutine; of the tokenizer, the one
 # test that shares a tokenizer runs.
-RACE := ./allreduce ./checkpoint ./data ./device/opaque ./internal/console ./internal/vfs
+RACE := ./allreduce ./checkpoint/... ./coordinator ./coordinator/raftlog ./data ./device/opaque ./internal/console ./internal/gossip \
+  ./internal/monitor ./internal/vfs ./proto/leader ./worker/agent
 RACE_SKIP := TestOpaqueConforms/(Operations|Invariance)|TestOpaqueGivesTheBitsOfTheGenericPath|TestTheDemosPacksAreThoseOfPython
 
 .PHONY: help

@@ -22,8 +22,9 @@ bench() {
 }
 
 bench tokenizer "$PYTHON" scripts/oracle/tokenizer_bench.py .cache/testdata
+bench ring scripts/bench-ring.sh
 
 [ "$ran" -gt 0 ] || {
-	echo "bench: no benchmark begins with ${prefix@Q}; there is: tokenizer" >&2
+	echo "bench: no benchmark begins with ${prefix@Q}; there are: tokenizer, ring" >&2
 	exit 2
 }

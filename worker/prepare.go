@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/checkpoint/depot"
@@ -179,6 +180,7 @@ func (r *run) publishImport(ctx context.Context) (*skeinv1.Checkpoint, error) {
 	for i := range r.Config.WorldSize {
 		ranks = append(ranks, shard.Rank(i))
 	}
+	began := time.Now()
 	part, err := checkpoint.SavePart(ctx, r.FS, r.dir, r.Table, 0, 0, ranks, imported{r.Table, r.Base}, nil)
 	if err != nil {
 		return nil, err
@@ -190,7 +192,7 @@ func (r *run) publishImport(ctx context.Context) (*skeinv1.Checkpoint, error) {
 	// The manifest becomes the folder's when the log has chosen it: a preparer of another
 	// numeric class, whose settings differ, may come first.
 	ck := &skeinv1.Checkpoint{Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
-	r.emit(console.Published{Bytes: bytes, WeightsHash: ck.Weights, Path: r.dir})
+	r.emit(console.Published{Bytes: bytes, Seconds: time.Since(began).Seconds(), WeightsHash: ck.Weights, Path: r.dir})
 	return ck, nil
 }
 

@@ -140,9 +140,13 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 	if _, err := checkpoint.PruneOlder(h.FS, h.dir, h.Spec.Job.Checkpoint.Keep); err != nil {
 		h.note("step %d is published, older ones are not removed: %v", m.Step, err)
 	}
+	blocked := time.Duration(s.blocked.Load())
+	if m.Step == h.Steps { // there is nothing else to do meanwhile
+		blocked = time.Since(s.began)
+	}
 	h.emit(console.Published{
 		Step: m.Step, Bytes: ck.Bytes, Seconds: time.Since(s.began).Seconds(),
-		BlockedSeconds: time.Duration(s.blocked.Load()).Seconds(), WeightsHash: ck.Weights, Path: h.dir,
+		BlockedSeconds: blocked.Seconds(), WeightsHash: ck.Weights, Path: h.dir,
 	})
 	return nil
 }
