@@ -209,7 +209,11 @@ func (l *Link) introduce(ctx context.Context, raw net.Conn, out *hello) (net.Con
 		if err != nil {
 			return nil, err
 		}
-		t, err := secure(ctx, tls.Client(newBuffered(raw), config), l.c.VerifyPeer)
+		t := tls.Client(newBuffered(raw), config)
+		owner, err := secure(ctx, t, l.c.PeerName)
+		if err == nil {
+			err = owner.mustBe(out.ToName)
+		}
 		if err != nil {
 			return nil, permanent(err)
 		}

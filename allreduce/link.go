@@ -28,7 +28,7 @@ type LinkConfig struct {
 	Table     shard.Table
 	Placement shard.Placement // at least two workers
 	Worker    int             // own index in the placement
-	Names     []string        // of all workers, by index, for messages
+	Names     []string        // of all workers, by index
 	Next      string          // ring address of the next worker
 	Wire      Wire
 
@@ -39,9 +39,10 @@ type LinkConfig struct {
 	Decide func(votes []Vote) (Decision, error)
 
 	// TLS, if given, makes the connection to the next worker mutual TLS 1.3; the
-	// listener has its own. VerifyPeer, if given, has the last word on the certificate.
-	TLS        *tls.Config
-	VerifyPeer func(tls.ConnectionState) error
+	// listener has its own. PeerName, if given, says which worker a certificate is of,
+	// or refuses it; it must be the one that Names has next.
+	TLS      *tls.Config
+	PeerName func(tls.ConnectionState) (string, error)
 
 	ChunkBytes int           // largest payload of a reduce frame; the same on all workers; 0: 256 KiB
 	Silence    time.Duration // without a byte from the previous worker the link breaks; 0: 10 s

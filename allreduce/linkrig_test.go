@@ -3,6 +3,7 @@ package allreduce
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -65,6 +66,7 @@ type ringOptions struct {
 	listen             func(worker int, l net.Listener) net.Listener
 	address            func(worker int, addr string) string // what the worker before dials
 	server             ListenerConfig
+	serverTLS          func(worker int) *tls.Config // if each has its own
 }
 
 // newWorkers makes workers with listeners, not yet connected.
@@ -92,6 +94,9 @@ func newWorkers(t testing.TB, o ringOptions) []*testWorker {
 		}
 		server := o.server
 		server.Log = quiet
+		if o.serverTLS != nil {
+			server.TLS = o.serverTLS(i)
+		}
 		w := &testWorker{t: t, listener: Listen(nl, server), grads: grads, elem: o.elem}
 		for b := range table.Buckets() {
 			w.sums = append(w.sums, make([]byte, 4*table.Bucket(b).Padded))

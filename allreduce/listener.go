@@ -14,9 +14,11 @@ import (
 
 // ListenerConfig says who may connect.
 type ListenerConfig struct {
-	TLS        *tls.Config                     // nil: plain text
-	VerifyPeer func(tls.ConnectionState) error // has the last word on a certificate; may be nil
-	Log        *slog.Logger                    // nil: slog.Default()
+	TLS *tls.Config // nil: plain text
+	// PeerName, if given, says which worker a certificate is of, or refuses it; the
+	// greeting must be that worker's. nil: whoever TLS lets in may greet as any.
+	PeerName func(tls.ConnectionState) (string, error)
+	Log      *slog.Logger // nil: slog.Default()
 }
 
 // Bounds on connections that have not shown what they are.
@@ -168,10 +170,11 @@ func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
 	if err := raw.SetDeadline(now().Add(greetingTimeout)); err != nil {
 		return raw, hello{}, err
 	}
-	conn := raw
+	conn, owner := raw, peer{}
 	if l.c.TLS != nil {
-		t, err := secure(l.ctx, tls.Server(newBuffered(raw), l.c.TLS), l.c.VerifyPeer)
-		if err != nil {
+		t := tls.Server(newBuffered(raw), l.c.TLS)
+		var err error
+		if owner, err = secure(l.ctx, t, l.c.PeerName); err != nil {
 			return raw, hello{}, err
 		}
 		conn = t
@@ -179,6 +182,11 @@ func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
 	h, err := readHello(conn)
 	if errors.Is(err, errVersion) {
 		_, _ = conn.Write(answer{refusedVersion, err.Error()}.append(nil)) // best effort: it is closed anyway
+	}
+	if err == nil {
+		if err = owner.mustBe(h.FromName); err != nil {
+			_, _ = conn.Write(answer{refusedJob, err.Error()}.append(nil)) // as above
+		}
 	}
 	if err == nil {
 		err = raw.SetDeadline(now().Add(holdTimeout + greetingTimeout))

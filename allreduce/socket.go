@@ -45,22 +45,38 @@ func ringTLS(c *tls.Config) *tls.Config {
 // errPeer is returned for a certificate that TLS accepts and the ring does not.
 var errPeer = errors.New("certificate refused")
 
-// secure shakes hands and asks verify about the certificate, if there is one to ask.
+// peer is who a certificate says is at the other end; zero if nobody asked.
+type peer struct {
+	name  string
+	known bool
+}
+
+// mustBe refuses a certificate of another worker than the one that is meant.
+func (p peer) mustBe(worker string) error {
+	if p.known && p.name != worker {
+		return fmt.Errorf("%w: it is that of %q, not of %q", errPeer, p.name, worker)
+	}
+	return nil
+}
+
+// secure shakes hands and asks nameOf about the certificate, if there is one to ask.
 // The deadline is the connection's.
-func secure(ctx context.Context, conn *tls.Conn, verify func(tls.ConnectionState) error) (*tls.Conn, error) {
+func secure(ctx context.Context, conn *tls.Conn, nameOf func(tls.ConnectionState) (string, error)) (peer, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
-		return nil, fmt.Errorf("TLS: %w", err)
+		return peer{}, fmt.Errorf("TLS: %w", err)
 	}
 	state := conn.ConnectionState()
 	if state.Version < tls.VersionTLS13 || len(state.PeerCertificates) == 0 {
-		return nil, fmt.Errorf("%w: it must be TLS 1.3 with a certificate on both sides", errPeer)
+		return peer{}, fmt.Errorf("%w: it must be TLS 1.3 with a certificate on both sides", errPeer)
 	}
-	if verify != nil {
-		if err := verify(state); err != nil {
-			return nil, fmt.Errorf("%w: %w", errPeer, err)
-		}
+	if nameOf == nil {
+		return peer{}, nil
 	}
-	return conn, nil
+	name, err := nameOf(state)
+	if err != nil {
+		return peer{}, fmt.Errorf("%w: %w", errPeer, err)
+	}
+	return peer{name, true}, nil
 }
 
 // bufferedBytes holds eight TLS records, so that a system call moves more than one.

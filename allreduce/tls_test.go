@@ -54,11 +54,17 @@ func newKey(t *testing.T) (*ecdsa.PrivateKey, *ecdsa.PublicKey) {
 	return key, &key.PublicKey
 }
 
-// issue makes a certificate for 127.0.0.1, or for name if it is given.
+// issue makes a certificate for 127.0.0.1, or for a host of that name if it is given.
 func (a *authority) issue(name string, until time.Time) tls.Certificate {
 	a.t.Helper()
+	return a.issueTo("worker", name, until)
+}
+
+// issueTo makes a certificate of a worker.
+func (a *authority) issueTo(worker, name string, until time.Time) tls.Certificate {
+	a.t.Helper()
 	key, public := newKey(a.t)
-	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "worker"}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until,
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: worker}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
 	if name == "" {
 		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
@@ -76,18 +82,25 @@ func (a *authority) config(certs ...tls.Certificate) *tls.Config {
 	return &tls.Config{RootCAs: a.pool, ClientCAs: a.pool, Certificates: certs}
 }
 
+// commonName is how the tests' certificates name workers.
+func commonName(s tls.ConnectionState) (string, error) {
+	return s.PeerCertificates[0].Subject.CommonName, nil
+}
+
 func TestTheRingOverTLSGivesTheSameBits(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	a := newAuthority(t)
-	c := a.config(a.issue("", time.Now().Add(time.Hour)))
 	verified := make(chan string, 64)
-	verify := func(s tls.ConnectionState) error {
+	verify := func(s tls.ConnectionState) (string, error) {
 		verified <- s.PeerCertificates[0].Subject.CommonName
-		return nil
+		return commonName(s)
+	}
+	own := func(worker int) *tls.Config {
+		return a.config(a.issueTo(fmt.Sprintf("w%d", worker), "", time.Now().Add(time.Hour)))
 	}
 	for _, wire := range []Wire{WireFP32, WireBF16} {
 		ring := newRing(t, ringOptions{worldSize: 5, workers: 3, wire: wire, elem: 4, elems: []int64{300_000, 1000}, seed: 1,
-			server: ListenerConfig{TLS: c, VerifyPeer: verify}, change: func(l *LinkConfig) { l.TLS, l.VerifyPeer = c, verify }})
+			server: ListenerConfig{PeerName: verify}, serverTLS: own, change: func(l *LinkConfig) { l.TLS, l.PeerName = own(l.Worker), verify }})
 		want := localSums(t, ring[0])
 		each(t, ring, func(w *testWorker) error {
 			r := randv2.New(randv2.NewPCG(1, uint64(w.c.Worker)))
@@ -109,7 +122,7 @@ func TestTheRingOverTLSGivesTheSameBits(t *testing.T) {
 		}
 	}
 	if len(verified) != 2*2*3 {
-		t.Errorf("%d certificates were shown to VerifyPeer, want one on each side of three connections, twice", len(verified))
+		t.Errorf("%d certificates were shown to PeerName, want one on each side of three connections, twice", len(verified))
 	}
 }
 
@@ -120,11 +133,11 @@ func TestWithoutACertificateOfTheClusterThereIsNoRing(t *testing.T) {
 	good := a.config(a.issue("", hour))
 	foreign := other.config(other.issue("", hour))
 	foreign.RootCAs = a.pool
-	no := func(tls.ConnectionState) error { return errors.New("its role is client") }
+	no := func(tls.ConnectionState) (string, error) { return "", errors.New("its role is client") }
 	for _, c := range []struct {
 		name           string
 		client, server *tls.Config
-		verify         func(tls.ConnectionState) error
+		peerName       func(tls.ConnectionState) (string, error)
 		text           string
 	}{
 		{"the dialer's certificate is of another CA", foreign, good, nil, "remote error"},
@@ -139,7 +152,7 @@ func TestWithoutACertificateOfTheClusterThereIsNoRing(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, elems: []int64{300}, seed: 1,
-				server: ListenerConfig{TLS: c.server}, change: func(l *LinkConfig) { l.TLS, l.VerifyPeer = c.client, c.verify }})
+				server: ListenerConfig{TLS: c.server}, change: func(l *LinkConfig) { l.TLS, l.PeerName = c.client, c.peerName }})
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			defer cancel()
 			begin := time.Now()
@@ -152,6 +165,43 @@ func TestWithoutACertificateOfTheClusterThereIsNoRing(t *testing.T) {
 			}
 			if strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "w1") {
 				t.Errorf("error %q", err)
+			}
+			for _, w := range workers {
+				_ = w.listener.Close()
+			}
+		})
+	}
+}
+
+// TestAWorkerSpeaksForItselfOnly shows a certificate of w9 in the place of w0, which
+// dials, and of w1, which is dialled.
+func TestAWorkerSpeaksForItselfOnly(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	a := newAuthority(t)
+	of := func(name string) *tls.Config { return a.config(a.issueTo(name, "", time.Now().Add(time.Hour))) }
+	for _, c := range []struct {
+		name           string
+		client, server *tls.Config
+		text           string
+	}{
+		{"the dialer is another worker", of("w9"), of("w1"), `it is that of "w9", not of "w0"`},
+		{"the listener is another worker", of("w0"), of("w9"), `it is that of "w9", not of "w1"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
+				server: ListenerConfig{TLS: c.server, PeerName: commonName}, change: func(l *LinkConfig) { l.TLS, l.PeerName = c.client, commonName }})
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			s, err := workers[1].listener.expect(newLink(workers[1].c).greeting(0, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Connect(ctx, workers[0].listener, workers[0].c)
+			if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("error %v", err)
+			}
+			if len(s.conn) != 0 || s.taken {
+				t.Error("the place of w0 is taken")
 			}
 			for _, w := range workers {
 				_ = w.listener.Close()

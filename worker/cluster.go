@@ -20,9 +20,10 @@ type HostConfig struct {
 	Ring    *allreduce.Listener
 	Streams *stream.Server
 
-	// TLS and VerifyPeer are used to dial ring and streams; without TLS they are plain.
-	TLS        *tls.Config
-	VerifyPeer func(tls.ConnectionState) error
+	// TLS is used to dial ring and streams; without it they are plain. PeerName says
+	// which worker a certificate is of, or refuses it.
+	TLS      *tls.Config
+	PeerName func(tls.ConnectionState) (string, error)
 
 	// Checkpoint asks for a checkpoint at the next step boundary.
 	Checkpoint <-chan struct{}

@@ -15,6 +15,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -135,7 +136,7 @@ func (a *agent) open() error {
 	}
 	secure := allreduce.ListenerConfig{Log: a.log}
 	if c.TLS != nil {
-		secure.TLS, secure.VerifyPeer = c.TLS.Config(), pki.RequireRole(pki.Worker)
+		secure.TLS, secure.PeerName = c.TLS.Config(), workerName
 		if left := time.Until(c.TLS.Expires); left < certificateWarn {
 			a.log.Warn("the certificate expires soon; make a new one with `skein certs` and start this worker again", "at", c.TLS.Expires)
 		}
@@ -157,6 +158,15 @@ func (a *agent) open() error {
 		}
 	})
 	return a.openControl()
+}
+
+// workerName is the name in a worker's certificate.
+func workerName(state tls.ConnectionState) (string, error) {
+	if err := pki.RequireRole(pki.Worker)(state); err != nil {
+		return "", err
+	}
+	_, name, err := pki.PeerRole(state)
+	return name, err
 }
 
 func (a *agent) security() stream.Security {

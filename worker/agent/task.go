@@ -80,7 +80,7 @@ func (a *agent) host(o *skeinv1.Assignment) {
 			Report:   func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, t, p, phases) },
 		}
 		if a.config.TLS != nil {
-			h.TLS, h.VerifyPeer = a.config.TLS.Expect(pki.Worker), pki.RequireRole(pki.Worker)
+			h.TLS, h.PeerName = a.config.TLS.Expect(pki.Worker), workerName
 		}
 		return nil, a.config.Tasks.Host(ctx, a.emit(o.GetJob(), o.GetGeneration()), h)
 	})
