@@ -23,7 +23,7 @@ func allocations(t *testing.T, wire Wire, chunk int) float64 {
 	steps := func(from, to int64) {
 		each(t, ring, func(w *testWorker) error {
 			for step := from; step < to; step++ {
-				if err := w.link.Begin(step); err != nil {
+				if err := w.link.Begin(t.Context(), step); err != nil {
 					return err
 				}
 				for _, rank := range w.ranks() {
@@ -35,7 +35,7 @@ func allocations(t *testing.T, wire Wire, chunk int) float64 {
 				if _, err := w.link.Vote(t.Context(), w.votes(step)); err != nil {
 					return err
 				}
-				if err := w.link.BeginGather(step); err != nil {
+				if err := w.link.BeginGather(t.Context(), step); err != nil {
 					return err
 				}
 				w.link.GatherReady(0)

@@ -237,7 +237,7 @@ func TestAKilledWorkerIsNamedByBothNeighbours(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ring := newRing(t, ringOptions{worldSize: 4, workers: 4, elem: 4, chunk: 2000, elems: []int64{3000}, seed: 1})
 	for _, w := range ring {
-		if err := w.link.Begin(7); err != nil {
+		if err := w.link.Begin(t.Context(), 7); err != nil {
 			t.Fatal(err)
 		}
 		if w.c.Worker != 2 {

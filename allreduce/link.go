@@ -170,7 +170,7 @@ func (s *LinkStats) of(k kind) *OpStats {
 
 // Begin starts the reduce of a step. It waits until everything of the step before is
 // written. The first step may be any, then they follow one another.
-func (l *Link) Begin(step int64) error {
+func (l *Link) Begin(ctx context.Context, step int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -184,21 +184,26 @@ func (l *Link) Begin(step int64) error {
 			return fmt.Errorf("ring: step %d begins before bucket %d of step %d is gathered", step, b, l.step)
 		}
 	}
-	return l.beginStep(step, func() {
+	return l.beginStep(ctx, step, func() {
 		l.reducing = true
 		l.rows[step&1].begin(step)
 	})
 }
 
 // beginStep waits for quiet, sets the step with the lock held, and lets early frames in.
-func (l *Link) beginStep(step int64, set func()) error {
+func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
+	stop := l.wakeAtEnd(ctx)
+	defer stop()
 	l.calm++
-	for l.err == nil && l.busyLocked() {
+	for l.err == nil && ctx.Err() == nil && l.busyLocked() {
 		l.changed.Wait()
 	}
 	l.calm--
-	if l.err != nil {
+	switch {
+	case l.err != nil:
 		return l.err
+	case l.busyLocked():
+		return ctx.Err()
 	}
 	l.step, l.decision, l.voted = step, nil, 0
 	for b := range l.reducedLeft {
@@ -239,14 +244,14 @@ func (l *Link) WaitReduced(ctx context.Context, bucket int) error {
 
 // BeginGather starts the gather of a step: after its decision, or alone on a link that
 // has reduced nothing yet, which is how a restored worker gets its weights.
-func (l *Link) BeginGather(step int64) error {
+func (l *Link) BeginGather(ctx context.Context, step int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if step <= l.gatherStep {
 		return fmt.Errorf("ring: the gather of step %d begins after that of step %d", step, l.gatherStep)
 	}
 	if !l.reducing {
-		return l.beginStep(step, func() { l.gatherStep = step })
+		return l.beginStep(ctx, step, func() { l.gatherStep = step })
 	}
 	if step != l.step || l.decision == nil {
 		return fmt.Errorf("ring: the gather of step %d begins in step %d, decided: %t", step, l.step, l.decision != nil)
@@ -339,11 +344,7 @@ func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
 	}
 	begin := now()
 	defer func() { l.stats.of(k).Wait += since(begin) }()
-	stop := context.AfterFunc(ctx, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.changed.Broadcast()
-	})
+	stop := l.wakeAtEnd(ctx)
 	defer stop()
 	for {
 		switch {
@@ -358,6 +359,15 @@ func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
 		}
 		l.changed.Wait()
 	}
+}
+
+// wakeAtEnd wakes those who wait when ctx ends.
+func (l *Link) wakeAtEnd(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.changed.Broadcast()
+	})
 }
 
 // pieceReduced notes that a hosted rank's piece is reduced; the last one makes room

@@ -67,7 +67,7 @@ func TestVotesOfASkippedStepReachEverybodyAndNothingIsGathered(t *testing.T) {
 	each(t, ring, func(w *testWorker) error {
 		r := rand.New(rand.NewPCG(1, 1))
 		for step := int64(1); step <= 3; step++ {
-			if err := w.link.Begin(step); err != nil {
+			if err := w.link.Begin(t.Context(), step); err != nil {
 				return err
 			}
 			for _, rank := range w.ranks() {
@@ -175,7 +175,7 @@ func TestASlowRankStopsNobodyForGood(t *testing.T) {
 		want := localSums(t, ring[0])
 		each(t, ring, func(w *testWorker) error {
 			for step := int64(1); step <= 2; step++ {
-				if err := w.link.Begin(step); err != nil {
+				if err := w.link.Begin(t.Context(), step); err != nil {
 					return err
 				}
 				for _, rank := range w.ranks() {
@@ -272,7 +272,7 @@ func TestALeavingNeighbourIsNotAccused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, i := range []int{0, 2} {
-		err := ring[i].link.Begin(1)
+		err := ring[i].link.Begin(t.Context(), 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,6 +289,45 @@ func TestALeavingNeighbourIsNotAccused(t *testing.T) {
 		if err := ring[i].link.Err(); err != nil {
 			t.Errorf("worker %d: its link broke: %v", i, err)
 		}
+	}
+}
+
+// TestBeginEndsWithItsContextWhileNothingCanBeWritten stops the bytes of w0 on their
+// way: what it has to send fills the sockets and stays.
+func TestBeginEndsWithItsContextWhileNothingCanBeWritten(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		begin func(*Link, context.Context) error
+	}{
+		{"reduce", func(l *Link, ctx context.Context) error { return l.Begin(ctx, 1) }},
+		{"gather", func(l *Link, ctx context.Context) error { return l.BeginGather(ctx, 1) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			open := make(chan struct{})
+			ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1 << 20, elems: []int64{10}, seed: 6,
+				address: func(worker int, addr string) string {
+					if worker == 0 {
+						return addr
+					}
+					return newProxy(t, addr, func(_ header, f []byte) ([][]byte, bool) {
+						<-open
+						return [][]byte{f}, false
+					}).l.Addr().String()
+				}})
+			link := ring[0].link
+			if err := link.Pass(1, make([]byte, 48<<20)); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			if err := c.begin(link, ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("error %v", err)
+			}
+			close(open)
+			if err := c.begin(link, t.Context()); err != nil {
+				t.Errorf("when all is written: %v", err)
+			}
+		})
 	}
 }
 
@@ -309,7 +348,7 @@ func TestWaitsEndWithTheirContextAndWithClose(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	<-ring[0].link.Broken()
-	if err := ring[0].link.Begin(1); !errors.Is(err, ErrLinkClosed) {
+	if err := ring[0].link.Begin(t.Context(), 1); !errors.Is(err, ErrLinkClosed) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -206,7 +206,7 @@ func (w *testWorker) votes(step int64) []Vote {
 
 // reduce runs a step up to its decision, with ranks and buckets ready in a random order.
 func (w *testWorker) reduce(ctx context.Context, step int64, r *rand.Rand) (Decision, error) {
-	if err := w.link.Begin(step); err != nil {
+	if err := w.link.Begin(ctx, step); err != nil {
 		return Decision{}, err
 	}
 	ranks := w.ranks()
@@ -267,7 +267,7 @@ func (w *testWorker) gather(ctx context.Context, step int64, r *rand.Rand) error
 	for b := range w.c.Table.Buckets() {
 		w.fill(b, step)
 	}
-	if err := w.link.BeginGather(step); err != nil {
+	if err := w.link.BeginGather(ctx, step); err != nil {
 		return err
 	}
 	for _, b := range r.Perm(w.c.Table.Buckets()) {

@@ -196,7 +196,7 @@ func steps(ctx context.Context, link *allreduce.Link, rank shard.Rank, seconds f
 // one runs a step and returns the time of its reduce and its gather.
 func one(ctx context.Context, link *allreduce.Link, rank shard.Rank, step int64, stop bool) (time.Duration, bool, error) {
 	begin := time.Now()
-	if err := link.Begin(step); err != nil {
+	if err := link.Begin(ctx, step); err != nil {
 		return 0, false, err
 	}
 	link.Ready(rank, 0)
@@ -213,7 +213,7 @@ func one(ctx context.Context, link *allreduce.Link, rank shard.Rank, step int64,
 		return 0, false, err
 	}
 	begin = time.Now()
-	if err := link.BeginGather(step); err != nil {
+	if err := link.BeginGather(ctx, step); err != nil {
 		return 0, false, err
 	}
 	link.GatherReady(0)

@@ -152,7 +152,7 @@ func (l *linked) put(x device.Tensor, host []byte) {
 func (l *linked) ready(r *rank, bucket int) error {
 	if !l.begun {
 		// The forward has used every bucket's weights, so all of them are here.
-		if err := l.link.Begin(l.t.step + 1); err != nil {
+		if err := l.link.Begin(l.t.ctx, l.t.step+1); err != nil {
 			return err
 		}
 		l.begun = true
@@ -234,7 +234,7 @@ func (l *linked) average(ctx context.Context, step int64) error {
 		return nil
 	}
 	t := l.t
-	if err := l.link.BeginGather(step); err != nil {
+	if err := l.link.BeginGather(ctx, step); err != nil {
 		return err
 	}
 	for b := range t.table.Buckets() {
@@ -257,7 +257,11 @@ func (l *linked) begin(step int64) error {
 	if l.replicated() {
 		return nil
 	}
-	return l.link.BeginGather(step)
+	ctx := l.t.ctx
+	if ctx == nil { // restored before its first step: little can wait to be written
+		ctx = context.Background()
+	}
+	return l.link.BeginGather(ctx, step)
 }
 
 func (l *linked) changed(bucket int) error {
