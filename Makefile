@@ -18,7 +18,7 @@ export CGO_ENABLED := 0
 # them. Skipped is long arithmetic on one goroutine; of the tokenizer, the one
 # test that shares a tokenizer runs.
 RACE := ./allreduce ./checkpoint/... ./coordinator ./coordinator/raftlog ./data ./device/opaque ./internal/console ./internal/gossip \
-  ./internal/monitor ./internal/vfs ./proto/leader ./worker/agent
+  ./internal/monitor ./internal/vfs ./proto/leader ./client ./fleet ./worker/agent
 RACE_SKIP := TestOpaqueConforms/(Operations|Invariance)|TestOpaqueGivesTheBitsOfTheGenericPath|TestTheDemosPacksAreThoseOfPython
 
 .PHONY: help
