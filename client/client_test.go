@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -29,11 +30,15 @@ type fake struct {
 	skeinv1.UnimplementedJobsServer
 	build    string
 	jobs     []*skeinv1.Job
-	protocol bool // refuses every caller's
+	specs    map[string]string // of jobs, by id
+	protocol bool              // refuses every caller's
 
 	mu       sync.Mutex
-	requests []string                   // of submissions
-	lost     int                        // submissions whose answer gets lost
+	requests []string // of submissions
+	lost     int      // submissions whose answer gets lost
+	arrived  func()   // told of each submission
+	removed  []*skeinv1.RemoveCoordinatorRequest
+	quiet    time.Duration              // that a stream goes on for without a word before it breaks
 	streams  [][]*skeinv1.WatchResponse // one for each Watch; all but the last break
 	watched  []*skeinv1.WatchRequest
 }
@@ -52,10 +57,29 @@ func (f *fake) Status(context.Context, *skeinv1.StatusRequest) (*skeinv1.StatusR
 	return &skeinv1.StatusResponse{Id: "c1", State: "leader", LeaderId: "c1"}, nil
 }
 
+func (f *fake) Get(_ context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResponse, error) {
+	for _, j := range f.jobs {
+		if j.GetId() == r.GetJob() && f.specs[j.GetId()] != "" {
+			return &skeinv1.GetResponse{Job: j, Spec: []byte(f.specs[j.GetId()])}, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "there is no job %q", r.GetJob())
+}
+
+func (f *fake) RemoveCoordinator(_ context.Context, r *skeinv1.RemoveCoordinatorRequest) (*skeinv1.RemoveCoordinatorResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removed = append(f.removed, r)
+	return &skeinv1.RemoveCoordinatorResponse{}, nil
+}
+
 func (f *fake) Submit(_ context.Context, r *skeinv1.SubmitRequest) (*skeinv1.SubmitResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.requests = append(f.requests, r.GetRequestId())
+	if f.arrived != nil {
+		f.arrived()
+	}
 	if len(f.requests) <= f.lost {
 		return nil, status.Error(codes.Unavailable, "leadership was lost on the way")
 	}
@@ -77,6 +101,7 @@ func (f *fake) Watch(r *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error 
 		}
 	}
 	if !last {
+		time.Sleep(f.quiet)
 		return status.Error(codes.Unavailable, "not the leader any more")
 	}
 	return nil
@@ -185,6 +210,93 @@ func TestASubmissionIsOneJobHoweverOftenItIsSent(t *testing.T) {
 	}
 }
 
+func TestASubmissionWithoutAnAnswerMayHaveBeenTakenAndCanBeRepeated(t *testing.T) {
+	f := &fake{lost: 1 << 30}
+	c := talk(t, f, nil)
+	c.config.Patience = 300 * time.Millisecond
+	s := spec(t)
+	_, _, err := c.Submit(t.Context(), s)
+	unsure, ok := errors.AsType[*UncertainError](err)
+	if _, unreachable := errors.AsType[*UnreachableError](err); !ok || !unreachable || unsure.Request != s.Request {
+		t.Fatalf("without an answer: %v", err)
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	f.mu.Lock()
+	f.arrived = interrupt
+	f.mu.Unlock()
+	if _, _, err := c.Submit(ctx, s); !errors.As(err, &unsure) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "interrupted") {
+		t.Errorf("interrupted: %v", err)
+	}
+	f.mu.Lock()
+	f.lost, f.arrived = 0, nil
+	f.mu.Unlock()
+	again := spec(t)
+	if err := again.Repeat(s.Request); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Submit(t.Context(), again); err != nil || f.requests[len(f.requests)-1] != f.requests[0] {
+		t.Errorf("repeated: %v, as %q", err, f.requests)
+	}
+	for _, id := range []string{"", "short", strings.Repeat("A", 20), strings.Repeat("a", 65)} {
+		if again.Repeat(id) == nil {
+			t.Errorf("%q is taken for a request id", id)
+		}
+	}
+}
+
+func TestAnExportThatAnActiveJobWillWriteIsRefused(t *testing.T) {
+	same, err := json.Marshal(spec(t).Job)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := strings.Replace(string(same), `"name":"tiny"`, `"name":"other"`, 1)
+	if other == string(same) {
+		t.Fatalf("no name in %s", same)
+	}
+	request := "0123456789abcdef"
+	for what, c := range map[string]struct {
+		theirs string
+		phase  skeinv1.Phase
+		again  bool
+		taken  bool
+	}{
+		"the same job once more":        {string(same), running, false, false},
+		"another job":                   {other, running, false, false},
+		"another job, repeated":         {other, running, true, false},
+		"the same job, repeated":        {string(same), running, true, true},
+		"a job that has ended by now":   {other, canceled, false, true},
+		"a job that nobody knows":       {"", running, false, true},
+		"a job that writes elsewhere":   {strings.Replace(other, `"export":"`, `"export":"/elsewhere`, 1), running, false, true},
+		"a job that nobody understands": {"{", running, false, true},
+	} {
+		f := &fake{jobs: []*skeinv1.Job{job("theirs-0001", "tiny", c.phase)}, specs: map[string]string{"theirs-0001": c.theirs}}
+		s := spec(t)
+		if c.again {
+			if err := s.Repeat(request); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, _, err := talk(t, f, nil).Submit(t.Context(), s)
+		rejected, ok := errors.AsType[*RejectedError](err)
+		if c.taken && err != nil || !c.taken && (!ok || !strings.Contains(rejected.Reason, "theirs-0001") || len(f.requests) > 0) {
+			t.Errorf("%s: %v; sent %q", what, err, f.requests)
+		}
+	}
+}
+
+func TestACoordinatorIsRemovedByForceOnlyIfThatIsAsked(t *testing.T) {
+	f := &fake{}
+	c := talk(t, f, nil)
+	for _, force := range []bool{false, true} {
+		if err := c.RemoveCoordinator(t.Context(), "c2", force); err != nil {
+			t.Fatal(err)
+		}
+		if r := f.removed[len(f.removed)-1]; r.GetId() != "c2" || r.GetForce() != force {
+			t.Errorf("asked for %v, want force %t", r, force)
+		}
+	}
+}
+
 func TestSubmittedPathsAreAbsolute(t *testing.T) {
 	s := spec(t)
 	for _, p := range paths(s.Job) {
@@ -246,6 +358,16 @@ done: 4 steps, 0 tokens in 0s · weights 5b1c`
 	}
 	if len(f.watched) != 3 || f.watched[0].GetLinesBefore() != 5 || f.watched[1].GetAfter() != 5 || f.watched[1].GetLinesBefore() != -1 {
 		t.Errorf("asked for %v", f.watched)
+	}
+}
+
+func TestAWatchThatHadNothingToShowForLongOutlivesItsLeader(t *testing.T) {
+	f := &fake{quiet: 400 * time.Millisecond, streams: [][]*skeinv1.WatchResponse{{state(skeinv1.Phase_PHASE_QUEUED, nil)}, {state(done, nil)}}}
+	c := talk(t, f, nil)
+	c.config.WatchPatience = 300 * time.Millisecond
+	j, err := c.Watch(t.Context(), "tiny-7f3a", Watching{}, func(*skeinv1.WatchResponse) {})
+	if err != nil || j.GetPhase() != done {
+		t.Errorf("%v, %v", j, err)
 	}
 }
 

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -61,6 +62,23 @@ func (e *UnreachableError) Error() string {
 	}
 	return "no coordinator answers: " + strings.Join(said, "; ") + "; " + advice
 }
+
+// UncertainError says that a submission was sent, and that its answer did not come.
+type UncertainError struct {
+	Request string // id that repeats it
+	Err     error
+}
+
+func (e *UncertainError) Error() string {
+	text := e.Err.Error()
+	if errors.Is(e.Err, context.Canceled) {
+		text = "interrupted before the answer came"
+	}
+	return text + "; the job may have been taken"
+}
+
+// Unwrap gives what kept the answer.
+func (e *UncertainError) Unwrap() error { return e.Err }
 
 // explain turns the error of a call into what a user can act on. Tries is what was seen
 // of the coordinators while the call waited; nil: it is looked at now if need be.

@@ -24,10 +24,10 @@ func (c *Client) AddCoordinator(ctx context.Context, id, address string) error {
 	})
 }
 
-// RemoveCoordinator takes a member out.
-func (c *Client) RemoveCoordinator(ctx context.Context, id string) error {
+// RemoveCoordinator takes a member out; by force, even if too few of the others answer.
+func (c *Client) RemoveCoordinator(ctx context.Context, id string, force bool) error {
 	return c.callFor(ctx, changePatience, func(ctx context.Context) error {
-		_, err := c.ops.RemoveCoordinator(ctx, &skeinv1.RemoveCoordinatorRequest{Id: id})
+		_, err := c.ops.RemoveCoordinator(ctx, &skeinv1.RemoveCoordinatorRequest{Id: id, Force: force})
 		return err
 	})
 }
@@ -43,9 +43,6 @@ func (c *Client) TransferLeadership(ctx context.Context, id string) error {
 // Backup writes the state of the coordinators, as of now, and returns its size.
 func (c *Client) Backup(ctx context.Context, to io.Writer) (size int64, err error) {
 	err = c.callFor(ctx, changePatience, func(ctx context.Context) error {
-		if size > 0 {
-			return errors.New("the leader changed in the middle; run the command again")
-		}
 		stream, err := c.ops.Backup(ctx, &skeinv1.BackupRequest{})
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -12,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/skein-ml/skein/checkpoint/depot"
 	"github.com/skein-ml/skein/internal/console"
@@ -25,6 +28,7 @@ import (
 type Submission struct {
 	Job     *jobspec.Job // paths absolute
 	Request string
+	Again   bool // it may have been sent before
 }
 
 // NewSubmission makes the paths of a valid job absolute, which relative ones are not
@@ -187,16 +191,67 @@ func (u upload) file(path string) (string, error) {
 }
 
 // Submit sends a job until a majority of coordinators has it, and returns its id and
-// the coordinator that took it.
+// the coordinator that took it. A job that would write what an active one writes is a
+// [RejectedError]; where nobody knows whether the job was taken, it is an
+// [UncertainError].
 func (c *Client) Submit(ctx context.Context, s *Submission) (id, leader string, err error) {
 	spec, err := json.Marshal(s.Job)
 	if err != nil {
 		return "", "", fmt.Errorf("job %s: %w", s.Job.Name, err)
+	}
+	if err := c.exportFree(ctx, s, spec); err != nil {
+		return "", "", err
 	}
 	var got *skeinv1.SubmitResponse
 	err = c.call(ctx, func(ctx context.Context) error {
 		got, err = c.jobs.Submit(ctx, &skeinv1.SubmitRequest{RequestId: s.Request, Spec: spec})
 		return err
 	})
+	_, answered := errors.AsType[*AnsweredError](err)
+	_, rejected := errors.AsType[*RejectedError](err)
+	if err != nil && !answered && !rejected {
+		err = &UncertainError{s.Request, err}
+	}
 	return got.GetJob(), got.GetLeader(), err
+}
+
+// exportFree refuses a job whose output.export is that of a job that is not over: the
+// one that ends later would find its folder taken.
+func (c *Client) exportFree(ctx context.Context, s *Submission, spec []byte) error {
+	if s.Job.Output.Export == "" {
+		return nil
+	}
+	jobs, err := c.List(ctx, true)
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		got, err := c.Get(ctx, j.GetId())
+		if answered, ok := errors.AsType[*AnsweredError](err); ok && answered.Code == codes.NotFound {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		var theirs jobspec.Job
+		if json.Unmarshal(got.GetSpec(), &theirs) != nil || theirs.Output.Export == "" {
+			continue
+		}
+		again := s.Again && bytes.Equal(got.GetSpec(), spec) // it may be the very job
+		if filepath.Clean(theirs.Output.Export) == filepath.Clean(s.Job.Output.Export) && !again && !Over(got.GetJob().GetPhase()) {
+			return &RejectedError{fmt.Sprintf("output.export: %s is what job %s will write; choose another folder, or `skein cancel %s` first",
+				s.Job.Output.Export, j.GetId(), j.GetId())}
+		}
+	}
+	return nil
+}
+
+// Repeat makes it the submission of an earlier one's request id, which 16 to 64 of
+// a-z, 0-9 and - are: if that was taken, no second job comes of it.
+func (s *Submission) Repeat(request string) error {
+	if len(request) < 16 || len(request) > 64 || strings.Trim(request, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return fmt.Errorf("%q is no request id, which 16 to 64 of a-z, 0-9 and - are; copy the one that was printed", request)
+	}
+	s.Request, s.Again = request, true
+	return nil
 }

@@ -66,8 +66,8 @@ type view struct {
 	watching  Watching
 	show      func(*skeinv1.WatchResponse)
 	seen      map[lineKey]bool
-	job       *skeinv1.Job // as last seen
-	lastHeard time.Time
+	job       *skeinv1.Job             // as last seen
+	lastHeard time.Time                // when the last stream that said anything ended
 	past      []*skeinv1.WatchResponse // until the first stream has brought the job
 }
 
@@ -89,13 +89,15 @@ func (v *view) stream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for {
+	for heard := false; ; heard = true {
 		m, err := stream.Recv()
 		if err != nil {
+			if heard { // a job may have nothing to say for hours; patience runs from the loss
+				v.lastHeard = time.Now()
+			}
 			v.flush()
 			return err
 		}
-		v.lastHeard = time.Now()
 		v.take(m)
 	}
 }

@@ -153,6 +153,9 @@ func (f *fleet) close() error {
 // run submits the job, or finds it as an earlier run has left it, and sees it through.
 func (f *fleet) run(ctx context.Context) error {
 	id, err := f.adopt(ctx)
+	if ctx.Err() != nil { // if the job was taken, the next run finds it
+		return &Interrupted{Store: f.store, Err: ctx.Err()}
+	}
 	if err != nil {
 		return err
 	}

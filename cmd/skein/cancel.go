@@ -28,17 +28,11 @@ export. Canceling a canceled job succeeds. JOB is an id, the beginning of one, o
 name that only one active job has.`,
 		Example: `  skein cancel pronounce-7f3a
   skein cancel pronounce --reason "wrong data"`,
-		Args: args("JOB", "JOB…"),
+		Args: args("JOB…"),
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg.Jobs = args
 			return runCancel(c.Context(), std, cfg)
 		},
-	}
-	c.Args = func(c *cobra.Command, got []string) error {
-		if len(got) == 0 {
-			return args("JOB…")(c, got)
-		}
-		return nil
 	}
 	cfg.cluster.add(c)
 	c.Flags().StringVar(&cfg.Reason, "reason", "", "one line for others to read")

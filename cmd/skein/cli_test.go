@@ -262,6 +262,7 @@ func TestWrongCommandLinesAreRefusedInOneLine(t *testing.T) {
 		"generate m hi --threads -1":         "--threads is -1",
 		"generate m":                         "nothing to answer; give a PROMPT, or one a line on standard input",
 		"data prepare":                       "which job? give -f job.yaml",
+		"cancel":                             "skein cancel takes JOB…",
 		"doctor -o yaml":                     `--output is "yaml"`,
 		"plan -f job.yaml --calibrate=maybe": "invalid argument",
 	} {

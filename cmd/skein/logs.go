@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,12 +65,12 @@ func past(ctx context.Context, std streams, c *client.Client, id, output string)
 	defer story.Close()
 	within, cancel := context.WithCancel(ctx)
 	defer cancel()
-	asked := time.Now().UnixMilli()
 	job, err := c.Watch(within, id, client.Watching{Lines: true, Before: -1}, func(m *skeinv1.WatchResponse) {
-		switch {
-		case m.GetJob() != nil && !client.Over(m.GetJob().GetPhase()), m.GetProgress() != nil, m.GetLine().GetAtUnixMs() > asked:
-			cancel() // the past is over
-		default:
+		// What is kept comes before the first look at the job; clocks have no say in it.
+		if m.GetProgress() != nil || m.GetJob() != nil && !client.Over(m.GetJob().GetPhase()) {
+			cancel()
+		}
+		if within.Err() == nil {
 			story.Show(m)
 		}
 	})

@@ -21,6 +21,7 @@ type operatorConfig struct {
 	Address string
 	File    string
 	Dir     string
+	Force   bool
 	output  string
 }
 
@@ -101,12 +102,14 @@ func newCoordinatorRemove(std streams) *cobra.Command {
 		Use:   "remove ID",
 		Short: "Take a coordinator out of the cluster",
 		Long: `Take a coordinator out of the cluster, whether it runs or is lost. Its folder cannot
-be used again: a new coordinator begins with an empty one and another id.`,
+be used again: a new coordinator begins with an empty one and another id. Refused if
+too few of the others answer to decide anything afterwards; --force removes it all the
+same.`,
 		Example: `  skein coordinator remove c2`,
 		Args:    args("ID"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return cfg.cluster.with(c.Context(), std, func(ctx context.Context, c *client.Client) error {
-				if err := c.RemoveCoordinator(ctx, args[0]); err != nil {
+				if err := c.RemoveCoordinator(ctx, args[0], cfg.Force); err != nil {
 					return err
 				}
 				_, err := fmt.Fprintf(std.out, "%s  removed; stop it, if it still runs\n", args[0])
@@ -115,6 +118,7 @@ be used again: a new coordinator begins with an empty one and another id.`,
 		},
 	}
 	cfg.cluster.add(c)
+	c.Flags().BoolVar(&cfg.Force, "force", false, "even if too few of the others answer; the cluster may stand still until they do")
 	return c
 }
 

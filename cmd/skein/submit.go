@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -17,8 +18,9 @@ type submitConfig struct {
 	cluster clusterFlags
 	Job     *jobspec.Job
 	Watch   bool
-	Upload  *bool // nil: unless all coordinators are on this machine
-	until   bool  // standard input ends
+	Upload  *bool  // nil: unless all coordinators are on this machine
+	Request string // of an earlier try; empty: a new one
+	until   bool   // standard input ends
 	output  string
 }
 
@@ -32,7 +34,8 @@ func newSubmit(std streams) *cobra.Command {
 		Use:   "submit -f job.yaml",
 		Short: "Give a job to a cluster",
 		Long: `Submit a job. It is taken when a majority of the coordinators has it on disk, and
-it is one job however often this command had to ask.
+it is one job however often this command had to ask. Where no answer came, the error
+says with which --request the same command asks again for the same job.
 
 Model and data are copied into the job's checkpoint.store, a folder that all
 workers reach, unless they lie there already or the whole cluster is on this
@@ -66,6 +69,7 @@ job.`,
 	c.Flags().BoolVar(&upload, "upload", false, "copy model and data into the store")
 	c.Flags().BoolVar(&noUpload, "no-upload", false, "leave model and data where they are")
 	c.Flags().StringVarP(&cfg.output, "output", "o", outputText, "text, name for the id alone, or json for machines")
+	c.Flags().StringVar(&cfg.Request, "request", "", "ask again for the job of an earlier try, by the id that it printed")
 	addLifeline(c, &cfg.until)
 	return c
 }
@@ -88,6 +92,11 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Request != "" {
+		if err := s.Repeat(cfg.Request); err != nil {
+			return usageError{fmt.Errorf("--request: %w", err)}
+		}
+	}
 	copies := !config.Local()
 	if cfg.Upload != nil {
 		copies = *cfg.Upload
@@ -97,7 +106,7 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 			fmt.Fprintf(std.err, "%-11s %s → %s\n", "uploading", text, s.Job.Checkpoint.Store)
 		}
 		if err := s.Upload(ctx, vfs.OS, say); err != nil {
-			return err
+			return unsent(ctx, err)
 		}
 	}
 	c, err := client.New(config)
@@ -106,8 +115,11 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 	}
 	defer c.Close()
 	id, leader, err := c.Submit(ctx, s)
+	if unsure, ok := errors.AsType[*client.UncertainError](err); ok {
+		return fmt.Errorf("%w: `skein jobs` shows it; the same command with --request %s asks again and makes no second one", err, unsure.Request)
+	}
 	if err != nil {
-		return err
+		return unsent(ctx, err)
 	}
 	switch cfg.output {
 	case outputName:
@@ -121,6 +133,14 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 		return err
 	}
 	return watch(ctx, std, c, watchConfig{cluster: cfg.cluster, Job: id, Lines: -1, output: strings.Replace(cfg.output, outputName, outputText, 1)})
+}
+
+// unsent says of an interruption that came before the job was sent that nothing was.
+func unsent(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return stoppedError{"interrupted; nothing was submitted", ctx.Err()}
+	}
+	return err
 }
 
 // watch shows a job until it is over.

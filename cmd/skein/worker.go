@@ -64,7 +64,7 @@ workers reach, and the folders of the jobs' stores, under the same paths.`,
 	f.StringVar(&cfg.tls, "tls", "", "folder of certificates, made by skein certs; default $"+tlsVariable)
 	f.BoolVar(&cfg.Insecure, "insecure", false, "plain text on any address: for benchmarks")
 	f.StringVar(&cfg.MonitorListen, "monitor", "", "host:port for /metrics, /healthz and /readyz; none if left out")
-	f.DurationVar(&cfg.DrainWait, "drain-wait", 0, "how long to wait for being released after SIGTERM; 30s if left out")
+	f.DurationVar(&cfg.DrainWait, "drain-wait", 0, "how long to wait for being released after SIGTERM; 50s if left out, for which a stop timeout has to be 60s or more")
 	cfg.gossip.add(c)
 	cfg.log.add(c)
 	addLifeline(c, &cfg.untilStop)
