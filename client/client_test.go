@@ -73,6 +73,14 @@ func (f *fake) RemoveCoordinator(_ context.Context, r *skeinv1.RemoveCoordinator
 	return &skeinv1.RemoveCoordinatorResponse{}, nil
 }
 
+func (f *fake) Nodes(context.Context, *skeinv1.NodesRequest) (*skeinv1.NodesResponse, error) {
+	return &skeinv1.NodesResponse{Coordinators: []*skeinv1.Coordinator{{Id: "c1", Leader: true}, {Id: "c2"}}}, nil
+}
+
+func (f *fake) TransferLeadership(context.Context, *skeinv1.TransferLeadershipRequest) (*skeinv1.TransferLeadershipResponse, error) {
+	return nil, status.Error(codes.FailedPrecondition, "cannot transfer leadership to itself")
+}
+
 func (f *fake) Submit(_ context.Context, r *skeinv1.SubmitRequest) (*skeinv1.SubmitResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -294,6 +302,16 @@ func TestACoordinatorIsRemovedByForceOnlyIfThatIsAsked(t *testing.T) {
 		if r := f.removed[len(f.removed)-1]; r.GetId() != "c2" || r.GetForce() != force {
 			t.Errorf("asked for %v, want force %t", r, force)
 		}
+	}
+}
+
+func TestLeadershipIsHandedToWhoHasItAlready(t *testing.T) {
+	c := talk(t, &fake{}, nil)
+	if err := c.TransferLeadership(t.Context(), "c1"); err != nil {
+		t.Errorf("to the leader: %v", err)
+	}
+	if c.TransferLeadership(t.Context(), "c2") == nil || c.TransferLeadership(t.Context(), "") == nil {
+		t.Error("a refusal is taken for success")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/skein-ml/skein/internal/vfs"
@@ -32,12 +33,21 @@ func (c *Client) RemoveCoordinator(ctx context.Context, id string, force bool) e
 	})
 }
 
-// TransferLeadership makes another member the leader; any, if id is empty.
+// TransferLeadership makes another member the leader; any, if id is empty. That who is
+// named leads already is success: it may be because an answer got lost on the way.
 func (c *Client) TransferLeadership(ctx context.Context, id string) error {
-	return c.callFor(ctx, changePatience, func(ctx context.Context) error {
+	err := c.callFor(ctx, changePatience, func(ctx context.Context) error {
 		_, err := c.ops.TransferLeadership(ctx, &skeinv1.TransferLeadershipRequest{Id: id})
 		return err
 	})
+	if _, answered := errors.AsType[*AnsweredError](err); err == nil || !answered || id == "" {
+		return err
+	}
+	nodes, asked := c.Nodes(ctx)
+	if asked == nil && slices.ContainsFunc(nodes.GetCoordinators(), func(n *skeinv1.Coordinator) bool { return n.GetLeader() && n.GetId() == id }) {
+		return nil
+	}
+	return err
 }
 
 // Backup writes the state of the coordinators, as of now, and returns its size.

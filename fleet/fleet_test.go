@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -59,5 +61,14 @@ func TestNumbersOfWorkersThatTheJobCannotUseAreRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%d workers: %v, want %q", workers, err, want)
 		}
+	}
+}
+
+func TestARunThatIsInterruptedBeforeItsJobIsTakenSaysHowToGoOn(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	err := Run(ctx, Config{Job: job(t), Workers: 2, Program: []string{"/bin/false"}, Threads: 1, Build: "test"})
+	if _, ok := errors.AsType[*Interrupted](err); !ok || !errors.Is(err, context.Canceled) || err.Error() != "interrupted before it took a step; the same command goes on" {
+		t.Errorf("%v", err)
 	}
 }

@@ -16,9 +16,8 @@ Generated from package jobspec by ` + "`make generate`" + `; do not edit.
 Read strictly: an unknown key, a value of the wrong type, a key given twice, an
 anchor or an alias is an error with its line. All problems are reported at once.
 Relative paths start from the folder of the job file. ` + "`--set key=value`" + ` on the
-command line overrides any key, for example ` + "`--set train.steps=8`" + `. A cluster
-takes a job of at most 128 KiB with paths of at most 4 KiB: of a great many data files,
-make few.
+command line overrides any key, for example ` + "`--set train.steps=8`" + `. A cluster takes a
+job of at most 128 KiB with paths of at most 4 KiB: of a great many data files, make few.
 
 | key | value | default | meaning |
 |---|---|---|---|

@@ -12,7 +12,11 @@ import (
 func TestAJobIsExportedAskedAndReadAboutFromItsId(t *testing.T) {
 	j := clusterJob(t)
 	r := newRig(t, j, 1, 1)
-	id := r.submit("cluster.workers.max=1")
+	submit := []string{"submit", "-f", "job.yaml", "-o", "name", "--set", "cluster.workers.max=1", "--request", "a-request-of-ours"}
+	id := strings.TrimSpace(r.must(submit...))
+	if again := strings.TrimSpace(r.must(submit...)); again != id {
+		t.Errorf("one request has become jobs %s and %s", id, again)
+	}
 	watched := r.must("watch", "tiny", "--lines", "-1")
 	for _, want := range []string{"preparing   model 0.1M parameters", "running     generation 1 from step 0: w1:0,1,2,3", "step        12/12  loss ", "published   step 12", "done        12 steps"} {
 		if !strings.Contains(watched, want) {
@@ -111,6 +115,10 @@ func TestACoordinatorIsAddedReplacedBackedUpAndRestored(t *testing.T) {
 	want := r.wait(id)
 	r.kill("c2") // its disk is lost, too
 	fourth := freeAddresses(t, 1)[0]
+	status, _, errs := r.run("coordinator", "remove", "c3") // c1 alone could decide nothing
+	if status != exitFailure || !strings.Contains(errs, "c2") || !strings.Contains(errs, "--force") {
+		t.Errorf("one of the two that are left is removed: status %d, %q", status, errs)
+	}
 	p := start(t, j, "coordinator", "--id", "c4", "--listen", fourth, "--dir", "c4")
 	p.err.waitFor(t, "started")
 	r.must("coordinator", "add", "c4", fourth)
@@ -122,7 +130,7 @@ func TestACoordinatorIsAddedReplacedBackedUpAndRestored(t *testing.T) {
 		t.Errorf("the new leader says the job ended on %s, the old one %s", got, want)
 	}
 	r.must("coordinator", "backup", "state.backup")
-	status, _, errs := r.run("coordinator", "backup", "state.backup")
+	status, _, errs = r.run("coordinator", "backup", "state.backup")
 	if status != exitFailure || !strings.Contains(errs, "exists already") {
 		t.Errorf("a second backup over the first: status %d, %q", status, errs)
 	}

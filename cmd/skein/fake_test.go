@@ -88,9 +88,8 @@ func TestLogsPrintsWhatIsKeptWhateverTheClocksOfWorkersSay(t *testing.T) {
 }
 
 func TestASubmissionWithoutAnAnswerSaysHowToAskAgain(t *testing.T) {
-	var f fakeLeader
-	f.arrived = func() {}
-	args := []string{"submit", "-f", jobFile(t), "--connect-timeout", "300ms", "--coordinator", f.serve(t)}
+	silent := fakeLeader{arrived: func() {}}
+	args := []string{"submit", "-f", jobFile(t), "--connect-timeout", "300ms", "--coordinator", silent.serve(t)}
 	says := func(errs string) bool {
 		_, id, ok := strings.Cut(errs, "--request ")
 		id, _, _ = strings.Cut(id, " ")
@@ -107,9 +106,9 @@ func TestASubmissionWithoutAnAnswerSaysHowToAskAgain(t *testing.T) {
 		t.Errorf("asked for what is no id: status %d, %q", code, errs)
 	}
 	ctx, interrupt := context.WithCancel(t.Context())
-	f.arrived = interrupt
+	waiting := fakeLeader{arrived: interrupt}
+	args[4], args[6] = "20s", waiting.serve(t)
 	var out, errs bytes.Buffer
-	args[4] = "20s"
 	if code := run(ctx, args, streams{in: strings.NewReader(""), out: &out, err: &errs}, &notes{}); code != exitInterrupted || !says(errs.String()) {
 		t.Errorf("interrupted: status %d, printed %q, %q", code, out.String(), errs.String())
 	}
