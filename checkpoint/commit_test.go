@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -235,9 +236,7 @@ func TestPruneOlderTouchesNothingAtOrAboveTheOldestThatIsKept(t *testing.T) {
 	})
 	kept := map[string]string{"ckpt/step-00000002/notes.txt": "of somebody"}
 	for _, step := range []int64{4, 5, 6} {
-		for path, text := range readFolder(t, fsys, step) {
-			kept[path] = text
-		}
+		maps.Copy(kept, readFolder(t, fsys, step))
 	}
 	removed, err := PruneOlder(fsys, "ckpt", 2)
 	if err != nil || len(removed) != 4 {

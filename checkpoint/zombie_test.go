@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -35,13 +36,10 @@ func sound(t *testing.T, what string, fsys vfs.FS, steps ...int64) {
 		t.Fatalf("%s: %v", what, err)
 	}
 	defer c.Close()
-	for _, step := range steps {
-		if c.Manifest.Step == step {
-			holds(t, c, 3)
-			return
-		}
+	if !slices.Contains(steps, c.Manifest.Step) {
+		t.Fatalf("%s: the newest checkpoint is of step %d, expected one of %v", what, c.Manifest.Step, steps)
 	}
-	t.Fatalf("%s: the newest checkpoint is of step %d, expected one of %v", what, c.Manifest.Step, steps)
+	holds(t, c, 3)
 }
 
 // cluster is a store in which step 5 is published, and the workers of generation 1,

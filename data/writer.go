@@ -165,8 +165,7 @@ func (a *arrowFile) write(rec arrow.Record) (offset, size int64, err error) {
 
 // fail says which file could not be written, unless err does.
 func (a *arrowFile) fail(err error) error {
-	var system *fs.PathError
-	if errors.As(err, &system) {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("data: %w", err)
 	}
 	return fmt.Errorf("data: write %s: %w", a.f.Name(), err)

@@ -74,7 +74,7 @@ func (h *hosting) host(ctx context.Context) error {
 // close waits for what is under way and gives everything back, the last opened first.
 func (h *hosting) close() {
 	if h.link != nil {
-		h.link.Close()
+		_ = h.link.Close() // it says why it broke to those who wait on it
 	}
 	if h.saving != nil {
 		<-h.saving.done

@@ -74,7 +74,7 @@ func prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error)
 	if err != nil {
 		return Preparation{}, fmt.Errorf("%w: %w", errUnreachable, err)
 	}
-	defer done()
+	defer func() { _ = done() }()
 	if r.Admitted, err = Admit(ctx, r.Env, &job); r.Admitted != nil {
 		defer r.Admitted.Close()
 	}

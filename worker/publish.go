@@ -54,7 +54,7 @@ func (h *hosting) save(ctx context.Context) error {
 	go func() {
 		defer close(s.done)
 		if s.err = h.write(ctx, s, own, read); s.err != nil && h.link != nil {
-			h.link.Close() // nobody is to wait for what will not come
+			_ = h.link.Close() // nobody is to wait for what will not come
 		}
 	}()
 	return nil

@@ -127,7 +127,7 @@ func transfer(ctx context.Context, fsys vfs.FS, from string, to io.Writer, buf [
 				return 0, sum, err
 			}
 		}
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return size, shard.Digest(h.Sum(nil)), nil
 		}
 		if err != nil {
