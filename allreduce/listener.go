@@ -1,6 +1,7 @@
 package allreduce
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,9 +27,13 @@ type ListenerConfig struct {
 const (
 	greetingTimeout = 5 * time.Second // for TLS and greeting together
 	holdTimeout     = 5 * time.Second // for a generation to become known here
-	// pendingMax connections may be greeting or held. One more ends the oldest: a
-	// worker's greeting takes milliseconds, a stranger's silence lasts.
+	// pendingMax connections may be greeting or held. One more ends the oldest that has
+	// not greeted, else the oldest held: a worker's greeting takes milliseconds, a
+	// stranger's silence lasts.
 	pendingMax = 64
+	// jobsMax jobs are remembered, the newest: long before one more comes, the oldest is
+	// over.
+	jobsMax = 4096
 )
 
 // Listener accepts the ring connections of one process and hands each to the
@@ -41,14 +47,31 @@ type Listener struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
-	jobs    map[string]*slot // by job: its highest generation known
+	jobs    map[string]*slot // by job: its highest generation known; at most jobsMax
+	made    uint64           // slots
 	changed chan struct{}    // closed when jobs changes
-	pending []net.Conn       // oldest first
+	pending []*visitor       // oldest first
 }
+
+// visitor is a connection that is not handed over yet.
+type visitor struct {
+	conn  net.Conn
+	stage stage
+}
+
+// stage is how far a visitor has come. Who came further is ended later.
+type stage uint8
+
+const (
+	greeting stage = iota // may be a stranger
+	held                  // has greeted, and waits for its generation to become known
+	admitted              // has its place, and is told so; it is not ended any more
+)
 
 // slot is a generation's place for the connection from the worker before.
 type slot struct {
 	own   hello // expected from there
+	made  uint64
 	conn  chan net.Conn
 	taken bool // a connection was accepted for it
 	gone  bool // nobody waits for it any more
@@ -76,8 +99,8 @@ func (l *Listener) Close() error {
 	l.cancel()
 	err := l.l.Close()
 	l.mu.Lock()
-	for _, c := range l.pending {
-		_ = c.Close() // its goroutine sees it
+	for _, v := range l.pending {
+		_ = v.conn.Close() // its goroutine sees it
 	}
 	l.mu.Unlock()
 	l.wg.Wait()
@@ -110,42 +133,49 @@ func (l *Listener) accept() {
 			continue
 		}
 		wait = time.Millisecond
-		l.begin(conn)
-		l.wg.Go(func() { l.greet(conn) })
+		v := l.begin(conn)
+		l.wg.Go(func() { l.greet(v) })
 	}
 }
 
-// begin counts a connection as pending, and ends the oldest if there are too many.
-func (l *Listener) begin(conn net.Conn) {
+// begin counts a connection as pending, and ends another if there are too many.
+func (l *Listener) begin(conn net.Conn) *visitor {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.pending) == pendingMax {
-		_ = l.pending[0].Close()
-		l.pending = append(l.pending[:0], l.pending[1:]...)
-	}
-	l.pending = append(l.pending, conn)
-}
-
-func (l *Listener) end(conn net.Conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, c := range l.pending {
-		if c == conn {
-			l.pending = append(l.pending[:i], l.pending[i+1:]...)
-			return
+	if len(l.pending) >= pendingMax {
+		first := slices.MinFunc(l.pending, func(a, b *visitor) int { return cmp.Compare(a.stage, b.stage) })
+		if first.stage < admitted {
+			_ = first.conn.Close()
+			l.endLocked(first)
 		}
+	}
+	v := &visitor{conn: conn}
+	l.pending = append(l.pending, v)
+	return v
+}
+
+func (l *Listener) end(v *visitor) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.endLocked(v)
+}
+
+func (l *Listener) endLocked(v *visitor) {
+	if i := slices.Index(l.pending, v); i >= 0 {
+		l.pending = slices.Delete(l.pending, i, i+1)
 	}
 }
 
 // greet finds out what a connection is, and hands it over or closes it.
-func (l *Listener) greet(raw net.Conn) {
-	defer l.end(raw)
+func (l *Listener) greet(v *visitor) {
+	defer l.end(v)
+	raw := v.conn
 	conn, h, err := l.readGreeting(raw)
 	if err != nil {
 		l.refuse(raw, conn, hello{}, err)
 		return
 	}
-	s, a := l.find(&h)
+	s, a := l.find(v, &h)
 	if s == nil {
 		_, _ = conn.Write(a.append(nil)) // best effort: it is closed anyway
 		l.refuse(raw, conn, h, errors.New(a.Why))
@@ -157,7 +187,8 @@ func (l *Listener) greet(raw net.Conn) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err != nil || s.gone {
+	l.endLocked(v) // from here on it is the link's
+	if err != nil || s.gone || l.ctx.Err() != nil {
 		s.taken = false
 		_ = conn.Close()
 		return
@@ -207,11 +238,14 @@ func (l *Listener) refuse(raw, conn net.Conn, h hello, why error) {
 
 // find waits until the generation of a greeting is known, at most holdTimeout, and
 // takes its slot; or it returns no slot and the refusal.
-func (l *Listener) find(h *hello) (*slot, answer) {
+func (l *Listener) find(v *visitor, h *hello) (*slot, answer) {
 	late := after(holdTimeout)
 	for {
 		l.mu.Lock()
 		s, a := l.judge(h)
+		if v.stage = held; s != nil {
+			v.stage = admitted
+		}
 		changed := l.changed
 		l.mu.Unlock()
 		if a.Verdict != refusedNotYet {
@@ -265,8 +299,18 @@ func (l *Listener) expect(own hello) (*slot, error) {
 			return nil, fmt.Errorf("generation %d is connected here already", have)
 		}
 	}
-	s := &slot{own: own, conn: make(chan net.Conn, 1)}
+	l.made++
+	s := &slot{own: own, made: l.made, conn: make(chan net.Conn, 1)}
 	l.jobs[own.Key.Job] = s
+	if len(l.jobs) > jobsMax {
+		oldest := s
+		for _, x := range l.jobs {
+			if x.made < oldest.made {
+				oldest = x
+			}
+		}
+		delete(l.jobs, oldest.own.Key.Job)
+	}
 	close(l.changed)
 	l.changed = make(chan struct{})
 	return s, nil
