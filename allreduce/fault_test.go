@@ -117,6 +117,10 @@ func TestEveryFaultBreaksTheLinkOnceAndNamesTheWorkerAndTheFrame(t *testing.T) {
 		h.encode(f)
 		return pass(f)
 	}
+	otherFrom := func(h header, f []byte) ([][]byte, bool) {
+		h.From = 9
+		return remade(h, f), false
+	}
 	for _, c := range []struct {
 		name   string
 		kind   kind
@@ -166,6 +170,10 @@ func TestEveryFaultBreaksTheLinkOnceAndNamesTheWorkerAndTheFrame(t *testing.T) {
 			h.Kind, h.Lo, h.Hi = kindPass, 0, blobMax+1
 			return remade(h, f), false
 		}, "not a frame", false},
+		{"a reduce frame of somebody else", kindReduce, otherFrom, "it is of worker 0, and says 9", false},
+		{"a gather frame of somebody else", kindGather, otherFrom, "it is of worker 0, and says 9", false},
+		{"rows of somebody else", kindRows, otherFrom, ", and says 9", false},
+		{"a decision of somebody else", kindDecision, otherFrom, "it is of worker 0, and says 9", false},
 		{"silence", kindReduce, func() func(header, []byte) ([][]byte, bool) {
 			return func(_ header, _ []byte) ([][]byte, bool) { return nil, false }
 		}(), "silent for", false},

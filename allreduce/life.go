@@ -166,6 +166,9 @@ func (l *Link) listenBack() {
 		if err == nil && h.Kind != kindBye {
 			err = outOfPlace(&h, "it travels against the ring")
 		}
+		if err == nil && int(h.From) != l.next {
+			err = outOfPlace(&h, "it is of worker %d, and says %d", l.next, h.From)
+		}
 		if err != nil {
 			l.fail(&LinkError{Accused: l.next, Name: l.name(l.next), Err: fmt.Errorf("%s sent %w", l.name(l.next), err)})
 			return

@@ -70,6 +70,9 @@ func (r *receiver) frame() (bye bool, err error) {
 	if err := r.l.noteReceived(h); err != nil {
 		return false, err
 	}
+	if err := r.l.checkFrom(h); err != nil {
+		return false, err
+	}
 	switch h.Kind {
 	case kindReduce:
 		err = r.reduce(h)
@@ -90,6 +93,27 @@ func (r *receiver) frame() (bye bool, err error) {
 	default: // a ping
 	}
 	return false, err
+}
+
+// checkFrom refuses a frame that says that it is of another worker than it must be of.
+// Exchanges come from all others: exchange looks at them.
+func (l *Link) checkFrom(h *header) error {
+	from := l.prev
+	switch h.Kind {
+	case kindRows, kindVote:
+		if int(h.Piece) >= l.c.Table.WorldSize() {
+			return outOfPlace(h, "there are %d ranks", l.c.Table.WorldSize())
+		}
+		from = l.c.Placement.Worker(shard.Rank(h.Piece))
+	case kindDecision:
+		from = 0
+	case kindExchange:
+		return nil
+	}
+	if int(h.From) != from {
+		return outOfPlace(h, "it is of worker %d, and says %d", from, h.From)
+	}
+	return nil
 }
 
 // payload reads the payload to b and checks it.

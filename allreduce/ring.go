@@ -70,9 +70,9 @@ func (f Frame) String() string {
 
 // Errors of Ring.Arrived to branch on.
 var (
-	// ErrEarly is returned for a frame of the next step. The link keeps the frame,
-	// reads no further, and delivers it after Begin. A neighbour can be one step
-	// ahead and no more.
+	// ErrEarly is returned for a frame of the next step: a neighbour can be one step
+	// ahead and no more. Link keeps such frames of a reduce and delivers them after
+	// Begin, without asking the ring before.
 	ErrEarly = errors.New("frame of the next step")
 	// ErrFrame is returned for a frame that cannot come in this place.
 	ErrFrame = errors.New("unexpected frame")

@@ -13,14 +13,11 @@ import (
 // the requests of all votes.
 type Requests uint8
 
-// The requests.
-const (
-	RequestCheckpoint Requests = 1 << iota
-	RequestPause
-	RequestResize
-	RequestStop
-	requestsAll = RequestCheckpoint | RequestPause | RequestResize | RequestStop
-)
+// RequestCheckpoint asks for a checkpoint.
+const RequestCheckpoint Requests = 1
+
+// requestsAll are the bits that a vote may have: those kept for later are passed on.
+const requestsAll Requests = 1<<4 - 1
 
 // Vote is what a rank says when its pieces are reduced.
 type Vote struct {

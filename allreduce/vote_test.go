@@ -11,13 +11,16 @@ import (
 	"github.com/skein-ml/skein/shard"
 )
 
+// keptRequest has no meaning yet, and reaches everybody all the same.
+const keptRequest Requests = 8
+
 var testRule = Rule{WorldSize: 3, Buckets: 2, LossShift: 11, Clip: 1}
 
 func testVotes() []Vote {
 	return []Vote{
 		{Step: 7, Rank: 0, SqNorms: []float64{1, 2}, Loss: 10, Tokens: 5, Finite: true},
 		{Step: 7, Rank: 1, SqNorms: []float64{3, 4}, Loss: 20, Tokens: 7, Finite: true, Requests: RequestCheckpoint},
-		{Step: 7, Rank: 2, SqNorms: []float64{5, 6}, Loss: 30, Tokens: 0, Finite: true, Requests: RequestStop},
+		{Step: 7, Rank: 2, SqNorms: []float64{5, 6}, Loss: 30, Tokens: 0, Finite: true, Requests: keptRequest},
 	}
 }
 
@@ -30,7 +33,7 @@ func TestDecisionHoldsMeanLossClippedScaleAndRequests(t *testing.T) {
 	mean := 2048.0 / 12
 	norm := math.Sqrt(21) * mean
 	want := Decision{Step: 7, Action: Apply, Culprit: NoCulprit, Taken: 5, ScaleBits: math.Float32bits(float32(mean * (1 / (norm + 1e-6)))),
-		RateBits: rate, Tokens: 12, Loss: 5, GradNorm: norm, Requests: RequestCheckpoint | RequestStop}
+		RateBits: rate, Tokens: 12, Loss: 5, GradNorm: norm, Requests: RequestCheckpoint | keptRequest}
 	if d != want {
 		t.Errorf("decision %+v\nwant     %+v", d, want)
 	}

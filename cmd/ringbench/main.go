@@ -193,6 +193,9 @@ func steps(ctx context.Context, link *allreduce.Link, rank shard.Rank, seconds f
 	}
 }
 
+// lastStep is a request of this program's own: the decision that has it is the last.
+const lastStep allreduce.Requests = 1 << 3
+
 // one runs a step and returns the time of its reduce and its gather.
 func one(ctx context.Context, link *allreduce.Link, rank shard.Rank, step int64, stop bool) (time.Duration, bool, error) {
 	begin := time.Now()
@@ -206,7 +209,7 @@ func one(ctx context.Context, link *allreduce.Link, rank shard.Rank, step int64,
 	reduced := time.Since(begin)
 	vote := allreduce.Vote{Step: step, Rank: rank, SqNorms: []float64{1}, Tokens: 1, Finite: true}
 	if stop {
-		vote.Requests = allreduce.RequestStop
+		vote.Requests = lastStep
 	}
 	d, err := link.Vote(ctx, []allreduce.Vote{vote})
 	if err != nil {
@@ -220,5 +223,5 @@ func one(ctx context.Context, link *allreduce.Link, rank shard.Rank, step int64,
 	if err := link.WaitGathered(ctx, 0); err != nil {
 		return 0, false, err
 	}
-	return reduced + time.Since(begin), d.Requests&allreduce.RequestStop != 0, nil
+	return reduced + time.Since(begin), d.Requests&lastStep != 0, nil
 }
