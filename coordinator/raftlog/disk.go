@@ -80,11 +80,15 @@ func (d *disk) open(c Config, logger hclog.Logger) (err error) {
 		return fmt.Errorf("snapshots: %w", err)
 	}
 	checked := checkedStore{d.bolt}
-	if err := guarded(func() error { return d.verify(checked) }); err != nil {
-		return fmt.Errorf("%w; move the folder away, and let the coordinator join anew under another id", err)
-	}
-	if d.used, err = raft.HasExistingState(checked, d.bolt, d.snapshots); err != nil {
+	err = guarded(func() (err error) {
+		if err := d.verify(checked); err != nil {
+			return err
+		}
+		d.used, err = raft.HasExistingState(checked, d.bolt, d.snapshots)
 		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%w; move the folder away, and let the coordinator join anew under another id", err)
 	}
 	d.stable = d.bolt
 	d.logs, err = raft.NewLogCache(logCacheLength, checked)
