@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -79,9 +80,12 @@ func (d *disk) open(c Config, logger hclog.Logger) (err error) {
 	if d.snapshots, err = raft.NewFileSnapshotStoreWithLogger(c.Dir, snapshotsKept, logger); err != nil {
 		return fmt.Errorf("snapshots: %w", err)
 	}
-	checked := checkedStore{d.bolt}
+	checked := checkedStore{d.bolt, sync.OnceValue(func() error { return markBegun(c.Dir) })}
 	err = guarded(func() (err error) {
 		if err := d.verify(checked); err != nil {
+			return err
+		}
+		if err := d.begun(c.Dir); err != nil {
 			return err
 		}
 		d.used, err = raft.HasExistingState(checked, d.bolt, d.snapshots)
@@ -217,6 +221,25 @@ func (d *disk) verify(logs raft.LogStore) error {
 	return nil
 }
 
+// begunFile is there as soon as the log has entries. Such a log never becomes empty again,
+// because compaction leaves the newest entries; a damaged page can make it look so.
+const begunFile = "begun"
+
+func markBegun(dir string) error { return vfs.ReplaceFile(vfs.OS, filepath.Join(dir, begunFile), nil) }
+
+// begun refuses a log that had entries and has none.
+func (d *disk) begun(dir string) error {
+	last, err := d.bolt.LastIndex()
+	if err != nil {
+		return err
+	}
+	there, err := vfs.Exists(vfs.OS, filepath.Join(dir, begunFile))
+	if err == nil && there && last == 0 {
+		err = fmt.Errorf("%w: %s has lost its entries", ErrCorrupt, logFile)
+	}
+	return err
+}
+
 // verifySnapshot reads the newest snapshot and returns the index that it covers.
 func (d *disk) verifySnapshot() (uint64, error) {
 	metas, err := d.snapshots.List()
@@ -257,7 +280,10 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // checkedStore keeps a checksum behind the data of every log entry. The database has
 // checksums for its root pages alone.
-type checkedStore struct{ *raftboltdb.BoltStore }
+type checkedStore struct {
+	*raftboltdb.BoltStore
+	begun func() error // marks the folder, once
+}
 
 // StoreLog implements raft.LogStore.
 func (s checkedStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
@@ -270,7 +296,10 @@ func (s checkedStore) StoreLogs(logs []*raft.Log) error {
 		c.Data = binary.LittleEndian.AppendUint32(append([]byte(nil), l.Data...), sum(l, l.Data))
 		sealed[i] = &c
 	}
-	return s.BoltStore.StoreLogs(sealed)
+	if err := s.BoltStore.StoreLogs(sealed); err != nil {
+		return err
+	}
+	return s.begun()
 }
 
 // GetLog implements raft.LogStore.
