@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -132,7 +133,7 @@ func resolution(j *fsm.Job, w *fsm.Worker, r *skeinv1.PreparedRequest) (*fsm.Res
 	return &fsm.Resolve{
 		Job: j.ID, Number: r.GetNumber(), Resolved: r.GetResolved(), SpecHash: ours.Hash(), DataHash: ours.DataHash,
 		Class: t.NumericClass, Steps: int64(ours.Job.Train.Steps), Nonce: fsm.Nonce{Object: r.GetNonceObject(), Value: r.GetNonce()},
-		Step0:  fsm.Checkpoint{Manifest: step0.GetManifest(), Weights: step0.GetWeights(), Bytes: step0.GetBytes()},
+		Step0:  fsm.Checkpoint{Manifest: step0.GetManifest(), Weights: step0.GetWeights(), Bytes: step0.GetBytes(), At: time.Now().UnixMilli()},
 		Memory: r.GetMemoryBytes(),
 	}, nil
 }

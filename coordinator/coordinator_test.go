@@ -52,6 +52,11 @@ func TestAJobRunsFromSubmissionToItsResult(t *testing.T) {
 	if err != nil || len(l.GetPublished()) != 4 || l.GetDataHash() != dataHash || l.GetNumericClass() != "generic r1" {
 		t.Errorf("lineage %v, %v", l, err)
 	}
+	for _, c := range l.GetPublished() {
+		if ago := time.Since(time.UnixMilli(c.GetAtUnixMs())); ago < 0 || ago > time.Hour {
+			t.Errorf("step %d was published %s ago", c.GetStep(), ago)
+		}
+	}
 	list, err := r.jobs.List(r.ctx(), &skeinv1.ListRequest{})
 	if err != nil || len(list.GetJobs()) != 1 {
 		t.Errorf("listed %v, %v", list, err)
