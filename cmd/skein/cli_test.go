@@ -68,11 +68,13 @@ const smallJob = "name: a\nmodel: {base: m}\ndata: {train: t.jsonl}\ntrain: {ste
 
 func jobFile(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "job.yaml")
-	if err := os.WriteFile(path, []byte(smallJob), 0o644); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for name, text := range map[string]string{"job.yaml": smallJob, "m": "", "t.jsonl": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return path
+	return filepath.Join(dir, "job.yaml")
 }
 
 // commands lists every command of the tree.

@@ -16,6 +16,7 @@ import (
 // submitConfig is skein submit.
 type submitConfig struct {
 	cluster clusterFlags
+	file    string // that the job was read from
 	Job     *jobspec.Job
 	Watch   bool
 	Upload  *bool  // nil: unless all coordinators are on this machine
@@ -60,6 +61,7 @@ job.`,
 			if cfg.Job, err = job.read(std); err != nil {
 				return err
 			}
+			cfg.file = job.file
 			return runSubmit(c.Context(), std, cfg)
 		},
 	}
@@ -101,6 +103,11 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 	if cfg.Upload != nil {
 		copies = *cfg.Upload
 	}
+	if config.Local() { // so are its workers: what this machine lacks, nobody has
+		if err := s.Check(vfs.OS); err != nil {
+			return inFile(err, cfg.file)
+		}
+	}
 	if copies {
 		say := func(text string) {
 			fmt.Fprintf(std.err, "%-11s %s → %s\n", "uploading", text, s.Job.Checkpoint.Store)
@@ -133,6 +140,16 @@ func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 		return err
 	}
 	return watch(ctx, std, c, watchConfig{cluster: cfg.cluster, Job: id, Lines: -1, output: strings.Replace(cfg.output, outputName, outputText, 1)})
+}
+
+// inFile names the job file in the problems of a job.
+func inFile(err error, file string) error {
+	if invalid, ok := errors.AsType[*jobspec.Invalid](err); ok && file != "-" {
+		for i := range invalid.Problems {
+			invalid.Problems[i].Source = file
+		}
+	}
+	return err
 }
 
 // unsent says of an interruption that came before the job was sent that nothing was.
