@@ -32,16 +32,17 @@ const connectMax = 30 * time.Second
 type hosting struct {
 	run
 	HostConfig
-	key          allreduce.Key
-	self         int // own place among the members
-	link         *allreduce.Link
-	samples      feed
-	settled      settled
-	served       *data.Dataset // that this generation made the stream server serve
-	saving       *saving       // the newest checkpoint on its way, published or not
-	targets      int64         // since step 0
-	tokensBefore int64         // that earlier generations computed, up to the checkpoint that this one began with
-	closers      []func() error
+	key           allreduce.Key
+	self          int // own place among the members
+	link          *allreduce.Link
+	samples       feed
+	settled       settled
+	served        *data.Dataset // that this generation made the stream server serve
+	saving        *saving       // the newest checkpoint on its way, published or not
+	targets       int64         // since step 0
+	tokensBefore  int64         // that earlier generations computed, up to the checkpoint that this one began with
+	secondsBefore float64       // that they took
+	closers       []func() error
 }
 
 // Host hosts ranks of a job until it is done, broken, failed, or ctx ends. When it
@@ -341,6 +342,7 @@ func (h *hosting) resume() error {
 	if n, ok := h.store.value(tokensName, true); ok {
 		h.tokensBefore = int64(n)
 	}
+	h.secondsBefore, _ = h.store.value(secondsName, true)
 	for _, s := range h.store.state.History {
 		h.targets += s.Tokens
 	}
@@ -461,9 +463,11 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 		Tokens: h.tokensBefore + h.tokens*tokens/max(1, res.Tokens), Targets: h.targets,
 		EtaSeconds: h.pace.eta(h.Steps - d.Step).Seconds(),
 	}
-	if v, ok := h.store.value(lossName, true); ok {
-		p.ValidationLoss, p.HasValidation = v, true
-		p.ValidationStep = h.store.lineage.Results[len(h.store.lineage.Results)-1].Step
+	for _, r := range slices.Backward(h.store.lineage.Results) {
+		if r.Name == lossName {
+			p.ValidationLoss, p.ValidationStep, p.HasValidation = float64(r.Value), r.Step, true
+			break
+		}
 	}
 	h.Report(p, phases)
 	if !h.leads() {
@@ -499,6 +503,7 @@ func (h *hosting) finish(ctx context.Context) error {
 	if n, ok := h.store.value(tokensName, true); ok {
 		done.Tokens = int64(n)
 	}
+	done.Seconds += h.secondsBefore
 	if err := h.Complete(ctx, console.Marshal(done)); err != nil {
 		return err
 	}

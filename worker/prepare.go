@@ -67,7 +67,7 @@ func prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error)
 		return Preparation{}, err
 	}
 	if there, err := vfs.Exists(r.FS, job.Path(job.Model.Base)); err == nil && !there {
-		return Preparation{}, fmt.Errorf("model.base: %w: %s is not there on this worker; submit with --upload, or put it where all workers see it",
+		return Preparation{}, fmt.Errorf("model.base: %w: %s is not there on this worker; check the path, submit with --upload where the files are, or put them where all workers see them",
 			errUnreachable, job.Path(job.Model.Base))
 	}
 	done, err := r.open(job.Train.NumericClass)

@@ -24,13 +24,18 @@ type saving struct {
 	blocked atomic.Int64 // ns that training has waited for it
 	done    chan struct{}
 	// Valid once done is closed; chain and tokens only on rank 0's worker.
-	err    error
-	chain  []checkpoint.Link
-	tokens int64 // computed by all ranks since step 0
+	err     error
+	chain   []checkpoint.Link
+	tokens  int64   // computed by all ranks since step 0
+	seconds float64 // that generations took until this checkpoint was asked for
 }
 
-// tokensName is the count of tokens that were computed up to a checkpoint, padding left out.
-const tokensName = "tokens"
+// What is counted up to a checkpoint, over generations: tokens computed, padding left out, and
+// the wall time that they took.
+const (
+	tokensName  = "tokens"
+	secondsName = "seconds"
+)
 
 // share is what a worker tells the others of its part of a checkpoint.
 type share struct {
@@ -43,7 +48,8 @@ func (h *hosting) save(ctx context.Context) error {
 	if err := h.saved(ctx); err != nil {
 		return err
 	}
-	s := &saving{began: time.Now(), state: h.store.state, lineage: h.store.lineage, done: make(chan struct{})}
+	s := &saving{began: time.Now(), state: h.store.state, lineage: h.store.lineage,
+		seconds: h.secondsBefore + time.Since(h.clock).Seconds(), done: make(chan struct{})}
 	s.state.Step, s.state.Taken = h.tr.StepsDone(), h.tr.StepsTaken()
 	s.state.History = slices.Clone(s.state.History)
 	s.lineage.Results = slices.Clone(s.lineage.Results)
@@ -86,6 +92,7 @@ func (h *hosting) failedSave() error {
 		if h.saving.chain != nil {
 			h.store.state.Chain = h.saving.chain
 			h.store.result(h.saving.state.Step, tokensName, float64(h.saving.tokens))
+			h.store.result(h.saving.state.Step, secondsName, h.saving.seconds)
 		}
 		return h.saving.err
 	default:
@@ -133,7 +140,8 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 		return err
 	}
 	s.lineage.Chain, s.lineage.Steps = m.Chain, s.state.History
-	s.lineage.Results = append(s.lineage.Results, checkpoint.Result{Step: m.Step, Name: tokensName, Value: checkpoint.Number(s.tokens)})
+	s.lineage.Results = append(s.lineage.Results, checkpoint.Result{Step: m.Step, Name: tokensName, Value: checkpoint.Number(s.tokens)},
+		checkpoint.Result{Step: m.Step, Name: secondsName, Value: checkpoint.Number(s.seconds)})
 	if err := checkpoint.AdvanceLineage(h.FS, h.store.lineagePath(), s.lineage); err != nil {
 		h.note("step %d is published, its lineage is not written: %v", m.Step, err)
 	}
