@@ -16,7 +16,7 @@ func (d *decision) short(j *fsm.Job, need int, why string) {
 	for _, w := range d.free(j) {
 		free = append(free, w.Name)
 	}
-	text := why + "needs " + requirement(j, need)
+	text := why + d.behind(j, need, len(free)) + "needs " + requirement(j, need)
 	switch len(free) {
 	case 0:
 		text += "; none is free"
@@ -29,9 +29,26 @@ func (d *decision) short(j *fsm.Job, need int, why string) {
 		text += ", because the cluster has no workers yet"
 	}
 	d.wait(j, "%s", strings.Join(append([]string{text}, limited(d.others(j), othersShown)...), "; "))
-	if len(d.fit(j)) >= need { // there are enough: they will be free some day
+	if d.enough(j) { // they will be free some day
 		d.promise(j)
 	}
+}
+
+// behind names the job that keeps this one waiting although there are enough workers
+// with nothing to do; empty if it is not that.
+func (d *decision) behind(j *fsm.Job, need, free int) string {
+	first := ""
+	for _, w := range d.fit(j) {
+		if other := d.promised[w.Name]; other != "" && d.taken(j, w) == promisedTo(other) {
+			if free++; first == "" {
+				first = other
+			}
+		}
+	}
+	if first == "" || free < need {
+		return ""
+	}
+	return "waits behind " + first + ", which was submitted before it; "
 }
 
 // requirement is what a job needs: 4 workers of class avx512 r1 with 3.1 GB each.

@@ -2,13 +2,15 @@
 // needs at once or none of it, in order of submission.
 //
 // A job that waits for workers that others have is promised every worker that could
-// work for it, or small jobs behind it would keep it waiting for ever. A job that asks
-// for more than the cluster has holds up nobody: it says what is missing, and is looked
-// at again whenever a worker comes.
+// work for it, or small jobs behind it would keep it waiting for ever; one that is being
+// prepared, as many as it needs to start. A job that asks for more than the cluster has
+// holds up nobody: it says what is missing, and is looked at again whenever a worker
+// comes.
 package scheduler
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,12 +123,14 @@ func (d *decision) prepare(j *fsm.Job) {
 		why = p.Worker + " is gone; "
 		if pause := d.pause(j); pause > 0 {
 			d.wait(j, "%swaits %.0f s, because %d workers that prepared it were lost", why, pause.Seconds(), lostTries(p))
+			d.reserve(j)
 			return
 		}
 	case stray.Task != "" && d.now.Sub(stray.Since) > d.c.StuckPatience:
 		why = fmt.Sprintf("%s has not stopped %s for %s; ", p.Worker, stray.Task, d.c.StuckPatience)
-	default:
-		return // it is being prepared
+	default: // it is being prepared
+		d.reserve(j)
+		return
 	}
 	if tries := p.GaveUp + 1; gaveUp && tries >= d.c.TriesMax {
 		d.entries = append(d.entries, fsm.Entry{
@@ -141,6 +145,7 @@ func (d *decision) prepare(j *fsm.Job) {
 		return
 	}
 	d.busy[w.Name] = j.ID
+	d.reserve(j)
 	d.entries = append(d.entries, fsm.Entry{
 		Reason:   fmt.Sprintf("%s%s imports the model and prepares the data", why, w.Name),
 		Decision: &fsm.Prepare{Job: j.ID, Number: p.Number + 1, Worker: w.Name, Incarnation: w.Incarnation, GaveUp: gaveUp},
@@ -215,10 +220,12 @@ func (d *decision) taken(j *fsm.Job, w *fsm.Worker) string {
 		return "busy with " + stray.Task + ", which is over, and has not stopped yet"
 	}
 	if other := d.promised[w.Name]; other != "" && other != j.ID {
-		return "promised to " + other + ", which was submitted before it"
+		return promisedTo(other)
 	}
 	return ""
 }
+
+func promisedTo(job string) string { return "promised to " + job }
 
 // promise keeps the workers that a job could use from those behind it.
 func (d *decision) promise(j *fsm.Job) {
@@ -227,6 +234,40 @@ func (d *decision) promise(j *fsm.Job) {
 			d.promised[w.Name] = j.ID
 		}
 	}
+}
+
+// reserve promises a job that is not prepared yet the workers that it needs to start,
+// its preparer among them, as far as they are free. The rest may go to jobs behind it.
+func (d *decision) reserve(j *fsm.Job) {
+	if !d.enough(j) {
+		return
+	}
+	free := fsm.Spread(d.free(j))
+	slices.SortStableFunc(free, func(a, b *fsm.Worker) int {
+		switch mineA, mineB := d.busy[a.Name] == j.ID, d.busy[b.Name] == j.ID; {
+		case mineA && !mineB:
+			return -1
+		case mineB && !mineA:
+			return 1
+		}
+		return 0
+	})
+	for _, w := range free[:min(len(free), j.WorkersMin)] {
+		d.promised[w.Name] = j.ID
+	}
+}
+
+// enough tells whether the job could start if it had the whole cluster. A worker that is
+// out of touch counts until it is given up: under a new leader all of them are, for a
+// moment.
+func (d *decision) enough(j *fsm.Job) bool {
+	n := 0
+	for _, w := range d.s.ByName() {
+		if why := d.unfit(j, w); why == "" || why == outOfTouch {
+			n++
+		}
+	}
+	return n >= j.WorkersMin
 }
 
 // fit lists the workers that could work for the job if they had nothing else to do.
@@ -240,12 +281,13 @@ func (d *decision) fit(j *fsm.Job) []*fsm.Worker {
 	return fit
 }
 
+// outOfTouch is what a worker is whose session does not stand.
+const outOfTouch = "not in touch"
+
 // unfit says why a worker cannot work for the job; empty if it can. The text follows
 // the worker's name, or names.
 func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
 	switch {
-	case !d.seen.Alive[w.Name]:
-		return "not in touch"
 	case w.Draining:
 		return "draining"
 	case !w.Has(j.Class):
@@ -260,6 +302,9 @@ func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
 		if read, ok := d.seen.Reads[j.ID][w.Name]; ok && read.Err != "" {
 			return fmt.Sprintf("unable to read %s: %s", j.Store, read.Err)
 		}
+	}
+	if !d.seen.Alive[w.Name] {
+		return outOfTouch
 	}
 	return ""
 }
