@@ -201,10 +201,11 @@ func next(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config, busy map
 		}
 	}
 	all := append(fsm.Spread(left), fsm.Spread(spare)...)
+	newest, _ := j.Newest()
 	use := j.Use(len(all))
 	if use == 0 {
 		return fsm.Entry{
-			Reason:   fmt.Sprintf("%s; %d of at least %d workers are left", why, len(all), j.WorkersMin),
+			Reason:   fmt.Sprintf("back in the queue as generation %d from step %d, because %d of at least %d workers are left: %s", j.Generation+1, newest.Step, len(all), j.WorkersMin, why),
 			Decision: &fsm.Suspend{Job: j.ID, Generation: j.Generation + 1},
 		}, nil
 	}
@@ -216,9 +217,8 @@ func next(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config, busy map
 	for _, p := range placement {
 		names = append(names, p.Worker)
 	}
-	newest, _ := j.Newest()
 	return fsm.Entry{
-		Reason:   fmt.Sprintf("%s; generation %d from step %d: %s", why, j.Generation+1, newest.Step, fsm.Describe(placement)),
+		Reason:   fmt.Sprintf("goes on as generation %d from step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	}, names
 }
