@@ -103,6 +103,9 @@ func runCertsIssue(std streams, cfg certsConfig) error {
 	if !strings.Contains(" "+strings.Join(roles, " ")+" ", " "+string(cfg.Role)+" ") {
 		return usageError{fmt.Errorf("role %q; it is one of %s", cfg.Role, strings.Join(roles, ", "))}
 	}
+	if err := (pki.Identity{Cluster: "skein", Role: cfg.Role, Name: cfg.Name}).Check(); err != nil {
+		return usageError{err}
+	}
 	if (cfg.Role == pki.Coordinator || cfg.Role == pki.Worker) && len(cfg.Hosts) == 0 {
 		return usageError{fmt.Errorf("a %s is called by others: give --hosts with the names and addresses under which they reach it", cfg.Role)}
 	}

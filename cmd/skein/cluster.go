@@ -110,7 +110,7 @@ func certificates(dir string) (*pki.Files, error) {
 	}
 	files, err := pki.Load(dir)
 	if err != nil {
-		return nil, fmt.Errorf("--tls: %w", err)
+		return nil, usageError{fmt.Errorf("--tls: %w", err)}
 	}
 	return files, nil
 }

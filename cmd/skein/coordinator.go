@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -91,8 +94,50 @@ func (c *coordinatorConfig) complete(std streams) (err error) {
 		c.Cluster = c.TLS.Cluster
 	}
 	c.Build = version
-	c.Logger, err = c.log.logger(std)
-	return err
+	if c.Logger, err = c.log.logger(std); err != nil {
+		return err
+	}
+	c.EnsureDefaults()
+	return c.check()
+}
+
+// check refuses flags that cannot go together, before anything is started.
+func (c *coordinatorConfig) check() error {
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err != nil || port == "" {
+		return usageError{fmt.Errorf("--listen: %q is not host:port, such as 10.0.0.1:7401", c.Listen)}
+	}
+	if err := c.Validate(); err != nil {
+		return usageError{err}
+	}
+	if c.TLS == nil && !c.Insecure && !loopback(host) {
+		return usageError{fmt.Errorf("--listen: %s can be reached from other machines, so it needs certificates; give --tls DIR (`skein certs` makes them), or, for benchmarks, --insecure", c.Listen)}
+	}
+	if err := c.gossip.check(c.TLS); err != nil {
+		return err
+	}
+	return c.checkMembers()
+}
+
+// checkMembers refuses a list that does not have this coordinator where it is.
+func (c *coordinatorConfig) checkMembers() error {
+	if len(c.Members) == 0 {
+		return nil
+	}
+	own := cmp.Or(c.Advertise, c.Listen)
+	i := slices.IndexFunc(c.Members, func(m raftlog.Server) bool { return m.ID == c.ID })
+	switch {
+	case i < 0:
+		return usageError{fmt.Errorf("--members: %s is not among the first members; list it as %s=%s, or leave --members out to add it to a cluster that runs", c.ID, c.ID, own)}
+	case c.Members[i].Address != own && !strings.HasSuffix(own, ":0"):
+		return usageError{fmt.Errorf("--members: it lists %s at %s, but it is reached at %s; make --members and --listen (or --advertise) say the same", c.ID, c.Members[i].Address, own)}
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func runCoordinator(ctx context.Context, std streams, cfg coordinatorConfig) (err error) {

@@ -59,7 +59,7 @@ func header(change func(h map[string]map[string]any)) func(*testing.T, workertes
 const norm, gate = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
 
 var badModels = []badInput{
-	{"model missing", edit("job.yaml", "./model}", "./nowhere}"), "", exitFailure, []string{"nowhere", "no such folder or file", "check the path"}},
+	{"model missing", edit("job.yaml", "./model}", "./nowhere}"), "", exitUsage, []string{"nowhere", "no such folder or file", "check the path"}},
 	{"model without config.json", remove("model/config.json"), "", exitFailure, []string{"config.json is missing"}},
 	{"model without weights", remove(weightsFile), "", exitFailure, []string{"model.safetensors", "only safetensors weights are read"}},
 	{"weights cut off", func(t *testing.T, j workertest.Job) {
@@ -116,8 +116,8 @@ func remove(name string) func(*testing.T, workertest.Job) {
 var long = workertest.Chat("tell", strings.Repeat("etaoin ", 60))
 
 var badData = []badInput{
-	{"data missing", remove("train.jsonl"), "", exitFailure, []string{"data.train", "train.jsonl", "no such file"}},
-	{"glob without a match", nil, "data.train=no*.jsonl", exitFailure, []string{"data.train", "no*.jsonl", "no file matches"}},
+	{"data missing", remove("train.jsonl"), "", exitUsage, []string{"data.train", "train.jsonl", "no such file"}},
+	{"glob without a match", nil, "data.train=no*.jsonl", exitUsage, []string{"data.train", "no*.jsonl", "no file matches"}},
 	{"data empty", write("train.jsonl", ""), "", exitFailure, []string{"data.train", "no examples"}},
 	{"held-out data empty", write("heldout.jsonl", "\n\n"), "", exitFailure, []string{"data.validation", "no examples"}},
 	{"malformed line", write("train.jsonl", workertest.Rows(1, 100)+"{\"messages\": [\n"), "", exitFailure, []string{"train.jsonl:101:", "JSON"}},
@@ -305,8 +305,6 @@ func TestOtherCommandsRefuseBadInputInOneLineToo(t *testing.T) {
 		"eval model nowhere.jsonl " + at:                "no such file",
 		"eval model broken.jsonl " + at:                 "broken.jsonl:1:",
 		"eval model heldout.jsonl --sequence-length 65": "a sequence of 65 tokens is beyond its 64 positions",
-		"plan -f nowhere.yaml":                          "no such file",
-		"data prepare -f nowhere.yaml":                  "no such file",
 	} {
 		before := kept(t, j)
 		status, out, errs := program(t, j, strings.Fields(line)...)

@@ -58,10 +58,10 @@ func TestAClusterWithCertificatesLetsNobodyElseIn(t *testing.T) {
 		"no certificate":             {"jobs", exitUnreachable, []string{"closes plain connections", "--tls", "skein certs"}},
 		"another authority":          {"jobs --tls certs/mallory", exitUnreachable, []string{"CA", "skein certs"}},
 		"a client who operates":      {"coordinator remove c3 --tls certs/ana", exitFailure, []string{"admin"}},
-		"a worker who submits":       {"submit -f job.yaml --tls certs/w1", exitFailure, []string{"worker w1"}},
-		"a coordinator with a name":  {"coordinator --id c9 --alone --dir c9 --listen 127.0.0.1:0 --tls certs/c1", exitFailure, []string{"c1", "c9"}},
-		"a worker with another name": {"worker --name w8 --dir w8 --tls certs/w1", exitFailure, []string{"w1", "w8", "skein certs"}},
-		"a client's as a worker":     {"worker --name ana --dir w8 --tls certs/ana", exitFailure, []string{"client ana", "skein certs"}},
+		"a worker who submits":       {"submit -f job.yaml --set output.export=./another --tls certs/w1", exitFailure, []string{"worker w1"}},
+		"a coordinator with a name":  {"coordinator --id c9 --alone --dir c9 --listen 127.0.0.1:0 --tls certs/c1", exitUsage, []string{"c1", "c9"}},
+		"a worker with another name": {"worker --name w8 --dir w8 --tls certs/w1", exitUsage, []string{"w1", "w8", "skein certs"}},
+		"a client's as a worker":     {"worker --name ana --dir w8 --tls certs/ana", exitUsage, []string{"client ana", "skein certs"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := strings.Fields(c.args)

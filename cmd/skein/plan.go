@@ -75,7 +75,11 @@ func runPlan(ctx context.Context, std streams, eng engine, flags jobFlags, cache
 	}
 	progress := streams{out: std.err}.printer(outputText)
 	defer progress.Close()
-	r, err := eng.Plan(ctx, planConfig{Job: job, Cache: cache, Calibrate: calibrate}, progress.Emit)
+	var r *planReport
+	err = reading(job, func() (err error) {
+		r, err = eng.Plan(ctx, planConfig{Job: job, Cache: cache, Calibrate: calibrate}, progress.Emit)
+		return err
+	})
 	if r != nil { // a job that cannot fit is shown, too: the table says why
 		if printErr := std.report(output, r, r.text()); err == nil {
 			err = printErr

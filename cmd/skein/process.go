@@ -52,6 +52,21 @@ func (f *gossipFlags) add(c *cobra.Command) {
 	c.Flags().StringSliceVar(&f.join, "gossip-join", nil, "some members to begin with, host:port,…")
 }
 
+// check refuses flags that would not do. Files may be nil.
+func (f *gossipFlags) check(files *pki.Files) error {
+	if f.listen == "" {
+		return nil
+	}
+	c := gossip.Config{Role: gossip.Worker, Name: "check", Listen: f.listen, Advertise: f.advertise}
+	if files != nil {
+		c.Key = files.GossipKey
+	}
+	if err := c.Validate(); err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
 // start takes part, if the flags say so; nil if not.
 func (f *gossipFlags) start(c gossip.Config, files *pki.Files) (*gossip.Gossip, error) {
 	if f.listen == "" {

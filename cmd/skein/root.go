@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-ml/skein/client"
+	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
 )
 
@@ -85,7 +90,11 @@ func args(want ...string) cobra.PositionalArgs {
 		if atLeast == 0 {
 			return usageError{fmt.Errorf("%s takes no arguments, but was given %q; see `%s --help`", c.CommandPath(), got[0], c.CommandPath())}
 		}
-		return usageError{fmt.Errorf("%s takes %s, but was given %d arguments; see `%s --help`", c.CommandPath(), strings.Join(want, " "), len(got), c.CommandPath())}
+		plural := "s"
+		if len(got) == 1 {
+			plural = ""
+		}
+		return usageError{fmt.Errorf("%s takes %s, but was given %d argument%s; see `%s --help`", c.CommandPath(), strings.Join(want, " "), len(got), plural, c.CommandPath())}
 	}
 }
 
@@ -108,7 +117,25 @@ func (f *jobFlags) read(std streams) (*jobspec.Job, error) {
 	case "-":
 		return jobspec.Read("standard input", std.in, f.settings...)
 	}
-	return jobspec.ReadFile(f.file, f.settings...)
+	job, err := jobspec.ReadFile(f.file, f.settings...)
+	switch failed, ok := errors.AsType[*fs.PathError](err); {
+	case ok && errors.Is(err, fs.ErrNotExist):
+		return nil, usageError{fmt.Errorf("job file %s: no such file; check the path", f.file)}
+	case ok:
+		return nil, usageError{fmt.Errorf("job file %s: %w; give a file that can be read", f.file, failed.Err)}
+	}
+	return job, err
+}
+
+// reading runs do. Its error is a usageError if the job named a model or data that were
+// not there: nothing was started.
+func reading(job *jobspec.Job, do func() error) error {
+	missing := client.Missing(vfs.OS, job)
+	err := do()
+	if err != nil && missing && !errors.Is(err, context.Canceled) {
+		return usageError{err}
+	}
+	return err
 }
 
 // cacheFlag adds --cache.

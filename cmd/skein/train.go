@@ -55,5 +55,5 @@ func runTrain(ctx context.Context, std streams, eng engine, flags jobFlags, cfg 
 	}
 	printer := std.printer(output)
 	defer printer.Close()
-	return eng.Train(ctx, cfg, printer.Emit)
+	return reading(cfg.Job, func() error { return eng.Train(ctx, cfg, printer.Emit) })
 }

@@ -104,8 +104,14 @@ func (c *workerConfig) complete(std streams) (err error) {
 	c.Build = version
 	c.GossipListen, c.GossipAdvertise, c.GossipJoin = c.gossip.listen, c.gossip.advertise, c.gossip.join
 	c.Tasks = newTasks(c.Dir, c.Memory, c.Threads)
-	c.Logger, err = c.log.logger(std)
-	return err
+	if c.Logger, err = c.log.logger(std); err != nil {
+		return err
+	}
+	c.EnsureDefaults()
+	if err := c.Validate(); err != nil {
+		return usageError{err}
+	}
+	return c.gossip.check(c.TLS)
 }
 
 func runWorker(ctx context.Context, std streams, cfg workerConfig) error {

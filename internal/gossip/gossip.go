@@ -77,7 +77,7 @@ func (c *Config) Validate() error {
 	case c.Key != nil && len(c.Key) != keyBytes:
 		return fmt.Errorf("gossip: the key has %d bytes, and %d are needed; make one with `skein certs`", len(c.Key), keyBytes)
 	case c.Key == nil && !loopback:
-		return fmt.Errorf("gossip: %s can be reached from other machines, so it needs a key; make one with `skein certs`", c.Listen)
+		return fmt.Errorf("gossip: %s can be reached from other machines, so it needs the cluster's key; give --tls DIR (`skein certs` makes the folder)", c.Listen)
 	case c.Advertise == "" && (host == "" || ip != nil && ip.IsUnspecified()):
 		return fmt.Errorf("gossip: %s stands for every address of this machine, and others need one; add --gossip-advertise with the one that they reach", c.Listen)
 	case c.Name == "" || c.Role == "":

@@ -45,7 +45,7 @@ type CA struct {
 
 // NewCA makes an authority, valid for ten years, and the key of the cluster's gossip.
 func NewCA(cluster string) (*CA, error) {
-	if err := (Identity{cluster, Coordinator, "ca"}).check(); err != nil {
+	if err := (Identity{cluster, Coordinator, "ca"}).Check(); err != nil {
 		return nil, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -94,7 +94,7 @@ func (ca *CA) Certificate() []byte { return certPEM(ca.cert) }
 // which others reach the process; a client, which nobody calls, needs none.
 func (ca *CA) Issue(role Role, name string, hosts []string, validity time.Duration) (certificate, key []byte, err error) {
 	who := Identity{ca.cluster, role, name}
-	if err := who.check(); err != nil {
+	if err := who.Check(); err != nil {
 		return nil, nil, err
 	}
 	if validity <= 0 {

@@ -48,8 +48,8 @@ func (i Identity) uri() *url.URL {
 	return &url.URL{Scheme: "skein", Host: i.Cluster, Path: "/" + string(i.Role) + "/" + i.Name}
 }
 
-// check refuses an identity that could not be read back.
-func (i Identity) check() error {
+// Check refuses an identity that could not be read back.
+func (i Identity) Check() error {
 	if !isName(i.Cluster) {
 		return fmt.Errorf("cluster %q: a name of 1 to %d letters, digits, dashes, dots and underscores is needed", i.Cluster, nameBytesMax)
 	}
@@ -82,7 +82,7 @@ func identityOf(c *x509.Certificate) (Identity, error) {
 		}
 		role, name, ok := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
 		i := Identity{Cluster: u.Host, Role: Role(role), Name: name}
-		if err := i.check(); !ok || err != nil || i.uri().String() != u.String() {
+		if err := i.Check(); !ok || err != nil || i.uri().String() != u.String() {
 			return Identity{}, fmt.Errorf("the certificate of %q says it is %q, which is no identity", c.Subject.CommonName, u)
 		}
 		found = append(found, i)
