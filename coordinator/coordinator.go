@@ -102,6 +102,8 @@ func (c *Config) Validate() error {
 	}
 	if c.Listen == "" {
 		errs = append(errs, errors.New("listen: a host:port is needed"))
+	} else {
+		errs = append(errs, checkAddress("listen", c.Listen))
 	}
 	if host, _, err := net.SplitHostPort(c.Listen); err == nil && c.Advertise == "" && isUnspecified(host) {
 		errs = append(errs, fmt.Errorf("advertise: %s means every address of this machine; say at which host:port the others reach it", c.Listen))
@@ -124,9 +126,20 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// checkAddress refuses what is not a host:port.
+func checkAddress(what, address string) error {
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fmt.Errorf("%s: %q is not a host:port, such as 127.0.0.1:7401", what, address)
+	}
+	return nil
+}
+
 // mayDial refuses the address of another machine if the log would go there as plain
 // text.
 func (c *Config) mayDial(what, address string) error {
+	if err := checkAddress(what, address); err != nil {
+		return err
+	}
 	if c.TLS != nil || c.Insecure || isLoopback(address) {
 		return nil
 	}
@@ -179,6 +192,9 @@ func Start(c Config) (*Coordinator, error) {
 	co.metrics = newMetrics(co)
 	if err := co.metrics.register(c.Registry); err != nil {
 		return nil, errors.Join(err, node.Close(), p.Close())
+	}
+	if known, err := node.Members(); err == nil && len(known) == 0 {
+		c.Logger.Info(fmt.Sprintf("this coordinator is in no cluster yet; where one runs, say: skein coordinator add %s %s", c.ID, c.Advertise))
 	}
 	co.ctx, co.end = context.WithCancel(context.Background())
 	co.server = grpc.NewServer(

@@ -1,8 +1,11 @@
 package coordinator
 
 import (
+	"bytes"
 	"errors"
 	"io"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -416,12 +419,15 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 		"folder in use":     {func(c *Config) { c.Listen = freeAddress(t); c.Advertise = c.Listen; c.Members = nil }, "another process"},
 		"no id":             {func(c *Config) { c.ID = "" }, "id:"},
 		"no address":        {func(c *Config) { c.Listen = "" }, "listen:"},
+		"no host":           {func(c *Config) { c.Listen = "7902" }, `listen: "7902" is not a host:port`},
+		"no port":           {func(c *Config) { c.Members[0].Address = "localhost" }, `members: "localhost" is not a host:port`},
 		"every address":     {func(c *Config) { c.Listen = ":7401" }, "advertise:"},
 		"alone with others": {func(c *Config) { c.Alone = true }, "members:"},
 		"short lease":       {func(c *Config) { c.Membership.Lease = time.Millisecond }, "lease:"},
 		"not a member":      {func(c *Config) { c.ID, c.Listen = "c9", freeAddress(t) }, "not among"},
 	} {
 		config := r.config(r.members[0])
+		config.Members = slices.Clone(config.Members)
 		c.change(&config)
 		co, err := Start(config)
 		if err == nil {
@@ -432,13 +438,22 @@ func TestBadConfigurationsAreNamed(t *testing.T) {
 			t.Errorf("%s: %v, want it to say %q", what, err, c.want)
 		}
 	}
-	lone, err := Start(Config{ID: "c5", Dir: t.TempDir(), Listen: "127.0.0.1:0", Cluster: "test"})
+}
+
+func TestOneThatWaitsToBeAddedSaysHow(t *testing.T) {
+	var log bytes.Buffer
+	lone, err := Start(Config{ID: "c5", Dir: t.TempDir(), Listen: "127.0.0.1:0", Cluster: "test", Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = lone.Stop() }()
 	if err := lone.Ready(); err == nil || !strings.Contains(err.Error(), "no cluster") {
 		t.Errorf("it is ready: %v", err)
+	}
+	if err := lone.Stop(); err != nil {
+		t.Error(err)
+	}
+	if want := "skein coordinator add c5 " + lone.Address(); strings.Count(log.String(), want) != 1 {
+		t.Errorf("it does not say %q once:\n%s", want, &log)
 	}
 }
 

@@ -23,9 +23,12 @@ func hcLogger(to *slog.Logger) hclog.Logger {
 	return l
 }
 
-// connectionEnded is what raft says of every connection whose other end has gone, which
-// is nobody's fault.
-const connectionEnded = "failed to decode incoming command"
+// What raft says and nobody needs to read: of every connection whose other end has gone,
+// which is nobody's fault, and of a node that waits to be added.
+const (
+	connectionEnded = "failed to decode incoming command"
+	noPeers         = "no known peers, aborting election"
+)
 
 // sayAgain is how long the same complaint about the same server is kept quiet: of one
 // that is down, raft complains several times a second.
@@ -64,7 +67,7 @@ func (s *slogSink) Accept(name string, level hclog.Level, msg string, args ...an
 	}
 	as := slog.LevelDebug
 	switch {
-	case level < hclog.Warn || msg == connectionEnded || s.again(msg, args):
+	case level < hclog.Warn || msg == connectionEnded || msg == noPeers || s.again(msg, args):
 	case level == hclog.Warn:
 		as = slog.LevelWarn
 	default:

@@ -15,10 +15,11 @@ func TestTheSameComplaintIsMadeOnceInAWhile(t *testing.T) {
 		l.Error("failed to heartbeat to", "peer", "c3", "error", "refused")
 		l.Warn("heartbeat timeout reached")
 		l.Error(connectionEnded, "error", "EOF")
+		l.Warn(noPeers)
 		l.Info("entering follower state")
 	}
 	got := out.String()
-	for text, want := range map[string]int{"level=ERROR": 2, "level=WARN": 1, "peer=c2": 1, "peer=c3": 1, connectionEnded: 0, "entering": 0} {
+	for text, want := range map[string]int{"level=ERROR": 2, "level=WARN": 1, "peer=c2": 1, "peer=c3": 1, connectionEnded: 0, noPeers: 0, "entering": 0} {
 		if n := strings.Count(got, text); n != want {
 			t.Errorf("%q is said %d times, want %d:\n%s", text, n, want, got)
 		}
