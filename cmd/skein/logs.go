@@ -24,8 +24,10 @@ func newLogs(std streams) *cobra.Command {
 		Use:   "logs JOB",
 		Short: "Print what a job has said",
 		Long: `Print the lines of a job that are kept (the last 2,000), a line for each event; with
--f also those to come, until the job is over. JOB is an id, the beginning of one,
-or a name that only one active job has.`,
+-f also those to come, until the job is over. They are kept in the leader's memory,
+and workers that live send theirs again to the next leader: those of a worker that
+is gone are lost when the leader changes. JOB is an id, the beginning of one, or a
+name that only one active job has.`,
 		Example: `  skein logs pronounce-7f3a
   skein logs -f pronounce`,
 		Args: args("JOB"),
