@@ -40,9 +40,27 @@ const tryMax = 3 * time.Second
 
 // look asks all given coordinators at once.
 func (c *Client) look(ctx context.Context) []Try {
-	tries := make([]Try, len(c.config.Coordinators))
+	return c.lookAt(ctx, c.config.Coordinators)
+}
+
+// Reach asks all coordinators whether they are there, and notes those that are not. The
+// leader has just answered.
+func (c *Client) Reach(ctx context.Context, n *Nodes) {
+	var addresses []string
+	for _, co := range n.Coordinators {
+		addresses = append(addresses, co.Address)
+	}
+	for i, t := range c.lookAt(ctx, addresses) {
+		if t.answer == nil && !n.Coordinators[i].Leader {
+			n.Coordinators[i].Fault = t.Fault
+		}
+	}
+}
+
+func (c *Client) lookAt(ctx context.Context, addresses []string) []Try {
+	tries := make([]Try, len(addresses))
 	var done sync.WaitGroup
-	for i, a := range c.config.Coordinators {
+	for i, a := range addresses {
 		done.Go(func() { tries[i] = c.ask(ctx, a) })
 	}
 	done.Wait()

@@ -129,6 +129,7 @@ type Coordinator struct {
 	ID      string `json:"id"`
 	Address string `json:"address"`
 	Leader  bool   `json:"leader"`
+	Fault   string `json:"fault,omitempty"` // why it cannot be reached from here
 }
 
 // Worker is one of them.
@@ -151,7 +152,7 @@ type Worker struct {
 func ViewNodes(n *skeinv1.NodesResponse) Nodes {
 	v := Nodes{Coordinators: []Coordinator{}, Workers: []Worker{}}
 	for _, c := range n.GetCoordinators() {
-		v.Coordinators = append(v.Coordinators, Coordinator{c.GetId(), c.GetAddress(), c.GetLeader()})
+		v.Coordinators = append(v.Coordinators, Coordinator{ID: c.GetId(), Address: c.GetAddress(), Leader: c.GetLeader()})
 	}
 	for _, w := range n.GetWorkers() {
 		v.Workers = append(v.Workers, Worker{

@@ -409,6 +409,9 @@ func TestTheLeaderDiesAndTheJobDoesNotNotice(t *testing.T) {
 	if status := watcher.wait(t); status != exitOK {
 		t.Fatalf("the watcher: status %d, %s\n%s", status, watcher.err.String(), r.logs())
 	}
+	if text := r.must("nodes"); strings.Count(text, "unreachable (connection refused)") != 1 {
+		t.Errorf("the killed coordinator is not shown as unreachable:\n%s", text)
+	}
 	lines := events(t, watcher.out.String())
 	if got := last(lines, "done").WeightsHash; got != want {
 		t.Errorf("it ends on %s, undisturbed on %s", got, want)

@@ -22,7 +22,8 @@ func newNodes(std streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "nodes",
 		Short: "List the coordinators and workers of a cluster",
-		Long: `List the processes of a cluster. A worker is free, busy with a job, draining (it
+		Long: `List the processes of a cluster. A coordinator is unreachable if it does not answer
+this command, which says nothing of the others' way to it. A worker is free, busy with a job, draining (it
 finishes what it must and leaves) or lost (its session is broken).`,
 		Example: `  skein nodes
   skein nodes -o wide`,
@@ -44,6 +45,7 @@ func runNodes(ctx context.Context, std streams, cfg nodesConfig) error {
 			return err
 		}
 		v := client.ViewNodes(got)
+		c.Reach(ctx, &v)
 		return one(std, cfg.output, v, func() string { return nodeTables(v, cfg.output == outputWide) })
 	})
 }
@@ -52,8 +54,11 @@ func nodeTables(n client.Nodes, wide bool) string {
 	var coordinators [][]string
 	for _, c := range n.Coordinators {
 		role := "follower"
-		if c.Leader {
+		switch {
+		case c.Leader:
 			role = "leader"
+		case c.Fault != "":
+			role = "unreachable (" + c.Fault + ")"
 		}
 		coordinators = append(coordinators, []string{c.ID, role, c.Address})
 	}
