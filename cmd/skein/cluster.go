@@ -154,8 +154,9 @@ func list[T any](std streams, output string, items []T, table func() string) err
 		}
 		return nil
 	case outputYAML:
-		if items == nil {
-			items = []T{}
+		if len(items) == 0 {
+			_, err := fmt.Fprintln(std.out, "[]")
+			return err
 		}
 		text, err := console.YAML(items)
 		if err != nil {

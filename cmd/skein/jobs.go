@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/skein-ml/skein/client"
 	"github.com/skein-ml/skein/internal/console"
@@ -50,12 +53,40 @@ func runJobs(ctx context.Context, std streams, cfg jobsConfig) error {
 		for _, j := range got {
 			jobs = append(jobs, client.View(j))
 		}
-		return list(std, cfg.output, jobs, func() string { return jobTable(jobs, cfg.output == outputWide, time.Now()) })
+		return list(std, cfg.output, jobs, func() string {
+			text := jobTable(jobs, cfg.output == outputWide, time.Now())
+			if cfg.output == outputWide {
+				return text
+			}
+			return clipLines(text, std.columns())
+		})
 	})
 }
 
-// whyMost is how much of a reason a narrow table shows.
-const whyMost = 40
+// columns is how wide the terminal is that output goes to; 0: it is none.
+func (s streams) columns() int {
+	file, ok := s.out.(*os.File)
+	if !ok {
+		return 0
+	}
+	columns, _, err := term.GetSize(int(file.Fd()))
+	if err != nil {
+		return 0
+	}
+	return columns
+}
+
+// clipLines cuts each line to so many characters; 0: to none.
+func clipLines(text string, columns int) string {
+	if columns < 2 {
+		return text
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		b.WriteString(console.Clip(strings.TrimSuffix(line, "\n"), columns) + "\n")
+	}
+	return b.String()
+}
 
 func jobTable(jobs []client.Job, wide bool, now time.Time) string {
 	if len(jobs) == 0 {
@@ -77,14 +108,26 @@ func jobTable(jobs []client.Job, wide bool, now time.Time) string {
 		if j.Published != nil {
 			published = fmt.Sprint(j.Published.Step)
 		}
+		if val == "" && j.Phase == "done" {
+			val = ended(j)
+		}
 		age := console.Age(now.Sub(j.Submitted))
 		if !wide {
-			rows = append(rows, []string{j.ID, j.Phase, stepsOf(j), loss, workersOf(j), age, console.Clip(why(j), whyMost)})
+			rows = append(rows, []string{j.ID, j.Phase, stepsOf(j), loss, workersOf(j), age, why(j)})
 			continue
 		}
 		rows = append(rows, []string{j.ID, j.Phase, stepsOf(j), loss, val, speed, eta, placed(j.Workers), fmt.Sprint(j.Generation), published, j.NumericClass, age, why(j)})
 	}
 	return console.Table(header, rows)
+}
+
+// ended is the held-out loss that a job has ended with; empty: it has none.
+func ended(j client.Job) string {
+	var done console.Done
+	if json.Unmarshal(j.Result, &done) != nil || done.LossAfter == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.3f@%d", *done.LossAfter, done.Steps)
 }
 
 func stepsOf(j client.Job) string {

@@ -53,7 +53,7 @@ func runLogs(ctx context.Context, std streams, cfg logsConfig) error {
 			return err
 		}
 		if cfg.Follow {
-			return watch(ctx, std, c, watchConfig{cluster: cfg.cluster, Job: job.GetId(), Lines: -1, output: cfg.output})
+			return watch(ctx, std, c, watchConfig{cluster: cfg.cluster, Job: job.GetId(), Lines: -1, output: cfg.output, again: "skein logs -f"})
 		}
 		return past(ctx, std, c, job.GetId(), cfg.output)
 	})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -172,7 +173,7 @@ func watch(ctx context.Context, std streams, c *client.Client, cfg watchConfig) 
 			return err
 		}
 		printer.Close()
-		return stoppedError{fmt.Sprintf("stopped watching; the job goes on; watch it again with: skein watch %s%s", cfg.Job, cfg.cluster.again()), ctx.Err()}
+		return stoppedError{fmt.Sprintf("stopped watching; the job goes on; watch it again with: %s %s%s", cmp.Or(cfg.again, "skein watch"), cfg.Job, cfg.cluster.again()), ctx.Err()}
 	}
 	story.End(job)
 	printer.Close()

@@ -15,6 +15,7 @@ type watchConfig struct {
 	Lines   int // of the past that are shown first; −1: all
 	output  string
 
+	again string // command that goes on; "": skein watch
 	after uint64 // index of the last event that was seen
 }
 
