@@ -236,6 +236,9 @@ func (c *Coordinator) Ready() error {
 	if err := c.node.Err(); err != nil {
 		return err
 	}
+	if c.node.Removed() {
+		return errRemoved
+	}
 	if c.node.Leader().ID != "" {
 		return nil
 	}

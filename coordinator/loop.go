@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"time"
 
@@ -14,6 +15,9 @@ import (
 // proposeTimeout bounds one turn's wait for the log.
 const proposeTimeout = 5 * time.Second
 
+// errRemoved is of one that was away when the others removed it.
+var errRemoved = errors.New("this coordinator was removed; its folder is of no use any more: stop it, and start a new one under another id")
+
 // loop takes turns until the coordinator ends: one for each tick, and one as soon as
 // the state or what was heard has changed.
 func (c *Coordinator) loop() {
@@ -21,8 +25,12 @@ func (c *Coordinator) loop() {
 	defer tick.Stop()
 	defer c.abdicate()
 	last := time.Now()
-	leader := ""
+	leader, removed := "", false
 	for {
+		if !removed && c.node.Removed() {
+			removed = true
+			c.config.Logger.Error(errRemoved.Error(), "id", c.config.ID)
+		}
 		if l := c.node.Leader().ID; l != "" && l != leader {
 			leader = l
 			c.metrics.leaderChanges.Inc()

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +56,8 @@ type insider interface {
 	stranger(id string) bool
 	// position is the index of the last entry that is applied here.
 	position() uint64
+	// answered is told of each address whether it has a say there.
+	answered(address string, letIn bool)
 }
 
 // start lets others in.
@@ -124,9 +127,25 @@ func (l *layer) refusal(conn net.Conn, cluster, from string) string {
 		}
 	}
 	if l.inside.stranger(from) {
-		return fmt.Sprintf("%s is not a member of the group of %s; add it with `skein coordinator add`", from, l.config.ID)
+		return from + notMember + fmt.Sprintf("%s; add it with `skein coordinator add`", l.config.ID)
 	}
 	return ""
+}
+
+// notMember is how a refusal goes on after the name of one that has no say. The caller
+// looks for it: the answer has no code for it.
+const notMember = " is not a member of the group of "
+
+// note tells the log what an answer says of this node.
+func (l *layer) note(address string, err error) {
+	select {
+	case <-l.started:
+	default:
+		return
+	}
+	if out := err != nil && strings.Contains(err.Error(), "refused: "+l.config.ID+notMember); out || err == nil {
+		l.inside.answered(address, !out)
+	}
 }
 
 // writeHello says who calls.
@@ -238,6 +257,7 @@ func (l *layer) call(ctx context.Context, address string, timeout time.Duration)
 	}
 	if err == nil {
 		a, err = readAnswer(t)
+		l.note(address, err)
 	}
 	if err == nil {
 		err = t.SetDeadline(time.Time{})

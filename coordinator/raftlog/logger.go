@@ -12,14 +12,14 @@ import (
 )
 
 // hcLogger hands what raft logs to slog. Raft tells of each vote at level info, which
-// is our debug.
-func hcLogger(to *slog.Logger) hclog.Logger {
+// is our debug, as is everything while hush holds.
+func hcLogger(to *slog.Logger, hush func() bool) hclog.Logger {
 	level := hclog.Warn
 	if to.Enabled(context.Background(), slog.LevelDebug) {
 		level = hclog.Info
 	}
 	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: "raft", Output: io.Discard, Level: level})
-	l.RegisterSink(&slogSink{to: to, level: level, said: map[string]time.Time{}})
+	l.RegisterSink(&slogSink{to: to, level: level, hush: hush, said: map[string]time.Time{}})
 	return l
 }
 
@@ -37,6 +37,7 @@ const sayAgain = 10 * time.Second
 type slogSink struct {
 	to    *slog.Logger
 	level hclog.Level
+	hush  func() bool
 
 	mu   sync.Mutex
 	said map[string]time.Time // by message and server
@@ -67,7 +68,7 @@ func (s *slogSink) Accept(name string, level hclog.Level, msg string, args ...an
 	}
 	as := slog.LevelDebug
 	switch {
-	case level < hclog.Warn || msg == connectionEnded || msg == noPeers || s.again(msg, args):
+	case level < hclog.Warn || s.hush() || msg == connectionEnded || msg == noPeers || s.again(msg, args):
 	case level == hclog.Warn:
 		as = slog.LevelWarn
 	default:

@@ -52,6 +52,62 @@ func (n *Node) stranger(id string) bool {
 // position implements insider.
 func (n *Node) position() uint64 { return n.raft.AppliedIndex() }
 
+// answered implements insider.
+func (n *Node) answered(address string, letIn bool) {
+	members, err := n.Members()
+	if err != nil {
+		return
+	}
+	n.outside.Lock()
+	defer n.outside.Unlock()
+	if letIn {
+		delete(n.outside.refused, address)
+	} else {
+		n.outside.refused[address] = true
+	}
+	others, refused := 0, 0
+	for _, m := range members {
+		if m.ID == n.config.ID {
+			continue
+		}
+		if others++; n.outside.refused[m.Address] {
+			refused++
+		}
+	}
+	n.removed.Store(refused > others/2)
+}
+
+// wonder asks the others from time to time while there is no leader. Raft's own calls do
+// not tell: a connection from a moment without a leader is kept for long.
+func (n *Node) wonder() {
+	tick := time.NewTicker(4 * n.config.ElectionTimeout)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-n.end:
+			return
+		}
+		if n.Leader().ID != "" {
+			continue
+		}
+		members, err := n.Members()
+		if err != nil {
+			continue
+		}
+		for _, m := range members {
+			if m.ID != n.config.ID {
+				_, _ = n.layer.ask(n.layer.ctx, m.Address) // answered hears what counts
+			}
+		}
+	}
+}
+
+// Removed tells whether this node was removed from the group while it was away: most of
+// those whom it takes for the others have a leader and say so. A single one may be
+// behind. One that has a leader again was added again.
+func (n *Node) Removed() bool { return n.removed.Load() && n.Leader().ID == "" }
+
 // Add makes a server a voter. The server must run, with an empty folder and no
 // bootstrap list: it is asked who it is, and gets a vote once it has caught up, because
 // from then on it counts for the majority. A member that is added again gets the new

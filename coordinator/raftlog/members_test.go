@@ -111,6 +111,29 @@ func TestWhoWasRemovedIsNotLetInWhileThereIsALeader(t *testing.T) {
 	}
 }
 
+func TestWhoWasRemovedWhileAwayLearnsIt(t *testing.T) {
+	g := newGroup(t, 3)
+	g.submit("one")
+	away := g.lose()
+	if err := g.leader().Remove(t.Context(), away, false); err != nil {
+		t.Fatal(err)
+	}
+	g.submit("two")
+	var s Server
+	for _, s = range g.servers {
+		if s.ID == away {
+			break
+		}
+	}
+	n := g.open(s, listen(t, s.Address), nil)
+	g.eventually(away+" learns that it was removed", n.Removed)
+	for id, other := range g.nodes {
+		if id != away && other.Removed() {
+			t.Errorf("%s takes itself for removed", id)
+		}
+	}
+}
+
 func TestACallerIsWhomItsConnectionProvesItToBe(t *testing.T) {
 	l := listen(t, "127.0.0.1:0")
 	g := &group{T: t, dir: t.TempDir(), nodes: map[string]*Node{}}

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -142,8 +143,16 @@ type Node struct {
 	transport *raft.NetworkTransport
 	layer     *layer
 	reads     reads
-	done      sync.WaitGroup // of compact
+	removed   atomic.Bool    // see Removed
+	outside   outside        // behind it
+	done      sync.WaitGroup // of compact and wonder
 	end       chan struct{}  // closed when the node closes
+}
+
+// outside is who does not let a node in because it is no member.
+type outside struct {
+	sync.Mutex
+	refused map[string]bool // by address
 }
 
 // Open opens or makes the folder and takes part in the group.
@@ -152,13 +161,13 @@ func Open(c Config) (node *Node, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), end: make(chan struct{})}
+	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), end: make(chan struct{}), outside: outside{refused: map[string]bool{}}}
 	defer func() {
 		if err != nil {
 			_ = n.release() // the first error counts
 		}
 	}()
-	logger := hcLogger(c.Logger)
+	logger := hcLogger(c.Logger, n.Removed)
 	if n.disk, err = openDisk(c, logger); err != nil {
 		return nil, err
 	}
@@ -171,6 +180,7 @@ func Open(c Config) (node *Node, err error) {
 	}
 	n.layer.start(n)
 	n.done.Go(n.compact)
+	n.done.Go(n.wonder)
 	return n, nil
 }
 
