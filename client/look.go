@@ -43,6 +43,17 @@ func (c *Client) look(ctx context.Context) []Try {
 	return c.lookAt(ctx, c.config.Coordinators)
 }
 
+// Why says, of coordinators that do not answer, what keeps each.
+func (c *Client) Why(ctx context.Context) error {
+	tries := c.look(ctx)
+	for _, t := range tries {
+		if t.answer != nil && t.answer.GetLeaderId() != "" {
+			return nil
+		}
+	}
+	return &UnreachableError{tries}
+}
+
 // Reach asks all coordinators whether they are there, and notes those that are not. The
 // leader has just answered.
 func (c *Client) Reach(ctx context.Context, n *Nodes) {

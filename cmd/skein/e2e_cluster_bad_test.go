@@ -108,6 +108,30 @@ func TestClientsSayWhyNobodyAnswers(t *testing.T) {
 	}
 }
 
+func TestAWorkerSaysSoonWhyNoCoordinatorAnswers(t *testing.T) {
+	j := workertest.New(t)
+	free := freeAddresses(t, 2)
+	mustRun(t, j, "certs", "init", "--cluster", "lab", "--ca", "ca")
+	issue(t, j, "ca", "coordinator", "c1")
+	start(t, j, "coordinator", "--id", "c1", "--listen", free[0], "--dir", "c1", "--alone", "--tls", "certs/c1")
+	for address, says := range map[string][]string{free[0]: {"closes plain connections", "--tls DIR"}, free[1]: {"connection refused"}} {
+		p := start(t, j, "worker", "--name", "w1", "--dir", "w-"+address, "--coordinator", address)
+		told := func() bool {
+			for _, text := range says {
+				if !strings.Contains(p.err.String(), text) {
+					return false
+				}
+			}
+			return true
+		}
+		for end := time.Now().Add(8 * time.Second); !told(); time.Sleep(20 * time.Millisecond) { // before the first try is given up
+			if time.Now().After(end) {
+				t.Fatalf("at %s it says nothing of %q: %s", address, says, p.err.String())
+			}
+		}
+	}
+}
+
 func TestJobsThatCannotRunEndOrWaitWithTheReason(t *testing.T) {
 	j := clusterJob(t)
 	r := newRig(t, j, 1, 2)

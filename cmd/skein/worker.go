@@ -9,7 +9,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skein-ml/skein/client"
 	"github.com/skein-ml/skein/internal/machine"
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/worker/agent"
 )
@@ -119,5 +121,15 @@ func runWorker(ctx context.Context, std streams, cfg workerConfig) error {
 		return err
 	}
 	lifeline(std, cfg.untilStop)
+	look := client.Config{Coordinators: cfg.Coordinators, Insecure: cfg.Insecure, Build: version}
+	if cfg.TLS != nil {
+		look.TLS = expect(cfg.TLS, pki.Coordinator)
+	}
+	looker, err := client.New(look)
+	if err != nil {
+		return usageError{err}
+	}
+	defer looker.Close()
+	cfg.Why = looker.Why
 	return agent.Run(ctx, cfg.Config)
 }

@@ -69,7 +69,10 @@ type Config struct {
 	Logger *slog.Logger // nil: nobody listens
 	Tasks  Tasks
 
-	readWait, openWait, stopWait time.Duration // tests are impatient
+	// Why says of coordinators that do not answer what keeps them; nil: nobody looks.
+	Why func(context.Context) error
+
+	readWait, openWait, stopWait, quietWait time.Duration // tests are impatient
 }
 
 // EnsureDefaults fills in what is zero.
@@ -91,7 +94,7 @@ func (c *Config) EnsureDefaults() {
 	for _, d := range []struct {
 		p   *time.Duration
 		def time.Duration
-	}{{&c.DrainWait, 50 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}, {&c.stopWait, stopWait}} {
+	}{{&c.DrainWait, 50 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}, {&c.quietWait, quietWait}, {&c.stopWait, stopWait}} {
 		if *d.p == 0 {
 			*d.p = d.def
 		}

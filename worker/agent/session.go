@@ -16,6 +16,7 @@ import (
 
 const (
 	openWait     = 10 * time.Second // for a leader to be found and to say welcome
+	quietWait    = 2 * time.Second  // for a first session, before somebody looks what keeps it
 	pauseMin     = 50 * time.Millisecond
 	pauseMax     = 2 * time.Second
 	linesEvery   = 100 * time.Millisecond
@@ -31,6 +32,13 @@ const (
 // on trying, as its task does.
 func (a *agent) sessions() {
 	pause, taken, known := pauseMin, time.Time{}, false
+	a.done.Go(func() {
+		select {
+		case <-a.ctx.Done():
+		case <-time.After(a.config.quietWait):
+			a.lookWhy()
+		}
+	})
 	for a.ctx.Err() == nil {
 		stood, err := a.oneSession()
 		if a.ctx.Err() != nil {
@@ -62,6 +70,26 @@ func (a *agent) sessions() {
 		}
 		pause = min(2*pause, pauseMax)
 	}
+}
+
+// lookWhy warns of what keeps the first session: a wrong address or a lack of
+// certificates would be waited for in silence.
+func (a *agent) lookWhy() {
+	if a.config.Why == nil || a.hasSession() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, a.config.openWait)
+	defer cancel()
+	if err := a.config.Why(ctx); err != nil && ctx.Err() == nil && !a.hasSession() {
+		a.log.Warn("no session with a coordinator yet", "err", err)
+	}
+}
+
+// hasSession tells whether there is one.
+func (a *agent) hasSession() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.session.open
 }
 
 // said is what a refusal says, without gRPC's words around it.
