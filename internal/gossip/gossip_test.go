@@ -148,7 +148,7 @@ func TestAMemberJoinsWhenTheFirstComesLater(t *testing.T) {
 
 func TestWhatIsNotSafeIsRefused(t *testing.T) {
 	for want, c := range map[string]Config{
-		"give --tls DIR":        {Listen: "0.0.0.0:0", Advertise: "10.0.0.1"},
+		"give --tls DIR":     {Listen: "0.0.0.0:0", Advertise: "10.0.0.1"},
 		"32 are needed":      {Listen: "127.0.0.1:0", Key: []byte("short")},
 		"every address":      {Listen: "0.0.0.0:0", Key: key(1)},
 		"no host:port":       {Listen: "nonsense"},
