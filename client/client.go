@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/skein-ml/skein/internal/reach"
 	"github.com/skein-ml/skein/proto/leader"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
@@ -55,7 +56,7 @@ func (c *Config) Validate() error {
 		host, port, err := net.SplitHostPort(a)
 		if err != nil || host == "" || port == "" {
 			errs = append(errs, fmt.Errorf("--coordinator: %q is not host:port, such as 10.0.0.1:7401", a))
-		} else if c.TLS == nil && !c.Insecure && !loopback(host) {
+		} else if c.TLS == nil && !c.Insecure && !reach.Loopback(host) {
 			errs = append(errs, fmt.Errorf("--coordinator: %s is another machine, which is spoken to with certificates; give --tls DIR (`skein certs issue client NAME` makes one), or --insecure for plain text", a))
 		}
 	}
@@ -65,16 +66,11 @@ func (c *Config) Validate() error {
 // Local tells whether all coordinators are on this machine: plain clusters are.
 func (c *Config) Local() bool {
 	for _, a := range c.Coordinators {
-		if host, _, err := net.SplitHostPort(a); err != nil || !loopback(host) {
+		if !reach.HereOnly(a) {
 			return false
 		}
 	}
 	return true
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // Client talks to a cluster. It is safe for concurrent use. Close it.

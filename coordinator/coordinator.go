@@ -31,6 +31,7 @@ import (
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
 	"github.com/skein-ml/skein/internal/pki"
+	"github.com/skein-ml/skein/internal/reach"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
@@ -105,7 +106,7 @@ func (c *Config) Validate() error {
 	} else {
 		errs = append(errs, checkAddress("listen", c.Listen))
 	}
-	if host, _, err := net.SplitHostPort(c.Listen); err == nil && c.Advertise == "" && isUnspecified(host) {
+	if host, _, err := net.SplitHostPort(c.Listen); err == nil && c.Advertise == "" && reach.Everywhere(host) {
 		errs = append(errs, fmt.Errorf("advertise: %s means every address of this machine; say at which host:port the others reach it", c.Listen))
 	}
 	if c.Alone && len(c.Members) > 0 {
@@ -140,7 +141,7 @@ func (c *Config) mayDial(what, address string) error {
 	if err := checkAddress(what, address); err != nil {
 		return err
 	}
-	if c.TLS != nil || c.Insecure || isLoopback(address) {
+	if c.TLS != nil || c.Insecure || reach.HereOnly(address) {
 		return nil
 	}
 	return fmt.Errorf("%s: %s is another machine, so it needs TLS; make certificates with `skein certs` (or, for benchmarks, say --insecure)", what, address)
@@ -269,20 +270,4 @@ func (c *Coordinator) Stop() error {
 	c.done.Wait()
 	c.metrics.unregister(c.config.Registry)
 	return errors.Join(c.node.Close(), c.port.Close())
-}
-
-// isUnspecified tells whether a host means all addresses of a machine.
-func isUnspecified(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "" || ip != nil && ip.IsUnspecified()
-}
-
-// isLoopback tells whether a host:port cannot be reached from other machines.
-func isLoopback(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

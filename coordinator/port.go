@@ -16,6 +16,7 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/internal/pki"
+	"github.com/skein-ml/skein/internal/reach"
 )
 
 // arrivalTimeout bounds the TLS handshake and the wait for the first bytes.
@@ -39,7 +40,7 @@ type port struct {
 
 // openPort listens, if it is safe to.
 func openPort(c Config) (*port, error) {
-	if c.TLS == nil && !c.Insecure && !isLoopback(c.Listen) {
+	if c.TLS == nil && !c.Insecure && !reach.HereOnly(c.Listen) {
 		return nil, fmt.Errorf("listen: %s can be reached from other machines, so it needs TLS; make certificates with `skein certs` (or, for benchmarks, say --insecure)", c.Listen)
 	}
 	l, err := net.Listen("tcp", c.Listen)
@@ -51,7 +52,7 @@ func openPort(c Config) (*port, error) {
 		p.tls, p.dialTLS = c.TLS.Config(), c.TLS.Expect(pki.Coordinator)
 		p.tls.NextProtos = []string{"h2"}
 	}
-	if c.TLS == nil && !isLoopback(c.Listen) {
+	if c.TLS == nil && !reach.HereOnly(c.Listen) {
 		c.Logger.Warn("INSECURE: plain text, and everybody who reaches this address may do everything", "listen", c.Listen)
 	}
 	p.ctx, p.end = context.WithCancel(context.Background())

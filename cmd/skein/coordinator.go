@@ -15,6 +15,7 @@ import (
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/internal/gossip"
 	"github.com/skein-ml/skein/internal/monitor"
+	"github.com/skein-ml/skein/internal/reach"
 )
 
 // coordinatorConfig is skein coordinator.
@@ -110,7 +111,7 @@ func (c *coordinatorConfig) check() error {
 	if err := c.Validate(); err != nil {
 		return usageError{err}
 	}
-	if c.TLS == nil && !c.Insecure && !loopback(host) {
+	if c.TLS == nil && !c.Insecure && !reach.Loopback(host) {
 		return usageError{fmt.Errorf("--listen: %s can be reached from other machines, so it needs certificates; give --tls DIR (`skein certs` makes them), or, for benchmarks, --insecure", c.Listen)}
 	}
 	if err := c.gossip.check(c.TLS); err != nil {
@@ -133,11 +134,6 @@ func (c *coordinatorConfig) checkMembers() error {
 		return usageError{fmt.Errorf("--members: it lists %s at %s, but it is reached at %s; make --members and --listen (or --advertise) say the same", c.ID, c.Members[i].Address, own)}
 	}
 	return nil
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func runCoordinator(ctx context.Context, std streams, cfg coordinatorConfig) (err error) {

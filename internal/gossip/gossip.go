@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/skein-ml/skein/internal/reach"
 )
 
 // Role is what a member is.
@@ -71,14 +73,12 @@ func (c *Config) Validate() error {
 	if err != nil {
 		return fmt.Errorf("gossip: %q is no host:port to listen on", c.Listen)
 	}
-	ip := net.ParseIP(host)
-	loopback := host == "localhost" || ip != nil && ip.IsLoopback()
 	switch {
 	case c.Key != nil && len(c.Key) != keyBytes:
 		return fmt.Errorf("gossip: the key has %d bytes, and %d are needed; make one with `skein certs`", len(c.Key), keyBytes)
-	case c.Key == nil && !loopback:
+	case c.Key == nil && !reach.Loopback(host):
 		return fmt.Errorf("gossip: %s can be reached from other machines, so it needs the cluster's key; give --tls DIR (`skein certs` makes the folder)", c.Listen)
-	case c.Advertise == "" && (host == "" || ip != nil && ip.IsUnspecified()):
+	case c.Advertise == "" && reach.Everywhere(host):
 		return fmt.Errorf("gossip: %s stands for every address of this machine, and others need one; add --gossip-advertise with the one that they reach", c.Listen)
 	case c.Name == "" || c.Role == "":
 		return errors.New("gossip: a member needs a role and a name")

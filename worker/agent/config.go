@@ -12,6 +12,7 @@ import (
 
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/internal/pki"
+	"github.com/skein-ml/skein/internal/reach"
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/worker"
 )
@@ -149,7 +150,7 @@ func (c *Config) Validate() error {
 
 // safe tells whether this configuration may speak on an address.
 func (c *Config) safe(address string) bool {
-	return c.TLS != nil || c.Insecure || isLoopback(address)
+	return c.TLS != nil || c.Insecure || reach.HereOnly(address)
 }
 
 func (c *Config) checkAddress(what, listen, advertise string) error {
@@ -159,29 +160,13 @@ func (c *Config) checkAddress(what, listen, advertise string) error {
 		return fmt.Errorf("%s: %q is no host:port to listen on", what, listen)
 	case !c.safe(listen):
 		return fmt.Errorf("%s: %s can be reached from other machines, so it needs TLS; make certificates with `skein certs` (or, for benchmarks, say --insecure)", what, listen)
-	case advertise == "" && isWildcard(host):
+	case advertise == "" && reach.Everywhere(host):
 		return fmt.Errorf("%s: %s stands for every address of this machine, and others need one; add --%s-advertise with the one that they reach", what, listen, what)
 	}
-	if host, _, err := net.SplitHostPort(advertise); err == nil && isWildcard(host) || isWildcard(advertise) && advertise != "" {
+	if host, _, err := net.SplitHostPort(advertise); err == nil && reach.Everywhere(host) || reach.Everywhere(advertise) && advertise != "" {
 		return fmt.Errorf("%s: others cannot reach %s; advertise one address of this machine", what, advertise)
 	}
 	return nil
-}
-
-// isLoopback tells whether a host:port cannot be reached from other machines.
-func isLoopback(address string) bool {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// isWildcard tells whether a host stands for every address of its machine.
-func isWildcard(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 // listen opens a port.
