@@ -5,11 +5,11 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data/stream"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/worker/trainer"
 )
 
 // HostConfig is an order to host ranks of a job for one generation, and the ways to
@@ -38,8 +38,8 @@ type HostConfig struct {
 
 // Phases is where the time of a step went on one worker.
 type Phases struct {
-	Data, Compute, Gather, Reduce, Hold, Apply time.Duration // see [trainer.Timing]
-	RingBytes                                  int64         // sent to the next worker in this generation
+	trainer.Timing
+	RingBytes int64 // sent to the next worker in this generation
 }
 
 // ErrFenced is returned when a newer generation has taken over.

@@ -451,17 +451,16 @@ func (h *hosting) step(ctx context.Context) error {
 
 // progress tells everyone who wants to know about a step.
 func (h *hosting) progress(res trainer.Result, tokens int64) {
-	d, t := res.Decision, res.Timing
-	rate := h.Config.Schedule.Rate(d.Step)
-	phases := Phases{Data: t.Data, Compute: t.Compute, Reduce: t.Reduce, Gather: t.Gather, Apply: t.Apply, Hold: t.Hold}
+	t, ev := res.Timing, h.stepped(res, tokens)
+	phases := Phases{Timing: t}
 	if h.link != nil {
 		phases.RingBytes = sentBytes(h.link.Stats())
 	}
 	p := &skeinv1.Progress{
-		Generation: h.Order.GetGeneration(), Step: d.Step, Steps: h.Steps, Loss: d.Loss, LearningRate: rate, GradientNorm: d.GradNorm,
-		TokensPerSecond: h.pace.tokensPerSecond(), DataWaitShare: t.Data.Seconds() / t.Total().Seconds(),
+		Generation: h.Order.GetGeneration(), Step: ev.Step, Steps: ev.Steps, Loss: ev.Loss, LearningRate: ev.LearningRate, GradientNorm: ev.GradientNorm,
+		TokensPerSecond: ev.TokensPerSecond, DataWaitShare: t.Data.Seconds() / t.Total().Seconds(),
 		Tokens: h.tokensBefore + h.tokens*tokens/max(1, res.Tokens), Targets: h.targets,
-		EtaSeconds: h.pace.eta(h.Steps - d.Step).Seconds(),
+		EtaSeconds: ev.ETASeconds,
 	}
 	for _, r := range slices.Backward(h.store.lineage.Results) {
 		if r.Name == lossName {
@@ -470,18 +469,9 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 		}
 	}
 	h.Report(p, phases)
-	if !h.leads() {
-		return
+	if h.leads() {
+		h.emit(ev)
 	}
-	ev := console.Step{
-		Step: d.Step, Steps: h.Steps, Loss: d.Loss, LearningRate: rate, GradientNorm: d.GradNorm,
-		Targets: d.Tokens, Tokens: tokens, TokensPerSecond: p.TokensPerSecond,
-		Seconds: t.Total().Seconds(), ETASeconds: p.EtaSeconds,
-	}
-	if d.Action == allreduce.Skip {
-		ev.Skipped = d.String()
-	}
-	h.emit(ev)
 }
 
 func sentBytes(s allreduce.LinkStats) int64 {

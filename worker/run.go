@@ -212,16 +212,8 @@ func (r *run) step(ctx context.Context) error {
 	d := res.Decision
 	r.tokens += res.Tokens
 	r.pace.add(res.Timing.Total(), res.Tokens)
-	ev := console.Step{
-		Step: d.Step, Steps: r.Steps, Loss: d.Loss, LearningRate: r.Config.Schedule.Rate(d.Step), GradientNorm: d.GradNorm,
-		Targets: d.Tokens, Tokens: res.Tokens, TokensPerSecond: r.pace.tokensPerSecond(),
-		Seconds: res.Timing.Total().Seconds(), ETASeconds: r.pace.eta(r.Steps - d.Step).Seconds(),
-	}
-	if d.Action == allreduce.Skip {
-		ev.Skipped = d.String()
-	}
 	r.store.decided(d)
-	r.emit(ev)
+	r.emit(r.stepped(res, res.Tokens))
 	if r.evaluationDue(d.Step) {
 		if err := r.evaluate(ctx, false); err != nil {
 			return err
@@ -231,6 +223,20 @@ func (r *run) step(ctx context.Context) error {
 		return r.store.publish(ctx)
 	}
 	return ctx.Err()
+}
+
+// stepped is the event of a step in which so many tokens were computed.
+func (r *run) stepped(res trainer.Result, tokens int64) console.Step {
+	d := res.Decision
+	ev := console.Step{
+		Step: d.Step, Steps: r.Steps, Loss: d.Loss, LearningRate: r.Config.Schedule.Rate(d.Step), GradientNorm: d.GradNorm,
+		Targets: d.Tokens, Tokens: tokens, TokensPerSecond: r.pace.tokensPerSecond(),
+		Seconds: res.Timing.Total().Seconds(), ETASeconds: r.pace.eta(r.Steps - d.Step).Seconds(),
+	}
+	if d.Action == allreduce.Skip {
+		ev.Skipped = d.String()
+	}
+	return ev
 }
 
 func due(step, every int64) bool { return every > 0 && step%every == 0 }

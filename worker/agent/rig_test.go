@@ -408,8 +408,9 @@ func (f *fake) train(ctx context.Context, emit func(console.Event), h worker.Hos
 		case <-time.After(2 * time.Millisecond): // the work
 		}
 		emit(console.Step{Step: step, Steps: 24, Loss: 1.5})
-		h.Report(&skeinv1.Progress{Generation: a.GetGeneration(), Step: step, Steps: 24, Loss: 1.5, TokensPerSecond: 900},
-			worker.Phases{Data: time.Millisecond, Compute: 2 * time.Millisecond, RingBytes: 1000 * (step - a.GetResume().GetStep())})
+		phases := worker.Phases{RingBytes: 1000 * (step - a.GetResume().GetStep())}
+		phases.Data, phases.Compute = time.Millisecond, 2*time.Millisecond
+		h.Report(&skeinv1.Progress{Generation: a.GetGeneration(), Step: step, Steps: 24, Loss: 1.5, TokensPerSecond: 900}, phases)
 		if step%8 != 0 && !asked {
 			continue
 		}
