@@ -15,8 +15,8 @@ type View struct {
 	Range  shard.Range // elements, counted from the start of the bucket
 }
 
-// Memory executes the arithmetic of the ring where the gradients are: in host
-// memory (Host), or on a device. All elements are fp32. Calls come from one
+// Memory executes the arithmetic of the ring where the gradients are, on a device or
+// in host memory. All elements are fp32. Calls come from one
 // goroutine; an implementation may queue them and run them in order later. dst may
 // be the same view as an operand, and never overlaps one otherwise.
 type Memory interface {

@@ -20,6 +20,25 @@ type Arithmetic struct {
 // RefArithmetic is the plain arithmetic, the specification of the device's.
 var RefArithmetic = Arithmetic{AddF32: AddRef, RoundBF16: roundBF16Ref, AddBF16: addBF16Ref, AddBF16Last: addBF16LastRef}
 
+// AddRef is the plain addition, the specification of AddF32. All three are fp32 of one length;
+// dst may be one of the others.
+func AddRef(dst, received, own []byte) {
+	for i := 0; i+4 <= len(dst); i += 4 {
+		a := math.Float32frombits(binary.LittleEndian.Uint32(received[i:]))
+		b := math.Float32frombits(binary.LittleEndian.Uint32(own[i:]))
+		binary.LittleEndian.PutUint32(dst[i:], math.Float32bits(a+b))
+	}
+}
+
+// RoundBits rounds the bits of an fp32 to the nearest bfloat16, ties to even. NaN
+// stays NaN, and becomes quiet.
+func RoundBits(x uint32) uint32 {
+	if x&0x7FFFFFFF > 0x7F800000 {
+		return (x | 0x00400000) & 0xFFFF0000
+	}
+	return (x + 0x7FFF + x>>16&1) & 0xFFFF0000
+}
+
 func roundBF16Ref(dst, src []byte) {
 	for i := 0; i+2 <= len(dst); i += 2 {
 		binary.LittleEndian.PutUint16(dst[i:], uint16(RoundBits(binary.LittleEndian.Uint32(src[2*i:]))>>16))

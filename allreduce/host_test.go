@@ -1,9 +1,6 @@
 package allreduce
 
-import (
-	"encoding/binary"
-	"math"
-)
+import "encoding/binary"
 
 // Add sets dst = received + own, element by element, in fp32; all three are
 // little-endian fp32 of one length, and dst may be one of the others.
@@ -39,27 +36,9 @@ func (h *Host) Add(dst, received, own View) { h.AddFunc(h.bytes(dst), h.bytes(re
 // Round implements Memory.
 func (h *Host) Round(dst, src View) { h.RoundFunc(h.bytes(dst), h.bytes(src)) }
 
-// AddRef is the plain addition, the specification of Add.
-func AddRef(dst, received, own []byte) {
-	for i := 0; i+4 <= len(dst); i += 4 {
-		a := math.Float32frombits(binary.LittleEndian.Uint32(received[i:]))
-		b := math.Float32frombits(binary.LittleEndian.Uint32(own[i:]))
-		binary.LittleEndian.PutUint32(dst[i:], math.Float32bits(a+b))
-	}
-}
-
 // RoundRef is the plain rounding, the specification of Round.
 func RoundRef(dst, src []byte) {
 	for i := 0; i+4 <= len(dst); i += 4 {
 		binary.LittleEndian.PutUint32(dst[i:], RoundBits(binary.LittleEndian.Uint32(src[i:])))
 	}
-}
-
-// RoundBits rounds the bits of an fp32 to the nearest bfloat16, ties to even. NaN
-// stays NaN, and becomes quiet.
-func RoundBits(x uint32) uint32 {
-	if x&0x7FFFFFFF > 0x7F800000 {
-		return (x | 0x00400000) & 0xFFFF0000
-	}
-	return (x + 0x7FFF + x>>16&1) & 0xFFFF0000
 }
