@@ -138,7 +138,9 @@ func (n *Node) Add(ctx context.Context, s Server) error {
 			return err
 		}
 	}
-	return translate(wait(ctx, n.raft.AddVoter(raft.ServerID(s.ID), raft.ServerAddress(s.Address), 0, changeTimeout)))
+	return translate(n.calls.wait(ctx, func() raft.Future {
+		return n.raft.AddVoter(raft.ServerID(s.ID), raft.ServerAddress(s.Address), 0, changeTimeout)
+	}))
 }
 
 // meet makes sure that the server answers at its address.
@@ -159,8 +161,11 @@ func (n *Node) meet(ctx context.Context, s Server) error {
 // teach takes a server in without a vote and waits until it has all that was decided
 // before. If it does not get there, it is out again.
 func (n *Node) teach(ctx context.Context, s Server) error {
-	future := n.raft.AddNonvoter(raft.ServerID(s.ID), raft.ServerAddress(s.Address), 0, changeTimeout)
-	if err := wait(ctx, future); err != nil {
+	var future raft.IndexFuture
+	if err := n.calls.wait(ctx, func() raft.Future {
+		future = n.raft.AddNonvoter(raft.ServerID(s.ID), raft.ServerAddress(s.Address), 0, changeTimeout)
+		return future
+	}); err != nil {
 		return translate(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
@@ -200,7 +205,7 @@ func (n *Node) Remove(ctx context.Context, id string, force bool) error {
 			return err
 		}
 	}
-	return translate(wait(ctx, n.raft.RemoveServer(raft.ServerID(id), 0, changeTimeout)))
+	return translate(n.calls.wait(ctx, func() raft.Future { return n.raft.RemoveServer(raft.ServerID(id), 0, changeTimeout) }))
 }
 
 // checkRest refuses a rest of the group of which no majority answers.
@@ -258,7 +263,7 @@ func (n *Node) Transfer(ctx context.Context, id string) error {
 // which is short for one that has just joined.
 func (n *Node) transfer(ctx context.Context, try func() raft.Future) (err error) {
 	for range 5 {
-		err = translate(wait(ctx, try()))
+		err = translate(n.calls.wait(ctx, try))
 		if err == nil || errors.Is(err, ErrNotLeader) || ctx.Err() != nil {
 			return err
 		}

@@ -143,6 +143,7 @@ type Node struct {
 	transport *raft.NetworkTransport
 	layer     *layer
 	reads     reads
+	calls     *calls
 	removed   atomic.Bool    // see Removed
 	outside   outside        // behind it
 	done      sync.WaitGroup // of compact and wonder
@@ -161,7 +162,7 @@ func Open(c Config) (node *Node, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), end: make(chan struct{}), outside: outside{refused: map[string]bool{}}}
+	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), calls: newCalls(), end: make(chan struct{}), outside: outside{refused: map[string]bool{}}}
 	defer func() {
 		if err != nil {
 			_ = n.release() // the first error counts
@@ -243,9 +244,11 @@ func (n *Node) compact() {
 // Close leaves the group for now: the node stays a member and may come back. What
 // was acknowledged is on disk.
 func (n *Node) Close() error {
+	n.calls.settle()
 	stopped := n.raft.Shutdown()
 	// Raft waits for its calls to others, which end with their connections.
 	err := errors.Join(n.transport.Close(), n.layer.Close(), stopped.Error())
+	n.calls.abandon()
 	n.reads.close()
 	close(n.end)
 	n.done.Wait()
@@ -287,8 +290,11 @@ func (n *Node) Propose(ctx context.Context, e fsm.Entry) (fsm.Result, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline)
 	}
-	future := n.raft.Apply(raw, max(timeout, time.Millisecond))
-	if err := wait(ctx, future); err != nil {
+	var future raft.ApplyFuture
+	if err := n.calls.wait(ctx, func() raft.Future {
+		future = n.raft.Apply(raw, max(timeout, time.Millisecond))
+		return future
+	}); err != nil {
 		return fsm.Result{}, translate(err)
 	}
 	outcome, ok := future.Response().(fsm.Result)
@@ -350,18 +356,6 @@ func (n *Node) Snapshot() error {
 		return nil
 	}
 	return err
-}
-
-// wait waits for a future, but not longer than ctx.
-func wait(ctx context.Context, future raft.Future) error {
-	done := make(chan error, 1) // room for the answer after ctx has ended
-	go func() { done <- future.Error() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUncertain, ctx.Err())
-	}
 }
 
 // translate says raft's errors in this package's words.

@@ -18,7 +18,7 @@ import (
 // for a sign of life would be cheaper, but a process that was stopped for a while finds
 // answers from before in its buffers, and takes them for new ones.
 func (n *Node) Read(ctx context.Context) (*fsm.State, error) {
-	t := n.reads.join(n.raft)
+	t := n.reads.join(n.barrier)
 	select {
 	case <-t.done:
 	case <-ctx.Done():
@@ -28,6 +28,12 @@ func (n *Node) Read(ctx context.Context) (*fsm.State, error) {
 		return nil, translate(t.err)
 	}
 	return n.machine.view(), n.Err()
+}
+
+// barrier puts an empty entry into the log; it has an answer when the leadership ends, at
+// the latest.
+func (n *Node) barrier() error {
+	return n.calls.wait(context.Background(), func() raft.Future { return n.raft.Barrier(changeTimeout) })
 }
 
 // reads gathers those who read at the same time behind one entry. Who comes while an
@@ -46,7 +52,7 @@ type turn struct {
 	err  error // once done is closed
 }
 
-func (r *reads) join(log *raft.Raft) *turn {
+func (r *reads) join(barrier func() error) *turn {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -59,13 +65,13 @@ func (r *reads) join(log *raft.Raft) *turn {
 	}
 	if !r.running {
 		r.running = true
-		r.done.Go(func() { r.run(log) })
+		r.done.Go(func() { r.run(barrier) })
 	}
 	return r.next
 }
 
 // run proposes entries until nobody waits for one.
-func (r *reads) run(log *raft.Raft) {
+func (r *reads) run(barrier func() error) {
 	for {
 		r.mu.Lock()
 		t := r.next
@@ -76,7 +82,7 @@ func (r *reads) run(log *raft.Raft) {
 		if t == nil {
 			return
 		}
-		t.err = log.Barrier(changeTimeout).Error() // it ends with the leadership, at the latest
+		t.err = barrier()
 		close(t.done)
 	}
 }
