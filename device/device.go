@@ -66,15 +66,6 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
-// Buf is a stretch of a device's memory.
-type Buf interface {
-	// Bytes is the length of the stretch.
-	Bytes() int64
-	// Slice is a view of n bytes from off. It shares memory with its parent and is
-	// never freed by itself. It panics when the range leaves the parent.
-	Slice(off, n int64) Buf
-}
-
 // Forms says which products a packed weight will be used for.
 type Forms uint8
 

@@ -1,24 +1,25 @@
 package device
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 )
 
-// span is a buffer that only knows where it is.
+// sized is memory that only knows its length.
+type sized int64
+
+func (n sized) Bytes() int64 { return int64(n) }
+
+// span is where a view is.
 type span struct{ off, n int64 }
 
-func (s span) Bytes() int64 { return s.n }
-func (s span) Slice(off, n int64) Buf {
-	if off < 0 || n < 0 || off+n > s.n {
-		panic(fmt.Sprintf("span: [%d, %d) of %d", off, off+n, s.n))
-	}
-	return span{s.off + off, n}
+func where(b Buf) span {
+	_, off := b.Memory()
+	return span{off, b.Bytes()}
 }
 
 func TestViewsCoverTheirElementsAndNoMore(t *testing.T) {
-	x := Make(span{0, 4 * 6 * 10}, F32, 6, 10)
+	x := Make(Whole(sized(4*6*10)), F32, 6, 10)
 	for _, c := range []struct {
 		name string
 		view Tensor
@@ -32,7 +33,7 @@ func TestViewsCoverTheirElementsAndNoMore(t *testing.T) {
 		{"the last element", x.RowRange(5, 6).ColRange(9, 10), span{4 * 59, 4}, 1, 1},
 		{"no rows", x.RowRange(6, 6), span{0, 0}, 0, 10},
 	} {
-		if got := c.view.Buf.(span); got != c.want || c.view.Rows != c.rows || c.view.Cols != c.cols || c.view.Ld != 10 {
+		if got := where(c.view.Buf); got != c.want || c.view.Rows != c.rows || c.view.Cols != c.cols || c.view.Ld != 10 {
 			t.Errorf("%s: %v at %+v, want %+v", c.name, c.view, got, c.want)
 		}
 	}
@@ -50,16 +51,26 @@ func expectPanic(t *testing.T, want string, f func()) {
 }
 
 func TestViewsOutsideOfATensorPanic(t *testing.T) {
-	x := Make(span{0, 400}, F32, 10, 10)
+	x := Make(Whole(sized(400)), F32, 10, 10)
 	expectPanic(t, "rows [4, 11) of 10", func() { x.RowRange(4, 11) })
 	expectPanic(t, "columns [-1, 2) of 10", func() { x.ColRange(-1, 2) })
 	expectPanic(t, "[10, 10] f64 needs 800 bytes, the buffer has 400", func() { Make(x.Buf, F64, 10, 10) })
 }
 
+func TestASliceThatLeavesItsBufferPanics(t *testing.T) {
+	b := Whole(sized(64)).Slice(32, 32)
+	for _, c := range [][2]int64{{-1, 4}, {0, 33}, {30, 8}, {4, -1}} {
+		expectPanic(t, "of a buffer of 32", func() { b.Slice(c[0], c[1]) })
+	}
+	if got := where(b.Slice(32, 0)); got != (span{64, 0}) {
+		t.Errorf("an empty slice at the end is %+v", got)
+	}
+}
+
 func TestChecksNameOperationOperandAndBothShapes(t *testing.T) {
-	x, y := Make(span{0, 400}, F32, 10, 10), Make(span{0, 400}, BF16, 20, 10)
+	x, y := Make(Whole(sized(400)), F32, 10, 10), Make(Whole(sized(400)), BF16, 20, 10)
 	expectPanic(t, "device: Add: a is bf16[20, 10; ld 10], want [10, 10]", func() { CheckAdd(x, y, x) })
-	expectPanic(t, "device: SqNorm: x is f32[10, 10; ld 10], want [1, 10]", func() { CheckSqNorm(Make(span{0, 8}, F64, 1, 1), x) })
+	expectPanic(t, "device: SqNorm: x is f32[10, 10; ld 10], want [1, 10]", func() { CheckSqNorm(Make(Whole(sized(8)), F64, 1, 1), x) })
 	expectPanic(t, "device: GLU: gateUp is missing, want [10, 20]", func() { CheckGLU(x, Tensor{}, SiLU) })
 	wide := x
 	wide.Rows, wide.Ld = 4, 40
@@ -67,7 +78,7 @@ func TestChecksNameOperationOperandAndBothShapes(t *testing.T) {
 }
 
 func TestCheckedDocumentsCoverEveryRow(t *testing.T) {
-	q, cu := Make(span{0, 160}, F32, 10, 4), func(n int) Tensor { return Make(span{0, int64(4 * n)}, I32, 1, n) }
+	q, cu := Make(Whole(sized(160)), F32, 10, 4), func(n int) Tensor { return Make(Whole(sized(int64(4*n))), I32, 1, n) }
 	a := AttnShape{Heads: 1, KVHeads: 1, HeadDim: 4}
 	for _, c := range []struct {
 		host []int32

@@ -51,7 +51,7 @@ func Make(b Buf, dt DType, rows, cols int) Tensor {
 }
 
 // IsZero tells whether t is the zero Tensor, "none".
-func (t Tensor) IsZero() bool { return t.Buf == nil }
+func (t Tensor) IsZero() bool { return t.Buf.IsZero() }
 
 // RowRange is rows [lo, hi) of t.
 func (t Tensor) RowRange(lo, hi int) Tensor {

@@ -16,32 +16,19 @@ type allocation struct {
 	freed bool
 }
 
-// buf is a view of an allocation.
-type buf struct {
-	*allocation
-	bytes []byte
-	whole bool // what Alloc returned, not a slice
-}
-
-func (b *buf) Bytes() int64 { return int64(len(b.bytes)) }
-
-func (b *buf) Slice(off, n int64) device.Buf {
-	if off < 0 || n < 0 || off+n > int64(len(b.bytes)) {
-		panic(fmt.Sprintf("cpu: bytes [%d, %d) of a buffer of %d", off, off+n, len(b.bytes)))
-	}
-	return &buf{allocation: b.allocation, bytes: b.bytes[off : off+n : off+n]}
-}
+// Bytes implements [device.Memory].
+func (a *allocation) Bytes() int64 { return int64(len(a.mem.used)) }
 
 // Alloc returns zeroed memory outside of the Go heap.
 func (d *Device) Alloc(bytes int64, k device.Kind) (device.Buf, error) {
 	if bytes < 0 || bytes > 1<<46 {
-		return nil, fmt.Errorf("cpu: %d bytes of %v memory is not a size", bytes, k)
+		return device.Buf{}, fmt.Errorf("cpu: %d bytes of %v memory is not a size", bytes, k)
 	}
 	a, err := d.allocate(bytes, k)
 	if err != nil {
-		return nil, err
+		return device.Buf{}, err
 	}
-	return &buf{allocation: a, bytes: a.mem.used, whole: true}, nil
+	return device.Whole(a), nil
 }
 
 func (d *Device) allocate(bytes int64, k device.Kind) (*allocation, error) {
@@ -71,11 +58,11 @@ func (d *Device) allocate(bytes int64, k device.Kind) (*allocation, error) {
 
 // Free gives b back to the system.
 func (d *Device) Free(b device.Buf) {
-	own := d.own(b)
-	if !own.whole {
+	a, off := d.own(b)
+	if off != 0 || b.Bytes() != a.Bytes() {
 		panic("cpu: Free of a slice")
 	}
-	d.release(own.allocation)
+	d.release(a)
 }
 
 func (d *Device) release(a *allocation) {
@@ -87,27 +74,32 @@ func (d *Device) release(a *allocation) {
 	a.mem.unmap()
 }
 
-// own is b if it is this device's and alive.
-func (d *Device) own(b device.Buf) *buf {
-	c, ok := b.(*buf)
-	if !ok || c == nil || c.dev != d {
-		panic(fmt.Sprintf("cpu: a buffer of another device (%T)", b))
+// own is the allocation of b, and where in it b begins, if it is this device's and alive.
+func (d *Device) own(b device.Buf) (*allocation, int64) {
+	m, off := b.Memory()
+	a, ok := m.(*allocation)
+	if !ok || a.dev != d {
+		panic(fmt.Sprintf("cpu: a buffer of another device (%T)", m))
 	}
-	if c.freed {
-		panic(fmt.Sprintf("cpu: use of a freed buffer of %d bytes", len(c.bytes)))
+	if a.freed {
+		panic(fmt.Sprintf("cpu: use of a freed buffer of %d bytes", b.Bytes()))
 	}
-	return c
+	return a, off
 }
 
 // Host is the memory behind b.
-func (d *Device) Host(b device.Buf) []byte { return d.own(b).bytes }
+func (d *Device) Host(b device.Buf) []byte {
+	a, off := d.own(b)
+	return a.mem.used[off : off+b.Bytes() : off+b.Bytes()]
+}
 
 // ptr is t's first element, nil for none.
 func (d *Device) ptr(t device.Tensor) unsafe.Pointer {
 	if t.IsZero() {
 		return nil
 	}
-	return unsafe.Pointer(unsafe.SliceData(d.own(t.Buf).bytes))
+	a, off := d.own(t.Buf)
+	return unsafe.Add(unsafe.Pointer(unsafe.SliceData(a.mem.used)), off)
 }
 
 func (d *Device) matrix(t device.Tensor) kernel.Matrix {
@@ -116,17 +108,13 @@ func (d *Device) matrix(t device.Tensor) kernel.Matrix {
 
 // workspace is the memory of ws, which has at least need bytes.
 func (d *Device) workspace(op string, ws device.Buf, need int64) []byte {
-	if need == 0 && ws == nil {
+	if need == 0 && ws.IsZero() {
 		return nil
 	}
-	if ws == nil || ws.Bytes() < need {
-		have := int64(0)
-		if ws != nil {
-			have = ws.Bytes()
-		}
-		panic(fmt.Sprintf("cpu: %s needs %d bytes of workspace, was given %d", op, need, have))
+	if ws.Bytes() < need {
+		panic(fmt.Sprintf("cpu: %s needs %d bytes of workspace, was given %d", op, need, ws.Bytes()))
 	}
-	return d.own(ws).bytes
+	return d.Host(ws)
 }
 
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -215,7 +215,7 @@ func (s *stream) end() {
 // Upload copies host memory in.
 func (d *Device) Upload(s device.Stream, dst device.Buf, host []byte) {
 	device.CheckCopy("Upload", dst.Bytes(), int64(len(host)))
-	to := d.own(dst).bytes
+	to := d.Host(dst)
 	if d.stream(s).failed() == nil {
 		copy(to, host)
 	}
@@ -224,7 +224,7 @@ func (d *Device) Upload(s device.Stream, dst device.Buf, host []byte) {
 // Download copies out.
 func (d *Device) Download(s device.Stream, host []byte, src device.Buf) {
 	device.CheckCopy("Download", int64(len(host)), src.Bytes())
-	from := d.own(src).bytes
+	from := d.Host(src)
 	if d.stream(s).failed() == nil {
 		copy(host, from)
 	}
@@ -233,7 +233,7 @@ func (d *Device) Download(s device.Stream, host []byte, src device.Buf) {
 // Copy moves bytes within the device.
 func (d *Device) Copy(s device.Stream, dst, src device.Buf) {
 	device.CheckCopy("Copy", dst.Bytes(), src.Bytes())
-	to, from := d.own(dst).bytes, d.own(src).bytes
+	to, from := d.Host(dst), d.Host(src)
 	if d.stream(s).failed() == nil {
 		copy(to, from)
 	}

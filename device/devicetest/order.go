@@ -157,18 +157,20 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 		{"Add with another type", func() { d.Add(r.s, x, x, half) }},
 		{"Add with nothing", func() { d.Add(r.s, x, x, device.Tensor{}) }},
 		{"Add past the end", func() { p := x; p.Rows = 5; d.Add(r.s, p, p, p) }},
-		{"Linear of another type", func() { d.Linear(r.s, x, half, w, device.Epilogue{}, nil) }},
-		{"LinearDX without its form", func() { d.LinearDX(r.s, x, x, w, device.Epilogue{}, nil) }},
-		{"LinearDW into BF16", func() { d.LinearDW(r.s, half, device.Tensor{}, x, x, 4, nil) }},
-		{"LinearDW of part of a sequence", func() { d.LinearDW(r.s, r.in(f, newMat(8, 8)), device.Tensor{}, x, x, 3, nil) }},
+		{"Linear of another type", func() { d.Linear(r.s, x, half, w, device.Epilogue{}, device.Buf{}) }},
+		{"LinearDX without its form", func() { d.LinearDX(r.s, x, x, w, device.Epilogue{}, device.Buf{}) }},
+		{"LinearDW into BF16", func() { d.LinearDW(r.s, half, device.Tensor{}, x, x, 4, device.Buf{}) }},
+		{"LinearDW of part of a sequence", func() { d.LinearDW(r.s, r.in(f, newMat(8, 8)), device.Tensor{}, x, x, 3, device.Buf{}) }},
 		{"Pack past the end", func() { d.Pack(r.s, w, x, 5) }},
 		{"RMSNorm with a wide weight", func() { d.RMSNorm(r.s, x, device.Tensor{}, x, wide, 1e-5) }},
 		{"RMSNormGrad without workspace", func() {
-			d.RMSNormGrad(r.s, x, flat, x, x, r.column(newMat(4, 1)), flat, device.Tensor{}, 4, nil)
+			d.RMSNormGrad(r.s, x, flat, x, x, r.column(newMat(4, 1)), flat, device.Tensor{}, 4, device.Buf{})
 		}},
 		{"Rope of half a head", func() { d.Rope(r.s, x, x, r.in(f, newMat(4, 5)), ids, 5, false) }},
 		{"GLU of a narrow input", func() { d.GLU(r.s, x, x, device.SiLU) }},
-		{"Attention without all rows", func() { d.Attention(r.s, x, device.Tensor{}, x, x.ColRange(0, 4), x.ColRange(0, 4), docs, a, nil) }},
+		{"Attention without all rows", func() {
+			d.Attention(r.s, x, device.Tensor{}, x, x.ColRange(0, 4), x.ColRange(0, 4), docs, a, device.Buf{})
+		}},
 		{"Embed of I32", func() { d.Embed(r.s, x, device.Tensor{Buf: x.Buf, DT: device.I32, Rows: 4, Cols: 8, Ld: 8}, ids) }},
 		{"SqNorm of BF16", func() { d.SqNorm(r.s, r.in(device.F64, newMat(1, 1)), half) }},
 		{"Upload of too little", func() { d.Upload(r.s, x.Buf, make([]byte, 5)) }},

@@ -122,7 +122,7 @@ func plainMisuse(r *rig) []misuse {
 		{"LayerNorm without a bias", func() { d.LayerNorm(r.s, wide, device.Tensor{}, x, flat, device.Tensor{}, 1e-5) }},
 		{"LayerNorm with half its stats", func() { d.LayerNorm(r.s, r.out(f, 4, 8), r.column(newMat(4, 1)), x, flat, flat, 1e-5) }},
 		{"LayerNormGrad without workspace", func() {
-			d.LayerNormGrad(r.s, x, flat, r.out(f, 1, 8), x, x, r.make(f, 4, 2, 2, nil), flat, device.Tensor{}, 4, nil)
+			d.LayerNormGrad(r.s, x, flat, r.out(f, 1, 8), x, x, r.make(f, 4, 2, 2, nil), flat, device.Tensor{}, 4, device.Buf{})
 		}},
 		{"Activate with a gated function", func() { d.Activate(r.s, r.out(f, 4, 8), x, device.SiLU) }},
 		{"ActivateGrad of another type", func() { d.ActivateGrad(r.s, x, half, x, device.GELU) }},

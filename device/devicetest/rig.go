@@ -225,7 +225,7 @@ func (r *rig) workspace(op device.Op, sh device.Shape) device.Buf {
 	r.t.Helper()
 	n := r.d.Need(op, sh)
 	if n == 0 {
-		return nil
+		return device.Buf{}
 	}
 	b := r.alloc(n)
 	r.d.Upload(r.s, b, bytes.Repeat([]byte{r.fill}, int(n)))

@@ -44,8 +44,8 @@ type handle uint64
 
 // memory is what a handle stands for.
 type memory struct {
-	buf    device.Buf    // of the hidden device, one of the two
-	weight device.Weight // is nil
+	buf    device.Buf    // of the hidden device: this,
+	weight device.Weight // or this
 	queued int           // operations that use it and have not run
 }
 
@@ -90,30 +90,23 @@ func (d *Device) Close() error {
 	return d.inner.Close()
 }
 
-// buf is a range of the memory behind a handle.
-type buf struct {
-	dev    *Device
-	h      handle
-	off, n int64
-	whole  bool
+// stretch is an allocation as the caller knows it.
+type stretch struct {
+	dev *Device
+	h   handle
+	n   int64
 }
 
-func (b *buf) Bytes() int64 { return b.n }
-
-func (b *buf) Slice(off, n int64) device.Buf {
-	if off < 0 || n < 0 || off+n > b.n {
-		panic(fmt.Sprintf("opaque: bytes [%d, %d) of a buffer of %d", off, off+n, b.n))
-	}
-	return &buf{dev: b.dev, h: b.h, off: b.off + off, n: n}
-}
+// Bytes implements [device.Memory].
+func (m *stretch) Bytes() int64 { return m.n }
 
 // Alloc returns a handle to zeroed memory.
 func (d *Device) Alloc(bytes int64, k device.Kind) (device.Buf, error) {
 	inner, err := d.inner.Alloc(bytes, k)
 	if err != nil {
-		return nil, err
+		return device.Buf{}, err
 	}
-	return &buf{dev: d, h: d.keep(&memory{buf: inner}), n: bytes, whole: true}, nil
+	return device.Whole(&stretch{dev: d, h: d.keep(&memory{buf: inner}), n: bytes}), nil
 }
 
 func (d *Device) keep(m *memory) handle {
@@ -126,8 +119,8 @@ func (d *Device) keep(m *memory) handle {
 
 // Free gives memory back. Nothing that is queued may use it.
 func (d *Device) Free(b device.Buf) {
-	own := d.own(b)
-	if !own.whole {
+	own, off := d.own(b)
+	if off != 0 || b.Bytes() != own.n {
 		panic("opaque: Free of a slice")
 	}
 	d.inner.Free(d.drop(own.h).buf)
@@ -154,12 +147,13 @@ func (d *Device) lookup(h handle) *memory {
 	return m
 }
 
-func (d *Device) own(b device.Buf) *buf {
-	own, ok := b.(*buf)
-	if !ok || own == nil || own.dev != d {
-		panic(fmt.Sprintf("opaque: a buffer of another device (%T)", b))
+func (d *Device) own(b device.Buf) (*stretch, int64) {
+	m, off := b.Memory()
+	own, ok := m.(*stretch)
+	if !ok || own.dev != d {
+		panic(fmt.Sprintf("opaque: a buffer of another device (%T)", m))
 	}
-	return own
+	return own, off
 }
 
 // weight is a handle to a packed weight.

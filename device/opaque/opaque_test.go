@@ -100,7 +100,7 @@ func TestWritingToADownloadsMemoryTooEarlyIsFound(t *testing.T) {
 
 func attend(d *Device, s device.Stream, b device.Buf, docs device.Docs) {
 	x := device.Make(b, device.F32, 4, 2)
-	d.Attention(s, x, device.Tensor{}, x, x, x, docs, device.AttnShape{Heads: 1, KVHeads: 1, HeadDim: 2, Scale: 1}, nil)
+	d.Attention(s, x, device.Tensor{}, x, x, x, docs, device.AttnShape{Heads: 1, KVHeads: 1, HeadDim: 2, Scale: 1}, device.Buf{})
 }
 
 func TestChangingDocumentsTooEarlyIsFound(t *testing.T) {

@@ -152,28 +152,21 @@ func (c *call) use(h handle) *memory {
 	return m
 }
 
-// buf is the hidden buffer behind b, nil for nil.
+// buf is the hidden buffer behind b, none for none.
 func (c *call) buf(b device.Buf) device.Buf {
-	if b == nil {
-		return nil
+	if b.IsZero() {
+		return b
 	}
-	own := c.d.own(b)
-	return c.use(own.h).buf.Slice(own.off, own.n)
+	own, off := c.d.own(b)
+	return c.use(own.h).buf.Slice(off, b.Bytes())
 }
 
 // workspace is the hidden buffer behind ws, which has at least need bytes.
 func (c *call) workspace(ws device.Buf, need int64) device.Buf {
-	if have := bytesOf(ws); have < need {
+	if have := ws.Bytes(); have < need {
 		panic(fmt.Sprintf("opaque: %d bytes of workspace are needed, %d were given", need, have))
 	}
 	return c.buf(ws)
-}
-
-func bytesOf(b device.Buf) int64 {
-	if b == nil {
-		return 0
-	}
-	return b.Bytes()
 }
 
 func (c *call) tensor(t device.Tensor) device.Tensor {
