@@ -53,7 +53,10 @@ func decodeVote(b []byte, norms []float64) (Vote, error) {
 }
 
 // Vote sends the votes of all hosted ranks and waits for the decision of their step. On
-// rank 0's worker it waits for all votes, decides, and sends the decision round.
+// rank 0's worker it waits for all votes, decides, and sends the decision round. A vote
+// before everything is here that it vouches for is refused. Vote may be called again
+// when its context has ended; and it returns a decision that is known, or that all votes
+// allow, although the link has broken since.
 func (l *Link) Vote(ctx context.Context, votes []Vote) (Decision, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,6 +67,31 @@ func (l *Link) Vote(ctx context.Context, votes []Vote) (Decision, error) {
 		if int(v.Rank) >= len(l.hosted) || v.Rank < 0 || !l.hosted[v.Rank] || v.Step != l.step {
 			return Decision{}, fmt.Errorf("ring: a vote of rank %d in step %d, while step %d is under way", v.Rank, v.Step, l.step)
 		}
+	}
+	if !l.cast {
+		if err := l.castLocked(votes); err != nil {
+			return Decision{}, err
+		}
+	}
+	if l.c.Worker == 0 && l.decision == nil {
+		return l.decideLocked(ctx)
+	}
+	if err := l.waitLocked(ctx, kindVote, func() bool { return l.decision != nil }); err != nil {
+		return Decision{}, err
+	}
+	return *l.decision, nil
+}
+
+// castLocked sends the votes, or on rank 0's worker counts them.
+func (l *Link) castLocked(votes []Vote) error {
+	if l.err != nil {
+		return l.err
+	}
+	if why := l.unready(); why != "" {
+		return fmt.Errorf("ring: a vote on step %d before %s", l.step, why)
+	}
+	l.cast = true
+	for _, v := range votes {
 		if l.c.Worker == 0 {
 			l.votes[v.Rank] = v
 			l.votes[v.Rank].SqNorms = slices.Clone(v.SqNorms)
@@ -73,13 +101,19 @@ func (l *Link) Vote(ctx context.Context, votes []Vote) (Decision, error) {
 		h := header{Kind: kindVote, Step: v.Step, Piece: uint16(v.Rank), From: uint16(l.c.Worker)}
 		l.sendLocked(item{header: h, payload: appendVote(nil, v)})
 	}
-	if l.c.Worker == 0 {
-		return l.decideLocked(ctx)
+	return nil
+}
+
+// Decided is the last decision that this worker knows. It is known from the moment at
+// which it is here or made here, although Vote may not have returned, and stays known
+// when the link has broken.
+func (l *Link) Decided() (Decision, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.decided == nil {
+		return Decision{}, false
 	}
-	if err := l.waitLocked(ctx, kindVote, func() bool { return l.decision != nil }); err != nil {
-		return Decision{}, err
-	}
-	return *l.decision, nil
+	return *l.decided, true
 }
 
 // decideLocked waits for the votes of all ranks and decides.
@@ -96,7 +130,7 @@ func (l *Link) decideLocked(ctx context.Context) (Decision, error) {
 	if err != nil {
 		return Decision{}, fmt.Errorf("ring: %w", err)
 	}
-	l.decision = &d
+	l.decision, l.decided = &d, &d
 	l.sendLocked(item{header: header{Kind: kindDecision, Step: d.Step}, payload: AppendDecision(nil, d)})
 	l.changed.Broadcast()
 	return d, nil
@@ -152,7 +186,7 @@ func (r *receiver) decision(h *header) error {
 	if l.next != 0 {
 		l.sendLocked(item{header: *h, payload: b, summed: true})
 	}
-	l.decision = &d
+	l.decision, l.decided = &d, &d
 	l.changed.Broadcast()
 	return nil
 }

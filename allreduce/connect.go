@@ -53,16 +53,27 @@ func (c *LinkConfig) validate() error {
 		return fmt.Errorf("worker %d of %d", c.Worker, workers)
 	case c.Memory == nil || c.Memory.ElemBytes() != 2 && c.Memory.ElemBytes() != 4:
 		return errors.New("gathered elements must have two bytes or four")
+	case c.Mirror && c.GatherFirst:
+		return errors.New("mirrors, where all workers gather what a mirror would hold")
+	case c.GatherFirst && c.Memory.ElemBytes() != 4:
+		return fmt.Errorf("reduced gradients are gathered in fp32, not in %d bytes", c.Memory.ElemBytes())
 	case c.Wire > WireBF16:
 		return fmt.Errorf("wire type %d", c.Wire)
 	case c.ChunkBytes < 4 || c.ChunkBytes%4 != 0 || c.ChunkBytes > chunkBytesMax:
 		return fmt.Errorf("frames of %d bytes: a multiple of 4, at most %d", c.ChunkBytes, chunkBytesMax)
 	case c.Worker == 0 && c.Decide == nil:
 		return errors.New("rank 0's worker must be able to decide")
+	case c.Mirror && !implements[MirrorMemory](c.Memory):
+		return errors.New("the memory of a worker that mirrors the one before it has no place for that")
 	case c.Silence < silenceMin:
 		return fmt.Errorf("a silence of %v: a busy neighbour needs %v at least", c.Silence, silenceMin)
 	}
 	return nil
+}
+
+func implements[T any](x any) bool {
+	_, ok := x.(T)
+	return ok
 }
 
 // Connect dials the next worker, retrying until ctx ends, and takes the connection of
@@ -101,12 +112,12 @@ func newLink(c LinkConfig) *Link {
 		c: c, wireBytes: 4, elemBytes: int64(c.Memory.ElemBytes()),
 		prev: (c.Worker + workers - 1) % workers, next: (c.Worker + 1) % workers,
 		kick: make(chan struct{}, 1), done: make(chan struct{}), broken: make(chan struct{}), finish: make(chan struct{}), verdict: make(chan struct{}),
-		gatherStep: -1, exchanges: map[int64]*exchange{}, messages: map[uint64]*blob{},
+		gatherStep: -1, exchanges: map[int64]*exchange{}, messages: map[uint64]*blob{}, states: map[statePlace]*stateIn{},
 	}
 	if c.Wire == WireBF16 {
 		l.wireBytes = 2
 	}
-	l.chunkElems = int64(c.ChunkBytes) / l.wireBytes
+	l.chunkElems, l.fullElems = int64(c.ChunkBytes)/l.wireBytes, int64(c.ChunkBytes)/4
 	l.changed, l.work = sync.NewCond(&l.mu), sync.NewCond(&l.mu)
 	l.newEngine()
 	worldSize := c.Table.WorldSize()
@@ -118,6 +129,7 @@ func newLink(c LinkConfig) *Link {
 	for range c.Table.Buckets() {
 		l.gatherAt = append(l.gatherAt, make([]int64, worldSize))
 	}
+	l.newMirror()
 	l.votes = make([]Vote, worldSize)
 	for i := range l.rows {
 		l.rows[i] = rowSet{step: -1, ranks: make([]rankRows, worldSize)}
@@ -129,7 +141,7 @@ func newLink(c LinkConfig) *Link {
 func (l *Link) greeting(from, to int) hello {
 	return hello{
 		Key: l.c.Key, From: from, To: to, Workers: l.c.Placement.Workers(), WorldSize: l.c.Table.WorldSize(),
-		Wire: l.c.Wire, ElemBytes: int(l.elemBytes), Chunk: int(l.chunkElems), FromName: l.name(from), ToName: l.name(to),
+		Wire: l.c.Wire, ElemBytes: int(l.elemBytes), Mirror: l.c.Mirror, GatherFirst: l.c.GatherFirst, Chunk: int(l.chunkElems), FromName: l.name(from), ToName: l.name(to),
 	}
 }
 

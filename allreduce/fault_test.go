@@ -288,6 +288,8 @@ func TestWrongGreetingsAreRefusedByName(t *testing.T) {
 		{"another class", "numeric class avx512-1, the job runs in generic-1", func(c *LinkConfig) { c.Key.Class = "avx512-1" }},
 		{"another cut", "frames of 256 elements", func(c *LinkConfig) { c.ChunkBytes = 1024 }},
 		{"another wire", "wire type 1", func(c *LinkConfig) { c.Wire = WireBF16 }},
+		{"mirrors on one side", "mirrors: true", func(c *LinkConfig) { c.Mirror = true }},
+		{"another order of the step", "gather before the vote: true", func(c *LinkConfig) { c.GatherFirst = true }},
 		{"another name", "(w9)", func(c *LinkConfig) { c.Names = []string{"w0", "w9"} }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -356,7 +358,7 @@ func TestStrangersDoNoHarm(t *testing.T) {
 	workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1})
 	addr := workers[1].listener.Addr()
 	h := hello{Key: Key{Job: "another", Generation: 9}, FromName: "x"}
-	noise := [][]byte{[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), {0}, {}, bytes.Repeat([]byte{0xFF}, 5000), []byte("SKNR\x01\x00\xFF\xFF"),
+	noise := [][]byte{[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), {0}, {}, bytes.Repeat([]byte{0xFF}, 5000), []byte("SKNR\x02\x00\xFF\xFF"),
 		[]byte("SKNR\x07\x00\x00\x01"), h.append(nil), h.append(nil)[:20]}
 	var open []net.Conn
 	for i := range 3 * pendingMax {
@@ -424,6 +426,9 @@ func TestConfigurationsThatCannotBeAreRefused(t *testing.T) {
 		"large chunk":  func(c *LinkConfig) { c.ChunkBytes = 1 << 30 },
 		"long name":    func(c *LinkConfig) { c.Key.Job = strings.Repeat("j", 300) },
 		"unknown wire": func(c *LinkConfig) { c.Wire = 9 },
+		"no mirror":    func(c *LinkConfig) { c.Mirror, c.Memory = true, struct{ LinkMemory }{c.Memory} },
+		"both":         func(c *LinkConfig) { c.Mirror, c.GatherFirst = true, true },
+		"gather half":  func(c *LinkConfig) { c.GatherFirst, c.Memory = true, halves{c.Memory} },
 	} {
 		c := workers[0].c
 		change(&c)
@@ -434,6 +439,11 @@ func TestConfigurationsThatCannotBeAreRefused(t *testing.T) {
 		cancel()
 	}
 }
+
+// halves is memory that gathers bfloat16.
+type halves struct{ LinkMemory }
+
+func (halves) ElemBytes() int { return 2 }
 
 func FuzzDecodeHeader(f *testing.F) {
 	for k := range kindEnd {
@@ -506,7 +516,7 @@ func FuzzDecodeVote(f *testing.F) {
 
 // TestTheHandshakeReadsBack makes sure that the seeds above say something.
 func TestTheHandshakeReadsBack(t *testing.T) {
-	h := hello{Key: Key{"job-1", 3, "5bec", "generic-1"}, From: 1, To: 2, Workers: 3, WorldSize: 8, Wire: WireBF16, ElemBytes: 2, Chunk: 100, FromName: "a", ToName: "b"}
+	h := hello{Key: Key{"job-1", 3, "5bec", "generic-1"}, From: 1, To: 2, Workers: 3, WorldSize: 8, Wire: WireBF16, ElemBytes: 2, Mirror: true, Chunk: 100, FromName: "a", ToName: "b"}
 	got, err := readHello(bytes.NewReader(h.append(nil)))
 	if err != nil || got != h {
 		t.Errorf("%+v, %v", got, err)
@@ -515,7 +525,7 @@ func TestTheHandshakeReadsBack(t *testing.T) {
 	if err != nil || a != (answer{refusedJob, "why"}) {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if _, err := readHello(bytes.NewReader([]byte("SKNR\x02\x00\x00\x00"))); !errors.Is(err, errVersion) {
+	if _, err := readHello(bytes.NewReader([]byte("SKNR\x01\x00\x00\x00"))); !errors.Is(err, errVersion) {
 		t.Errorf("another version: %v", err)
 	}
 }

@@ -21,14 +21,18 @@ const (
 	kindDecision                 // the decision record
 	kindExchange                 // part of a worker's blob for all
 	kindPass                     // part of a message for the next worker
-	kindPing                     // nothing to say for a second
+	kindPing                     // nothing else to say
 	kindBye                      // the sender leaves
+	kindMirror                   // a stretch of a piece's reduced gradient, for its mirror
+	kindState                    // a stretch of a part of a piece's state, on its way to a worker
+	kindReceipt                  // so much state has arrived
 	kindEnd
 )
 
 var kindNames = [kindEnd]string{
 	kindReduce: "reduce", kindGather: "gather", kindRows: "rows", kindVote: "vote", kindDecision: "decision",
 	kindExchange: "exchange", kindPass: "message", kindPing: "ping", kindBye: "goodbye",
+	kindMirror: "mirror", kindState: "state", kindReceipt: "receipt",
 }
 
 func (k kind) String() string {
@@ -39,7 +43,7 @@ func (k kind) String() string {
 }
 
 const (
-	headerSize  = 48
+	headerSize  = 52
 	headerMagic = "SK"
 	// payloadMax bounds what a header may announce.
 	payloadMax = 16 << 20
@@ -51,17 +55,20 @@ const (
 // class belong to the connection.
 type header struct {
 	Kind   kind
+	Part   uint8  // of a piece's state: one of StateParts
 	Length uint32 // of the payload in bytes
 	// Step is the step; of a message the tag, of an exchange its number.
 	Step int64
-	// Lo and Hi are elements of the bucket (reduce, gather), or where in the whole the
-	// payload begins and how long the whole is, in bytes (rows, exchange, message).
+	// Lo and Hi are elements of the bucket (reduce, gather, mirror, state), or where in the
+	// whole the payload begins and how long the whole is, in bytes (rows, exchange,
+	// message). Hi is the bytes that have arrived (receipt).
 	Lo, Hi int64
 	// Bucket is the bucket; of rows the number of ids, of an exchange the CRC-32C of its
 	// name, of a goodbye the worker at fault plus one.
 	Bucket uint32
 	Piece  uint16 // the piece, or the rank (rows, vote)
 	From   uint16 // the worker that made the frame
+	To     uint16 // the worker that it is for (state, receipt)
 	Sum    uint32 // CRC-32C of the payload
 }
 
@@ -73,7 +80,7 @@ func (h *header) encode(b []byte) {
 	le := binary.LittleEndian
 	b = b[:headerSize]
 	copy(b, headerMagic)
-	b[2], b[3] = byte(h.Kind), 0
+	b[2], b[3] = byte(h.Kind), h.Part
 	le.PutUint32(b[4:], h.Length)
 	le.PutUint64(b[8:], uint64(h.Step))
 	le.PutUint64(b[16:], uint64(h.Lo))
@@ -81,8 +88,10 @@ func (h *header) encode(b []byte) {
 	le.PutUint32(b[32:], h.Bucket)
 	le.PutUint16(b[36:], h.Piece)
 	le.PutUint16(b[38:], h.From)
-	le.PutUint32(b[40:], h.Sum)
-	le.PutUint32(b[44:], crc32c.Sum(b[:44]))
+	le.PutUint16(b[40:], h.To)
+	le.PutUint16(b[42:], 0)
+	le.PutUint32(b[44:], h.Sum)
+	le.PutUint32(b[48:], crc32c.Sum(b[:48]))
 }
 
 // decode reads headerSize bytes. It knows nothing of the job: what a frame says may
@@ -92,14 +101,15 @@ func (h *header) decode(b []byte) error {
 	switch {
 	case len(b) != headerSize:
 		return fmt.Errorf("%w: a header of %d bytes", errHeader, len(b))
-	case string(b[:2]) != headerMagic || b[3] != 0:
+	case string(b[:2]) != headerMagic || b[42] != 0 || b[43] != 0:
 		return fmt.Errorf("%w: it begins with % x", errHeader, b[:4])
-	case le.Uint32(b[44:]) != crc32c.Sum(b[:44]):
+	case le.Uint32(b[48:]) != crc32c.Sum(b[:48]):
 		return fmt.Errorf("%w: the checksum of its header differs", errHeader)
 	}
 	*h = header{
-		Kind: kind(b[2]), Length: le.Uint32(b[4:]), Step: int64(le.Uint64(b[8:])), Lo: int64(le.Uint64(b[16:])), Hi: int64(le.Uint64(b[24:])),
-		Bucket: le.Uint32(b[32:]), Piece: le.Uint16(b[36:]), From: le.Uint16(b[38:]), Sum: le.Uint32(b[40:]),
+		Kind: kind(b[2]), Part: b[3], Length: le.Uint32(b[4:]), Step: int64(le.Uint64(b[8:])), Lo: int64(le.Uint64(b[16:])), Hi: int64(le.Uint64(b[24:])),
+		Bucket: le.Uint32(b[32:]), Piece: le.Uint16(b[36:]), From: le.Uint16(b[38:]),
+		To: le.Uint16(b[40:]), Sum: le.Uint32(b[44:]),
 	}
 	if why := h.impossible(); why != "" {
 		return fmt.Errorf("%w: %v: %s", errHeader, h, why)
@@ -118,9 +128,13 @@ func (h *header) impossible() string {
 		return "a step below zero"
 	case h.Lo < 0 || h.Hi < h.Lo:
 		return fmt.Sprintf("the range [%d, %d)", h.Lo, h.Hi)
+	case h.Part != 0 && h.Kind != kindState || h.Part >= StateParts:
+		return fmt.Sprintf("part %d", h.Part)
+	case h.To != 0 && h.Kind != kindState && h.Kind != kindReceipt:
+		return "it is for one worker"
 	}
 	switch h.Kind {
-	case kindReduce, kindGather:
+	case kindReduce, kindGather, kindMirror, kindState:
 		if h.Length == 0 || h.Hi == h.Lo {
 			return "it is empty"
 		}
@@ -131,7 +145,7 @@ func (h *header) impossible() string {
 		if h.Kind != kindRows && h.Hi > blobMax {
 			return fmt.Sprintf("%d bytes, more than %d", h.Hi, blobMax)
 		}
-	case kindPing, kindBye:
+	case kindPing, kindBye, kindReceipt:
 		if h.Length != 0 {
 			return "it has a payload"
 		}
@@ -146,8 +160,12 @@ func (h *header) impossible() string {
 // String names the frame for messages.
 func (h *header) String() string {
 	switch h.Kind {
-	case kindReduce, kindGather:
+	case kindReduce, kindGather, kindMirror:
 		return fmt.Sprintf("%v, step %d, bucket %d, piece %d", h.Kind, h.Step, h.Bucket, h.Piece)
+	case kindState:
+		return fmt.Sprintf("%v of worker %d for worker %d, step %d, bucket %d, piece %d, part %d", h.Kind, h.From, h.To, h.Step, h.Bucket, h.Piece, h.Part)
+	case kindReceipt:
+		return fmt.Sprintf("%v of worker %d for worker %d", h.Kind, h.From, h.To)
 	case kindRows, kindVote:
 		return fmt.Sprintf("%v, step %d, rank %d", h.Kind, h.Step, h.Piece)
 	case kindDecision:

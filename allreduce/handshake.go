@@ -10,7 +10,7 @@ import (
 )
 
 // ringVersion is the version of everything that two workers say to each other.
-const ringVersion = 1
+const ringVersion = 2
 
 const (
 	helloMagic  = "SKNR"
@@ -33,6 +33,26 @@ type hello struct {
 	Chunk     int // elements of a frame
 	FromName  string
 	ToName    string
+
+	Mirror, GatherFirst bool
+}
+
+// The bits of a greeting's byte of flags.
+const (
+	flagMirror = 1 << iota
+	flagGatherFirst
+	flagsEnd
+)
+
+// flags are what the steps of the generation have besides.
+func (h *hello) flags() (b byte) {
+	if h.Mirror {
+		b |= flagMirror
+	}
+	if h.GatherFirst {
+		b |= flagGatherFirst
+	}
+	return b
 }
 
 // verdict is what the next worker answers.
@@ -107,7 +127,7 @@ func (h *hello) append(b []byte) []byte {
 	for _, x := range []int{h.From, h.To, h.Workers, h.WorldSize} {
 		p = le.AppendUint16(p, uint16(x))
 	}
-	p = append(p, byte(h.Wire), byte(h.ElemBytes), 0, 0)
+	p = append(p, byte(h.Wire), byte(h.ElemBytes), h.flags(), 0)
 	p = le.AppendUint32(p, uint32(h.Chunk))
 	for _, s := range []string{h.Key.Job, h.Key.SpecHash, h.Key.Class, h.FromName, h.ToName} {
 		p = append(p, byte(len(s)))
@@ -131,7 +151,7 @@ func readHello(r io.Reader) (hello, error) {
 	if err != nil {
 		return hello{}, err
 	}
-	if len(p) < helloFixed || p[18] != 0 || p[19] != 0 {
+	if len(p) < helloFixed || p[18] >= flagsEnd || p[19] != 0 {
 		return hello{}, fmt.Errorf("%w: its fixed part is not right", errHello)
 	}
 	le := binary.LittleEndian
@@ -139,6 +159,7 @@ func readHello(r io.Reader) (hello, error) {
 	h := hello{
 		Key: Key{Generation: le.Uint64(p)}, From: word(8), To: word(10), Workers: word(12), WorldSize: word(14),
 		Wire: Wire(p[16]), ElemBytes: int(p[17]), Chunk: int(le.Uint32(p[20:])),
+		Mirror: p[18]&flagMirror != 0, GatherFirst: p[18]&flagGatherFirst != 0,
 	}
 	p = p[helloFixed:]
 	for _, s := range []*string{&h.Key.Job, &h.Key.SpecHash, &h.Key.Class, &h.FromName, &h.ToName} {
@@ -199,6 +220,8 @@ func (h *hello) differs(own *hello) string {
 	case theirs.Wire != ours.Wire || theirs.ElemBytes != ours.ElemBytes || theirs.Chunk != ours.Chunk:
 		return fmt.Sprintf("wire type %d, %d bytes a gathered element, frames of %d elements; here %d, %d, %d",
 			theirs.Wire, theirs.ElemBytes, theirs.Chunk, ours.Wire, ours.ElemBytes, ours.Chunk)
+	case theirs.flags() != ours.flags():
+		return fmt.Sprintf("mirrors: %t, gather before the vote: %t; here %t, %t", theirs.Mirror, theirs.GatherFirst, ours.Mirror, ours.GatherFirst)
 	}
 	return ""
 }

@@ -117,13 +117,13 @@ func (l *Link) flushLocked() {
 	})
 	defer timer.Stop()
 	l.calm++
-	for !late && l.err == nil && l.busyLocked() {
+	for !late && l.err == nil && (l.busyLocked() || l.lagging || l.relayed.n > 0 || l.moving.n > 0) {
 		l.changed.Wait()
 	}
 	l.calm--
 }
 
-// busyLocked tells whether an event or a frame is on its way.
+// busyLocked tells whether an event or a frame is on its way that has to do with a step.
 func (l *Link) busyLocked() bool {
 	return l.driving || l.inbox.n > 0 || l.outbox.n > 0 || l.writing
 }

@@ -31,6 +31,10 @@ type LinkConfig struct {
 	Names     []string        // of all workers, by index
 	Next      string          // ring address of the next worker
 	Wire      Wire
+	// Mirror: every worker sends the reduced gradients of its pieces to the next one,
+	// before the vote. GatherFirst: all workers gather the reduced gradients before the
+	// vote, because every one of them updates all pieces. The same on all workers.
+	Mirror, GatherFirst bool
 
 	Arithmetic Arithmetic // zero: RefArithmetic
 	Memory     LinkMemory
@@ -50,13 +54,15 @@ type LinkConfig struct {
 }
 
 // Link is a worker's place in the ring of one generation. Bytes go one way: frames
-// come from the previous worker and go to the next. Begin, Ready, SendRows, Vote,
-// BeginGather and GatherReady are ordered by the caller; the waits may be called from
-// any goroutine. After an error of any call but those that are the caller's own
-// mistake the link is of no more use; Close it.
+// come from the previous worker and go to the next. Begin, Ready, SendRows, MirrorReady,
+// Vote, BeginGather and GatherReady are ordered by the caller; the waits may be called
+// from any goroutine. After an error of any call but those that are the caller's own
+// mistake the link is of no more use; Close it. What is complete stays: a wait for it
+// still succeeds, and memory keeps it.
 type Link struct {
 	c          LinkConfig
-	chunkElems int64
+	chunkElems int64 // of a reduce or gather frame
+	fullElems  int64 // of a mirror or state frame
 	wireBytes  int64
 	elemBytes  int64
 	prev, next int // workers
@@ -80,7 +86,10 @@ type Link struct {
 	driving bool // a goroutine runs events
 	calm    int  // callers that wait for all queues to be empty
 	outbox  queue[item]
-	writing bool
+	relayed queue[item] // state of others, behind the outbox
+	moving  queue[item] // state of this worker, behind both
+	writing bool        // frames of the outbox
+	lagging bool        // others are being written
 	free    *chunk
 
 	err       error // a *LinkError; set once
@@ -99,14 +108,22 @@ type Link struct {
 	reducedLeft  []int // by bucket: hosted ranks whose piece is not reduced
 	gatheredLeft []int // by bucket: hosted ranks that miss pieces
 	gatherAt     [][]int64
-	decision     *Decision
-	votes        []Vote // on rank 0's worker, by rank
+	mirrorLeft   []int // by bucket: pieces mirrored here whose reduced gradient is not here
+	mirrorSent   []bool
+	mirrorAt     [][]int64
+	decision     *Decision // of the step
+	decided      *Decision // the last that is known
+	cast         bool      // the votes of this worker
+	votes        []Vote    // on rank 0's worker, by rank
 	voted        int
 	rows         [2]rowSet // by parity of the step: a neighbour may be one ahead
 	exchanges    map[int64]*exchange
 	exchanged    int64 // exchanges that are over
 	messages     map[uint64]*blob
 	messageBytes int64
+	states       map[statePlace]*stateIn
+	stateUnsent  int64 // bytes in moving
+	stateInRing  int64 // bytes that were sent and have not arrived
 	stats        LinkStats
 }
 
@@ -150,7 +167,7 @@ type OpStats struct {
 
 // LinkStats counts what a link moved and waited for.
 type LinkStats struct {
-	Reduce, Gather, Rows, Votes, Messages OpStats
+	Reduce, Gather, Rows, Mirror, Votes, Messages, State OpStats
 }
 
 // of is the counter of a kind of frames.
@@ -162,6 +179,10 @@ func (s *LinkStats) of(k kind) *OpStats {
 		return &s.Gather
 	case kindRows:
 		return &s.Rows
+	case kindMirror:
+		return &s.Mirror
+	case kindState, kindReceipt:
+		return &s.State
 	case kindVote, kindDecision:
 		return &s.Votes
 	}
@@ -187,6 +208,9 @@ func (l *Link) Begin(ctx context.Context, step int64) error {
 	return l.beginStep(ctx, step, func() {
 		l.reducing = true
 		l.rows[step&1].begin(step)
+		if l.c.GatherFirst {
+			l.gatherStep = step // of a piece here, none can come before this worker has added to it
+		}
 	})
 }
 
@@ -205,7 +229,8 @@ func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 	case l.busyLocked():
 		return ctx.Err()
 	}
-	l.step, l.decision, l.voted = step, nil, 0
+	l.step, l.decision, l.voted, l.cast = step, nil, 0, false
+	l.beginMirror()
 	for b := range l.reducedLeft {
 		l.reducedLeft[b], l.gatheredLeft[b] = len(l.engine.hosted), len(l.engine.hosted)
 	}
@@ -243,10 +268,18 @@ func (l *Link) WaitReduced(ctx context.Context, bucket int) error {
 }
 
 // BeginGather starts the gather of a step: after its decision, or alone on a link that
-// has reduced nothing yet, which is how a restored worker gets its weights.
+// has reduced nothing yet, which is how a restored worker gets its weights. With
+// GatherFirst it comes before the vote, and what is not owned here may have arrived in
+// Gathered memory since Begin.
 func (l *Link) BeginGather(ctx context.Context, step int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.c.GatherFirst && l.reducing {
+		if step != l.step || l.cast {
+			return fmt.Errorf("ring: the gather of step %d begins in step %d, voted: %t; it comes before the vote", step, l.step, l.cast)
+		}
+		return l.err
+	}
 	if step <= l.gatherStep {
 		return fmt.Errorf("ring: the gather of step %d begins after that of step %d", step, l.gatherStep)
 	}
@@ -339,7 +372,7 @@ func (l *Link) wait(ctx context.Context, k kind, ok func() bool) error {
 }
 
 func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
-	if l.err == nil && ok() {
+	if ok() {
 		return nil
 	}
 	begin := now()
@@ -348,10 +381,10 @@ func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
 	defer stop()
 	for {
 		switch {
-		case l.err != nil:
-			return l.err
 		case ok():
 			return nil
+		case l.err != nil:
+			return l.err
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case (l.prevLeft || l.cut) && !l.driving && l.inbox.n == 0:
@@ -396,7 +429,10 @@ func (l *Link) rankGathered(b int) {
 }
 
 // newChunk takes memory for a partial sum of n elements.
-func (l *Link) newChunk(n int64) *chunk {
+func (l *Link) newChunk(n int64) *chunk { return l.newChunkBytes(n * l.wireBytes) }
+
+// newChunkBytes takes memory for a frame.
+func (l *Link) newChunkBytes(n int64) *chunk {
 	l.mu.Lock()
 	c := l.free
 	if c != nil {
@@ -404,9 +440,9 @@ func (l *Link) newChunk(n int64) *chunk {
 	}
 	l.mu.Unlock()
 	if c == nil {
-		c = &chunk{buf: make([]byte, l.chunkElems*l.wireBytes)}
+		c = &chunk{buf: make([]byte, l.c.ChunkBytes)}
 	}
-	c.next, c.data = nil, c.buf[:n*l.wireBytes]
+	c.next, c.data = nil, c.buf[:n]
 	return c
 }
 

@@ -28,6 +28,8 @@ type testWorker struct {
 	grads    [][][]byte // by rank and bucket, shared: workers read only their ranks'
 	sums     [][]byte
 	gathered [][]byte
+	mirrored [][]byte
+	state    map[string][]byte // by rank, part and bucket: what this worker expects
 	elem     int
 }
 
@@ -42,7 +44,23 @@ func (w *testWorker) Reduced(bucket int, r shard.Range) []byte {
 	return w.sums[bucket][4*r.Lo : 4*r.Hi]
 }
 
+func (w *testWorker) Mirror(bucket int, r shard.Range) []byte {
+	return w.mirrored[bucket][4*r.Lo : 4*r.Hi]
+}
+
+func (w *testWorker) State(rank shard.Rank, part, bucket int, r shard.Range) []byte {
+	b := w.state[fmt.Sprint(rank, part, bucket)]
+	if b == nil {
+		return nil
+	}
+	lo := w.c.Table.Bucket(bucket).Piece(rank).Lo
+	return b[4*(r.Lo-lo) : 4*(r.Hi-lo)]
+}
+
 func (w *testWorker) Gathered(bucket int, r shard.Range) []byte {
+	if w.c.GatherFirst {
+		return w.Reduced(bucket, r)
+	}
 	return w.gathered[bucket][int64(w.elem)*r.Lo : int64(w.elem)*r.Hi]
 }
 
@@ -59,6 +77,8 @@ type ringOptions struct {
 	worldSize, workers int
 	wire               Wire
 	elem               int
+	mirror             bool
+	gatherFirst        bool
 	chunk              int
 	elems              []int64
 	seed               uint64
@@ -100,11 +120,12 @@ func newWorkers(t testing.TB, o ringOptions) []*testWorker {
 		w := &testWorker{t: t, listener: Listen(nl, server), grads: grads, elem: o.elem}
 		for b := range table.Buckets() {
 			w.sums = append(w.sums, make([]byte, 4*table.Bucket(b).Padded))
+			w.mirrored = append(w.mirrored, make([]byte, 4*table.Bucket(b).Padded))
 			w.gathered = append(w.gathered, make([]byte, int64(o.elem)*table.Bucket(b).Padded))
 		}
 		w.c = LinkConfig{
 			Key: Key{Job: "job-1", Generation: 3, SpecHash: "5bec", Class: "generic-1"}, Table: table, Placement: placement, Worker: i,
-			Names: names, Wire: o.wire, Memory: w, ChunkBytes: o.chunk, Log: quiet, Silence: 5 * time.Second,
+			Names: names, Wire: o.wire, Mirror: o.mirror, GatherFirst: o.gatherFirst, Memory: w, ChunkBytes: o.chunk, Log: quiet, Silence: 5 * time.Second,
 			Decide: func(votes []Vote) (Decision, error) { return Decide(votes, rule, 7, votes[0].Step-1) },
 		}
 		workers[i] = w
@@ -232,7 +253,35 @@ func (w *testWorker) reduce(ctx context.Context, step int64, r *rand.Rand) (Deci
 			return Decision{}, fmt.Errorf("step %d: rows of rank %d are %d, want %d", step, rank, len(got.IDs), len(want.IDs))
 		}
 	}
+	if err := w.beforeVote(ctx, step, r); err != nil {
+		return Decision{}, err
+	}
 	return w.link.Vote(ctx, w.votes(step))
+}
+
+// beforeVote sends sums to the mirror, or gathers them, where the generation does.
+func (w *testWorker) beforeVote(ctx context.Context, step int64, r *rand.Rand) error {
+	if w.c.GatherFirst {
+		if err := w.link.BeginGather(ctx, step); err != nil {
+			return err
+		}
+	}
+	for _, b := range r.Perm(w.c.Table.Buckets()) {
+		if w.link.MirrorReady(b); w.c.GatherFirst {
+			w.link.GatherReady(b)
+		}
+	}
+	for b := range w.c.Table.Buckets() {
+		if err := w.link.WaitMirrored(ctx, b); err != nil {
+			return err
+		}
+		if w.c.GatherFirst {
+			if err := w.link.WaitGathered(ctx, b); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // fill makes the final bytes of owned pieces from the reduced gradient, and wipes all

@@ -67,6 +67,9 @@ func addBF16LastRef(dst, received, own []byte) {
 // LinkMemory is where the worker's numbers lie in host memory. What it returns is
 // exactly as long as the range and stays valid while the link lives; its methods are
 // called from the link's goroutines.
+//
+// A LinkMemory of a worker that mirrors is a MirrorMemory too; one that takes state
+// that moves from worker to worker is a StateMemory.
 type LinkMemory interface {
 	// Gradient is the local gradient of a hosted rank, fp32. It does not change from
 	// Ready until the step is decided.

@@ -80,6 +80,12 @@ func (r *receiver) frame() (bye bool, err error) {
 		err = r.gather(h)
 	case kindRows:
 		err = r.rows(h)
+	case kindMirror:
+		err = r.mirror(h)
+	case kindState:
+		err = r.state(h)
+	case kindReceipt:
+		err = r.receipt(h)
 	case kindVote:
 		err = r.vote(h)
 	case kindDecision:
@@ -96,7 +102,7 @@ func (r *receiver) frame() (bye bool, err error) {
 }
 
 // checkFrom refuses a frame that says that it is of another worker than it must be of.
-// Exchanges come from all others: exchange looks at them.
+// Exchanges and state come from all others: exchange and admitState look at them.
 func (l *Link) checkFrom(h *header) error {
 	from := l.prev
 	switch h.Kind {
@@ -107,7 +113,7 @@ func (l *Link) checkFrom(h *header) error {
 		from = l.c.Placement.Worker(shard.Rank(h.Piece))
 	case kindDecision:
 		from = 0
-	case kindExchange:
+	case kindExchange, kindState, kindReceipt:
 		return nil
 	}
 	if int(h.From) != from {
@@ -132,15 +138,15 @@ func outOfPlace(h *header, why string, args ...any) error {
 	return fmt.Errorf("%v: %w: %s", h, ErrFrame, fmt.Sprintf(why, args...))
 }
 
-// cell checks that a frame is one whole cell of a piece, as all workers cut them. So
-// what is held for a slow rank is cut as the rank will ask for it.
-func (l *Link) cell(h *header, elemBytes int64) error {
+// cell checks that a frame is one whole cell of a piece, of cellElems elements, as all
+// workers cut them. So what is held for a slow rank is cut as the rank will ask for it.
+func (l *Link) cell(h *header, cellElems, elemBytes int64) error {
 	if int(h.Bucket) >= l.c.Table.Buckets() || int(h.Piece) >= l.c.Table.WorldSize() {
 		return outOfPlace(h, "there are %d buckets of %d pieces", l.c.Table.Buckets(), l.c.Table.WorldSize())
 	}
 	piece := l.c.Table.Bucket(int(h.Bucket)).Piece(shard.Rank(h.Piece))
 	switch {
-	case h.Lo < piece.Lo || h.Lo >= piece.Hi || (h.Lo-piece.Lo)%l.chunkElems != 0 || h.Hi != min(h.Lo+l.chunkElems, piece.Hi):
+	case h.Lo < piece.Lo || h.Lo >= piece.Hi || (h.Lo-piece.Lo)%cellElems != 0 || h.Hi != min(h.Lo+cellElems, piece.Hi):
 		return outOfPlace(h, "elements [%d, %d) are not a frame of [%d, %d)", h.Lo, h.Hi, piece.Lo, piece.Hi)
 	case int64(h.Length) != (h.Hi-h.Lo)*elemBytes:
 		return outOfPlace(h, "%d bytes for %d elements", h.Length, h.Hi-h.Lo)
@@ -150,7 +156,7 @@ func (l *Link) cell(h *header, elemBytes int64) error {
 
 func (r *receiver) reduce(h *header) error {
 	l := r.l
-	if err := l.cell(h, l.wireBytes); err != nil {
+	if err := l.cell(h, l.chunkElems, l.wireBytes); err != nil {
 		return err
 	}
 	c := l.newChunk(h.Hi - h.Lo)
@@ -172,7 +178,7 @@ func (l *Link) take(ev event) {
 
 func (r *receiver) gather(h *header) error {
 	l := r.l
-	if err := l.cell(h, l.elemBytes); err != nil {
+	if err := l.cell(h, l.chunkElems, l.elemBytes); err != nil {
 		return err
 	}
 	if err := l.admitGather(h); err != nil {
@@ -198,7 +204,7 @@ func (l *Link) admitGather(h *header) error {
 			return outOfPlace(h, "the gather of step %d has begun", l.gatherStep)
 		case l.reducing && h.Step != l.step:
 			return outOfPlace(h, "step %d is under way", l.step)
-		case l.reducing && l.decision == nil:
+		case l.reducing && l.decision == nil && !l.c.GatherFirst:
 			return outOfPlace(h, "its step is not decided here, and a decision travels ahead of the weights that it makes")
 		}
 		l.changed.Wait()

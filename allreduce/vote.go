@@ -13,8 +13,14 @@ import (
 // the requests of all votes.
 type Requests uint8
 
-// RequestCheckpoint asks for a checkpoint.
-const RequestCheckpoint Requests = 1
+// The requests.
+const (
+	// RequestCheckpoint asks for a checkpoint.
+	RequestCheckpoint Requests = 1
+	// RequestYield asks all workers to stop when they have applied the step, because the
+	// placement is to change.
+	RequestYield Requests = 2
+)
 
 // requestsAll are the bits that a vote may have: those kept for later are passed on.
 const requestsAll Requests = 1<<4 - 1

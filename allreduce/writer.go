@@ -33,9 +33,41 @@ func (l *Link) sendLocked(it item) {
 			l.freeLocked(it.chunk)
 		}
 	default:
-		l.outbox.push(it)
+		l.queueOf(&it.header).push(it)
 		l.work.Signal()
 	}
+}
+
+// queueOf is where a frame waits to be written: state lets everything else pass.
+func (l *Link) queueOf(h *header) *queue[item] {
+	switch {
+	case h.Kind != kindState:
+		return &l.outbox
+	case int(h.From) == l.c.Worker:
+		return &l.moving
+	}
+	return &l.relayed
+}
+
+// nextLocked takes the frame that is to be written next, if there is one.
+func (l *Link) nextLocked() (it item, ok bool) {
+	switch {
+	case l.outbox.n > 0:
+		return l.outbox.pop(), true
+	case l.relayed.n > 0:
+		return l.relayed.pop(), true
+	case l.moving.n > 0 && l.stateInRing < stateWindow:
+		it = l.moving.pop()
+		l.stateUnsent -= int64(len(it.payload))
+		l.stateInRing += int64(len(it.payload))
+		return it, true
+	}
+	return item{}, false
+}
+
+// idleLocked tells whether there is nothing to write now.
+func (l *Link) idleLocked() bool {
+	return l.outbox.n == 0 && l.relayed.n == 0 && (l.moving.n == 0 || l.stateInRing >= stateWindow)
 }
 
 // transmitter is the writer's side of a link, for one goroutine.
@@ -70,7 +102,7 @@ func (t *transmitter) failed(err error) {
 	t.l.nextFault(err)
 	t.l.mu.Lock()
 	defer t.l.mu.Unlock()
-	t.l.writing = false
+	t.l.writing, t.l.lagging = false, false
 	for _, it := range t.items {
 		t.l.outbox.push(it)
 	}
@@ -79,9 +111,11 @@ func (t *transmitter) failed(err error) {
 
 // dropLocked forgets what can not be sent any more.
 func (l *Link) dropLocked() {
-	for l.outbox.n > 0 {
-		if it := l.outbox.pop(); it.header.Kind != kindPing {
-			l.cut = true
+	for _, q := range []*queue[item]{&l.outbox, &l.relayed, &l.moving} {
+		for q.n > 0 {
+			if it := q.pop(); it.header.Kind != kindPing {
+				l.cut = true
+			}
 		}
 	}
 	l.changed.Broadcast()
@@ -92,7 +126,7 @@ func (t *transmitter) fetch() bool {
 	l := t.l
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.writing = false
+	l.writing, l.lagging = false, false
 	for _, it := range t.items {
 		if it.chunk != nil {
 			l.freeLocked(it.chunk)
@@ -102,15 +136,19 @@ func (t *transmitter) fetch() bool {
 	if l.outbox.n == 0 && l.calm > 0 {
 		l.changed.Broadcast()
 	}
-	for l.outbox.n == 0 && l.err == nil && !l.nextLeft {
+	for l.idleLocked() && l.err == nil && !l.nextLeft {
 		l.work.Wait()
 	}
 	if l.err != nil || l.nextLeft {
 		l.dropLocked()
 		return false
 	}
-	for bytes := 0; l.outbox.n > 0 && len(t.items) < batchFrames && bytes < batchBytes; {
-		it := l.outbox.pop()
+	for bytes := 0; len(t.items) < batchFrames && bytes < batchBytes; {
+		it, ok := l.nextLocked()
+		if !ok {
+			break
+		}
+		l.writing, l.lagging = l.writing || it.header.Kind != kindState, l.lagging || it.header.Kind == kindState
 		it.header.Length = uint32(len(it.payload))
 		bytes += len(it.payload)
 		t.items = append(t.items, it)
@@ -118,7 +156,6 @@ func (t *transmitter) fetch() bool {
 		s.SentFrames++
 		s.SentBytes += int64(len(it.payload))
 	}
-	l.writing = true
 	l.lastOut, l.lastOutAt = t.items[0].header, now()
 	return true
 }
