@@ -9,6 +9,7 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/shard"
 )
 
 // jobs is the service of clients.
@@ -92,6 +93,47 @@ func (s jobs) Cancel(ctx context.Context, r *skeinv1.CancelRequest) (*skeinv1.Ca
 		return nil, err
 	}
 	return &skeinv1.CancelResponse{}, nil
+}
+
+// Scale implements skeinv1.JobsServer.
+func (s jobs) Scale(ctx context.Context, r *skeinv1.ScaleRequest) (*skeinv1.ScaleResponse, error) {
+	_, j, err := s.look(ctx, r.GetJob())
+	if err != nil {
+		return nil, err
+	}
+	n := int(r.GetWorkers())
+	if n > j.WorldSize {
+		return nil, status.Errorf(codes.FailedPrecondition, "%d workers for %d ranks: a worker hosts at least one, so at most %d can work for %s", n, j.WorldSize, j.WorldSize, j.ID)
+	}
+	useful := shard.UsefulWorkers(j.WorldSize, n)
+	reason := fmt.Sprintf("scaled from at most %d to at most %d workers", j.WorkersMax, n)
+	if useful < n {
+		reason += fmt.Sprintf(", of which %d shorten a step", useful)
+	}
+	if _, err := s.decided(ctx, reason, &fsm.Scale{Job: j.ID, Workers: n}); err != nil {
+		return nil, err
+	}
+	return &skeinv1.ScaleResponse{Useful: int32(useful)}, nil
+}
+
+// Pause implements skeinv1.JobsServer.
+func (s jobs) Pause(ctx context.Context, r *skeinv1.PauseRequest) (*skeinv1.PauseResponse, error) {
+	reason := "is to pause"
+	if r.GetReason() != "" {
+		reason += ": " + r.GetReason()
+	}
+	if _, err := s.decided(ctx, reason, &fsm.Pause{Job: r.GetJob()}); err != nil {
+		return nil, err
+	}
+	return &skeinv1.PauseResponse{}, nil
+}
+
+// Resume implements skeinv1.JobsServer.
+func (s jobs) Resume(ctx context.Context, r *skeinv1.ResumeRequest) (*skeinv1.ResumeResponse, error) {
+	if _, err := s.decided(ctx, "is to go on", &fsm.Resume{Job: r.GetJob()}); err != nil {
+		return nil, err
+	}
+	return &skeinv1.ResumeResponse{}, nil
 }
 
 // Lineage implements skeinv1.JobsServer.

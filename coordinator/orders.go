@@ -95,8 +95,12 @@ var phases = map[fsm.Phase]skeinv1.Phase{
 func jobOf(s *fsm.State, j *fsm.Job, h *hearing) *skeinv1.Job {
 	out := &skeinv1.Job{
 		Id: j.ID, Name: j.Name, Phase: phases[j.Phase], Reason: j.Reason, SubmittedUnixMs: j.Submitted, ChangedUnixMs: j.Changed,
+		Priority: int32(j.Priority), Paused: j.Paused, Mirror: j.Mirror, Live: j.Live != nil, Began: j.Began(),
 		Generation: j.Generation, Members: members(s, j), WorldSize: int32(j.WorldSize), WorkersMin: int32(j.WorkersMin), WorkersMax: int32(j.WorkersMax),
 		Steps: j.Steps, SpecHash: j.SpecHash, Result: j.Result,
+	}
+	if j.Paused && j.Phase == fsm.Queued {
+		out.Phase = skeinv1.Phase_PHASE_PAUSED
 	}
 	if len(j.Resolved) > 0 {
 		out.NumericClass = j.Class

@@ -22,6 +22,9 @@ var mayCall = map[string][]pki.Role{
 	skeinv1.Jobs_Get_FullMethodName:     {pki.Client, pki.Admin},
 	skeinv1.Jobs_List_FullMethodName:    {pki.Client, pki.Admin},
 	skeinv1.Jobs_Cancel_FullMethodName:  {pki.Client, pki.Admin},
+	skeinv1.Jobs_Scale_FullMethodName:   {pki.Client, pki.Admin},
+	skeinv1.Jobs_Pause_FullMethodName:   {pki.Client, pki.Admin},
+	skeinv1.Jobs_Resume_FullMethodName:  {pki.Client, pki.Admin},
 	skeinv1.Jobs_Watch_FullMethodName:   {pki.Client, pki.Admin},
 	skeinv1.Jobs_Lineage_FullMethodName: {pki.Client, pki.Admin},
 

@@ -86,6 +86,7 @@ func (d *Submit) apply(s *State, index uint64, e Entry) (string, error) {
 		ID: s.newID(d.Name, d.Request), Name: d.Name, Request: d.Request, Sequence: index, Spec: d.Spec,
 		Phase: Preparing, Reason: e.Reason, Submitted: e.At, Changed: e.At,
 		WorldSize: d.WorldSize, WorkersMin: d.WorkersMin, WorkersMax: d.WorkersMax, Class: d.Class, Store: d.Store,
+		Priority: d.Priority, Mirror: d.Mirror,
 	}
 	j.tell(index, e, "submitted")
 	s.put(j)
@@ -150,7 +151,7 @@ func (d *Prepare) apply(s *State, index uint64, e Entry) (string, error) {
 	if d.Number != j.Preparation.Number+1 {
 		return d.Job, fmt.Errorf("%w: preparation %d after %d", ErrFenced, d.Number, j.Preparation.Number)
 	}
-	if err := s.free(d.Job, d.Worker, d.Incarnation); err != nil {
+	if err := s.free(d.Job, d.Worker, d.Incarnation, false); err != nil {
 		return d.Job, err
 	}
 	gaveUp := j.Preparation.GaveUp
@@ -165,15 +166,16 @@ func (d *Prepare) apply(s *State, index uint64, e Entry) (string, error) {
 	return d.Job, nil
 }
 
-// free refuses a worker process that may not get work of the job.
-func (s *State) free(job, worker, incarnation string) error {
+// free refuses a worker process that may not get work of the job. One that leaves may, if
+// it stays where it is.
+func (s *State) free(job, worker, incarnation string, stays bool) error {
 	w := s.Workers[worker]
 	switch {
 	case w == nil:
 		return fmt.Errorf("%w: there is no worker %q", ErrUnknown, worker)
 	case w.Incarnation != incarnation:
 		return fmt.Errorf("%w: worker %s was started again", ErrFenced, worker)
-	case w.Draining:
+	case w.Draining && !stays:
 		return fmt.Errorf("%w: worker %s is leaving", ErrConflict, worker)
 	}
 	if other := s.Busy()[worker]; other != "" && other != job {
@@ -220,27 +222,69 @@ func (d *Generate) apply(s *State, index uint64, e Entry) (string, error) {
 	if !ok || d.From != from.Step {
 		return d.Job, fmt.Errorf("%w: generation %d from step %d, but %d is published by now", ErrFenced, d.Generation, d.From, from.Step)
 	}
-	if err := s.checkPlacement(&j, d.Placement); err != nil {
+	if j.Paused && j.Phase == Queued {
+		return d.Job, fmt.Errorf("%w: %s is paused", ErrConflict, d.Job)
+	}
+	if err := s.checkPlacement(&j, d); err != nil {
 		return d.Job, err
 	}
+	if err := j.checkLive(d, from.Step); err != nil {
+		return d.Job, err
+	}
+	gained := d.Live != nil && d.Live.Target > j.Ended().From
 	if err := j.become(Running, index, e, "generation"); err != nil {
 		return d.Job, err
 	}
-	j.Generation, j.Placement, j.Resume = d.Generation, d.Placement, from
-	j.Setbacks++
+	j.Generation, j.Placement, j.Resume, j.Live, j.Parked = d.Generation, d.Placement, from, d.Live, Parked{}
+	if j.Setbacks++; gained {
+		j.Setbacks = 0
+	}
 	s.put(j)
 	return d.Job, nil
 }
 
+// decisionBytesMax bounds a decision record in the log.
+const decisionBytesMax = 4 << 10
+
+// checkLive refuses to go on from a state that is behind what is published, or that lies
+// elsewhere than on processes that had a part in the generation before.
+func (j *Job) checkLive(d *Generate, published int64) error {
+	l := d.Live
+	if l == nil {
+		return nil
+	}
+	if l.Target < published || l.Target > j.Steps || len(l.Decision) > decisionBytesMax {
+		return fmt.Errorf("%w: live from step %d of %d with step %d published", ErrConflict, l.Target, j.Steps, published)
+	}
+	if l.After == 0 || l.After != j.Ended().Generation {
+		return fmt.Errorf("%w: the state is generation %d's, and %d was the last to run", ErrFenced, l.After, j.Ended().Generation)
+	}
+	if len(l.Sources) != j.WorldSize {
+		return fmt.Errorf("%w: %d sources for %d ranks", ErrConflict, len(l.Sources), j.WorldSize)
+	}
+	for r, w := range l.Sources {
+		had, has := j.Holder(w), placeOf(d.Placement, w)
+		if had == nil || has == nil || had.Incarnation != has.Incarnation {
+			return fmt.Errorf("%w: the state of rank %d is not on worker %s of both generations", ErrConflict, r, w)
+		}
+	}
+	return nil
+}
+
 // checkPlacement refuses a placement that is not the job's ranks in order on workers
-// that are free for it.
-func (s *State) checkPlacement(j *Job, placement []Place) error {
-	if n := len(placement); n < j.WorkersMin || n > j.WorkersMax {
-		return fmt.Errorf("%w: %d workers for a job of %d to %d", ErrConflict, n, j.WorkersMin, j.WorkersMax)
+// that are free for it. A live generation may have as many workers as the one before: it
+// shrinks by steps, because state has to be moved first.
+func (s *State) checkPlacement(j *Job, d *Generate) error {
+	most := j.WorkersMax
+	if d.Live != nil {
+		most = max(most, len(j.Placement))
+	}
+	if n := len(d.Placement); n < j.WorkersMin || n > most {
+		return fmt.Errorf("%w: %d workers for a job of %d to %d", ErrConflict, n, j.WorkersMin, most)
 	}
 	rank, seen := 0, map[string]bool{}
-	for _, p := range placement {
-		if err := s.free(j.ID, p.Worker, p.Incarnation); err != nil {
+	for _, p := range d.Placement {
+		if err := s.free(j.ID, p.Worker, p.Incarnation, d.Live != nil && j.Place(p.Worker) != nil); err != nil {
 			return err
 		}
 		if w := s.Workers[p.Worker]; !w.Has(j.Class) {
@@ -280,7 +324,8 @@ func (d *Suspend) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.become(Queued, index, e, "suspended"); err != nil {
 		return d.Job, err
 	}
-	j.Generation, j.Placement = d.Generation, nil
+	j.Parked = Parked{Generation: j.Generation, Placement: j.Placement, Live: j.Live, From: j.Began()}
+	j.Generation, j.Placement, j.Live = d.Generation, nil, nil
 	s.put(j)
 	return d.Job, nil
 }

@@ -65,7 +65,7 @@ func (d *Complete) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.become(Done, index, e, "done"); err != nil {
 		return d.Job, err
 	}
-	j.Result, j.Placement = d.Result, nil
+	j.Result, j.Placement, j.Live = d.Result, nil, nil
 	s.put(j)
 	return d.Job, nil
 }
@@ -108,9 +108,64 @@ func (s *State) end(j Job, to Phase, index uint64, e Entry) error {
 	if err := j.become(to, index, e, string(to)); err != nil {
 		return err
 	}
-	j.Placement = nil
+	j.Placement, j.Live, j.Parked = nil, nil, Parked{}
 	s.put(j)
 	return nil
+}
+
+func (d *Scale) apply(s *State, index uint64, e Entry) (string, error) {
+	j, err := s.job(d.Job)
+	if err != nil {
+		return d.Job, err
+	}
+	if j.Phase.Final() {
+		return d.Job, fmt.Errorf("%w: the job is %s", ErrIllegal, j.Phase)
+	}
+	if d.Workers < j.WorkersMin || d.Workers > j.WorldSize {
+		return d.Job, fmt.Errorf("%w: %d workers for a job that runs on at least %d and has %d ranks; give a number from %d to %d",
+			ErrConflict, d.Workers, j.WorkersMin, j.WorldSize, j.WorkersMin, j.WorldSize)
+	}
+	if j.WorkersMax == d.Workers {
+		return d.Job, nil // a retry
+	}
+	j.WorkersMax = d.Workers
+	j.tell(index, e, "scaled")
+	s.put(j)
+	return d.Job, nil
+}
+
+func (d *Pause) apply(s *State, index uint64, e Entry) (string, error) {
+	j, err := s.job(d.Job)
+	if err != nil {
+		return d.Job, err
+	}
+	if j.Phase.Final() {
+		return d.Job, fmt.Errorf("%w: the job is %s", ErrIllegal, j.Phase)
+	}
+	if j.Paused {
+		return d.Job, nil // a retry
+	}
+	j.Paused, j.PausedIndex = true, index
+	j.tell(index, e, "pausing")
+	s.put(j)
+	return d.Job, nil
+}
+
+func (d *Resume) apply(s *State, index uint64, e Entry) (string, error) {
+	j, err := s.job(d.Job)
+	if err != nil {
+		return d.Job, err
+	}
+	if j.Phase.Final() {
+		return d.Job, fmt.Errorf("%w: the job is %s", ErrIllegal, j.Phase)
+	}
+	if !j.Paused {
+		return d.Job, nil // a retry
+	}
+	j.Paused, j.PausedIndex = false, 0
+	j.tell(index, e, "resumed")
+	s.put(j)
+	return d.Job, nil
 }
 
 func (d *Register) apply(s *State, _ uint64, _ Entry) (string, error) {

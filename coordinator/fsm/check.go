@@ -8,6 +8,8 @@ func (s *State) check() {
 	for id, j := range s.Jobs {
 		invariant.Check(j.ID == id && s.requests[j.Request] == id, "job %s is filed as %s, its request as %s", j.ID, id, s.requests[j.Request])
 		invariant.Check((j.Phase == Running) == (len(j.Placement) > 0), "%s is %s with %d workers", id, j.Phase, len(j.Placement))
+		invariant.Check(j.Phase == Running || j.Live == nil, "%s is %s and live", id, j.Phase)
+		invariant.Check(j.Phase == Queued || len(j.Parked.Placement) == 0, "%s is %s and parked", id, j.Phase)
 		invariant.Check((len(j.Resolved) > 0) == (len(j.Published) > 0), "%s has a spec without step 0, or step 0 without a spec", id)
 		invariant.Check(j.Phase != Preparing || len(j.Resolved) == 0, "%s is preparing, but resolved", id)
 		invariant.Check(len(j.Events) <= eventsMax && len(j.Published) <= publishedMax, "%s has %d events, %d checkpoints", id, len(j.Events), len(j.Published))

@@ -26,6 +26,8 @@ type Submit struct {
 	WorkersMax int    `json:"workersMax"`
 	Class      string `json:"class"`
 	Store      string `json:"store"`
+	Priority   int    `json:"priority,omitempty"`
+	Mirror     bool   `json:"mirror,omitempty"`
 }
 
 // Prepare has a worker import the model and prepare the data.
@@ -51,15 +53,18 @@ type Resolve struct {
 	Memory   int64      `json:"memory,omitempty"` // bytes on the fullest worker; 0: unknown
 }
 
-// Place all ranks anew: generation Generation begins from checkpoint From.
+// Generate places all ranks anew. The generation begins from checkpoint From, or goes on
+// from what its workers hold in memory if Live is set.
 type Generate struct {
 	Job        string  `json:"job"`
 	Generation uint64  `json:"generation"` // one more than the job's
 	From       int64   `json:"from"`       // step of the newest published checkpoint
 	Placement  []Place `json:"placement"`
+	Live       *Live   `json:"live,omitempty"`
 }
 
-// Suspend sends a running job back to the queue, because too few workers are left.
+// Suspend sends a running job back to the queue: too few workers are left, others need
+// them more, or it is paused. The generation that ended is parked.
 type Suspend struct {
 	Job        string `json:"job"`
 	Generation uint64 `json:"generation"` // one more than the job's, to fence the last one off
@@ -84,6 +89,22 @@ type Fail struct {
 	Job         string `json:"job"`
 	Generation  uint64 `json:"generation"`
 	Preparation uint64 `json:"preparation"`
+}
+
+// Scale changes the most workers that a job uses.
+type Scale struct {
+	Job     string `json:"job"`
+	Workers int    `json:"workers"`
+}
+
+// Pause keeps a job from running until it is resumed.
+type Pause struct {
+	Job string `json:"job"`
+}
+
+// Resume lets a paused job go on.
+type Resume struct {
+	Job string `json:"job"`
 }
 
 // Cancel ends a job because someone asked.
@@ -118,6 +139,9 @@ var kinds = map[string]func() Decision{
 	"publish":  func() Decision { return new(Publish) },
 	"complete": func() Decision { return new(Complete) },
 	"fail":     func() Decision { return new(Fail) },
+	"scale":    func() Decision { return new(Scale) },
+	"pause":    func() Decision { return new(Pause) },
+	"resume":   func() Decision { return new(Resume) },
 	"cancel":   func() Decision { return new(Cancel) },
 	"register": func() Decision { return new(Register) },
 	"drain":    func() Decision { return new(Drain) },
@@ -147,6 +171,15 @@ func (*Complete) Kind() string { return "complete" }
 
 // Kind implements Decision.
 func (*Fail) Kind() string { return "fail" }
+
+// Kind implements Decision.
+func (*Scale) Kind() string { return "scale" }
+
+// Kind implements Decision.
+func (*Pause) Kind() string { return "pause" }
+
+// Kind implements Decision.
+func (*Resume) Kind() string { return "resume" }
 
 // Kind implements Decision.
 func (*Cancel) Kind() string { return "cancel" }

@@ -29,7 +29,13 @@ func anyDecision(t *rapid.T, s *State) Decision {
 	off := uint64(rapid.SampledFrom([]int{0, 0, 0, 0, 1}).Draw(t, "off"))
 	newest, _ := j.Newest()
 	// rapid prefers small numbers, so what ends a job has the large ones.
-	switch rapid.IntRange(0, 19).Draw(t, "of jobs") {
+	switch rapid.IntRange(0, 22).Draw(t, "of jobs") {
+	case 22:
+		return &Scale{Job: j.ID, Workers: rapid.IntRange(0, 5).Draw(t, "scaled to")}
+	case 21:
+		return &Pause{Job: j.ID}
+	case 20, 11:
+		return &Resume{Job: j.ID}
 	case 19:
 		return &Fail{Job: j.ID, Generation: j.Generation + off}
 	case 18:
@@ -60,6 +66,12 @@ func anyDecision(t *rapid.T, s *State) Decision {
 	for i, p := range g.Placement {
 		if w := s.Workers[p.Worker]; w != nil {
 			g.Placement[i].Incarnation = w.Incarnation
+		}
+	}
+	if ended := j.Ended(); ended.Generation > 0 && rapid.Bool().Draw(t, "live") {
+		g.Live = &Live{After: ended.Generation, Target: newest.Step + int64(off), Decision: []byte("D")}
+		for range 4 {
+			g.Live.Sources = append(g.Live.Sources, rapid.SampledFrom(ended.Placement).Draw(t, "source").Worker)
 		}
 	}
 	return g

@@ -26,9 +26,10 @@ func (s *State) Restored(at int64) *State {
 			j.tell(out.Index, e, "restored")
 		case Queued:
 			j.Generation += restoreGap
+			j.Parked = Parked{}
 			j.tell(out.Index, e, "restored")
 		case Running:
-			j.Phase, j.Changed, j.Placement = Queued, at, nil
+			j.Phase, j.Changed, j.Placement, j.Live = Queued, at, nil, nil
 			newest, _ := j.Newest()
 			j.Reason = fmt.Sprintf("%s; goes on from step %d", e.Reason, newest.Step)
 			j.Generation += restoreGap

@@ -58,8 +58,10 @@ type Job struct {
 	WorldSize  int    `json:"worldSize"`
 	WorkersMin int    `json:"workersMin"`
 	WorkersMax int    `json:"workersMax"`
-	Class      string `json:"class"` // numeric class: auto or a kernel's name, exact once resolved
-	Store      string `json:"store"` // of its checkpoints
+	Class      string `json:"class"`              // numeric class: auto or a kernel's name, exact once resolved
+	Store      string `json:"store"`              // of its checkpoints
+	Priority   int    `json:"priority,omitempty"` // higher goes first
+	Mirror     bool   `json:"mirror,omitempty"`   // each rank's state is kept by two workers
 	// Memory is bytes that the fullest worker needs with WorkersMin workers; 0: not known
 	// (yet).
 	Memory int64 `json:"memory,omitempty"`
@@ -81,11 +83,21 @@ type Job struct {
 	// Placement is who hosts the ranks, in rank order.
 	// Invariant: not empty exactly while the job is running.
 	Placement []Place `json:"placement,omitempty"`
-	// Resume is the checkpoint that the generation began from.
+	// Resume is the checkpoint that the generation began from; of a live one, the newest
+	// when it began.
 	Resume Checkpoint `json:"resume,omitzero"`
-	// Setbacks counts generations since the last publication: how often in a row the
-	// job was set back without getting anywhere.
+	// Live is what the generation went on from, if it did not begin from a checkpoint.
+	// Invariant: nil unless the job is running.
+	Live *Live `json:"live,omitempty"`
+	// Parked is the generation whose workers may still hold the state of a job that waits.
+	// Invariant: zero unless the job is queued.
+	Parked Parked `json:"parked,omitzero"`
+	// Setbacks counts generations in a row that began without anything gained since the
+	// one before: no checkpoint, no step that the next one went on from.
 	Setbacks int `json:"setbacks"`
+	// Paused keeps the job in the queue, or brings it there at its next step boundary.
+	Paused      bool   `json:"paused,omitempty"`
+	PausedIndex uint64 `json:"pausedIndex,omitempty"` // of the entry that paused it
 
 	// Published are the newest checkpoints, ascending by step; not empty once resolved.
 	Published      []Checkpoint `json:"published,omitempty"`
@@ -117,6 +129,24 @@ type Place struct {
 	Worker      string `json:"worker"`
 	Incarnation string `json:"incarnation"` // the process that was placed; another one has none of its state
 	Ranks       []int  `json:"ranks"`       // ascending
+}
+
+// Live is the state, in the memory of workers, that a generation goes on from.
+type Live struct {
+	After  uint64 `json:"after"`  // generation that the state was sealed in; what a worker has of another one is not used
+	Target int64  `json:"target"` // step that all go on from
+	// Decision is D(Target), encoded as the ring does; empty if Target is that of a
+	// checkpoint that all of them began from.
+	Decision []byte   `json:"decision,omitempty"`
+	Sources  []string `json:"sources"` // by rank, the worker of the placement that holds its state
+}
+
+// Parked is a generation that has ended and was not followed by another one yet.
+type Parked struct {
+	Generation uint64  `json:"generation"`
+	Placement  []Place `json:"placement"`
+	Live       *Live   `json:"live,omitempty"` // what it went on from
+	From       int64   `json:"from"`           // step that it began at
 }
 
 // Checkpoint is one that exists, because the log says so.
@@ -175,6 +205,14 @@ func (s *State) InOrder() []*Job {
 	})
 }
 
+// Queue lists the jobs in the order in which they get workers: by priority, then by
+// submission.
+func (s *State) Queue() []*Job {
+	queue := s.InOrder()
+	slices.SortStableFunc(queue, func(a, b *Job) int { return b.Priority - a.Priority })
+	return queue
+}
+
 // ByName lists the workers by name.
 func (s *State) ByName() []*Worker {
 	return slices.SortedFunc(maps.Values(s.Workers), func(a, b *Worker) int { return strings.Compare(a.Name, b.Name) })
@@ -222,13 +260,35 @@ func (j *Job) Newest() (c Checkpoint, ok bool) {
 }
 
 // Place finds a worker in the placement; nil if it is not in it.
-func (j *Job) Place(worker string) *Place {
-	for i := range j.Placement {
-		if j.Placement[i].Worker == worker {
-			return &j.Placement[i]
+func (j *Job) Place(worker string) *Place { return placeOf(j.Placement, worker) }
+
+func placeOf(placement []Place, worker string) *Place {
+	for i := range placement {
+		if placement[i].Worker == worker {
+			return &placement[i]
 		}
 	}
 	return nil
+}
+
+// Ended is the generation whose sealed reports tell what is left of the job's state: the
+// one that runs, or the one that was parked. It is zero if there is none.
+func (j *Job) Ended() Parked {
+	if j.Phase == Running {
+		return Parked{Generation: j.Generation, Placement: j.Placement, Live: j.Live, From: j.Began()}
+	}
+	return j.Parked
+}
+
+// Holder finds a worker in the generation that [Job.Ended] names; nil if it is not in it.
+func (j *Job) Holder(worker string) *Place { return placeOf(j.Ended().Placement, worker) }
+
+// Began is the step that the generation of a running job went on from.
+func (j *Job) Began() int64 {
+	if j.Live != nil {
+		return j.Live.Target
+	}
+	return j.Resume.Step
 }
 
 // Has tells whether a worker can compute in the job's numeric class: the exact class

@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Phase of a job. The last three are final.
+// Phase of a job. Done, failed and canceled are final.
 type Phase int32
 
 const (
@@ -34,6 +34,7 @@ const (
 	Phase_PHASE_DONE        Phase = 4
 	Phase_PHASE_FAILED      Phase = 5
 	Phase_PHASE_CANCELED    Phase = 6
+	Phase_PHASE_PAUSED      Phase = 7 // resolved; waits for someone to resume it
 )
 
 // Enum value maps for Phase.
@@ -46,6 +47,7 @@ var (
 		4: "PHASE_DONE",
 		5: "PHASE_FAILED",
 		6: "PHASE_CANCELED",
+		7: "PHASE_PAUSED",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
@@ -55,6 +57,7 @@ var (
 		"PHASE_DONE":        4,
 		"PHASE_FAILED":      5,
 		"PHASE_CANCELED":    6,
+		"PHASE_PAUSED":      7,
 	}
 )
 
@@ -175,7 +178,7 @@ type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Worker        string                 `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	Incarnation   string                 `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`                          // of the worker process that was placed
-	Ranks         []int32                `protobuf:"varint,3,rep,packed,name=ranks,proto3" json:"ranks,omitempty"`                              // ascending
+	Ranks         []int32                `protobuf:"varint,3,rep,packed,name=ranks,proto3" json:"ranks,omitempty"`                              // ascending, without gaps; the blocks follow each other in ring order and may be uneven
 	RingAddress   string                 `protobuf:"bytes,4,opt,name=ring_address,json=ringAddress,proto3" json:"ring_address,omitempty"`       // host:port; empty if the worker has left
 	StreamAddress string                 `protobuf:"bytes,5,opt,name=stream_address,json=streamAddress,proto3" json:"stream_address,omitempty"` // host:port of its record stream server
 	unknownFields protoimpl.UnknownFields
@@ -264,6 +267,8 @@ type Progress struct {
 	ValidationStep  int64                  `protobuf:"varint,12,opt,name=validation_step,json=validationStep,proto3" json:"validation_step,omitempty"`  // where; meaningless unless has_validation
 	HasValidation   bool                   `protobuf:"varint,13,opt,name=has_validation,json=hasValidation,proto3" json:"has_validation,omitempty"`
 	EtaSeconds      float64                `protobuf:"fixed64,14,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`
+	Protected       bool                   `protobuf:"varint,15,opt,name=protected,proto3" json:"protected,omitempty"` // the loss of any one worker sets the job back by no decided step
+	Exposed         string                 `protobuf:"bytes,16,opt,name=exposed,proto3" json:"exposed,omitempty"`      // which ranks are not protected, why and until when; empty if protected
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -396,6 +401,20 @@ func (x *Progress) GetEtaSeconds() float64 {
 	return 0
 }
 
+func (x *Progress) GetProtected() bool {
+	if x != nil {
+		return x.Protected
+	}
+	return false
+}
+
+func (x *Progress) GetExposed() string {
+	if x != nil {
+		return x.Exposed
+	}
+	return ""
+}
+
 // Job is everything that clients may know of a job.
 type Job struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -418,6 +437,11 @@ type Job struct {
 	NumericClass    string                 `protobuf:"bytes,17,opt,name=numeric_class,json=numericClass,proto3" json:"numeric_class,omitempty"`
 	Result          []byte                 `protobuf:"bytes,18,opt,name=result,proto3" json:"result,omitempty"`     // of a done job: JSON, as its last worker reported it
 	Preparer        string                 `protobuf:"bytes,19,opt,name=preparer,proto3" json:"preparer,omitempty"` // worker that prepares it
+	Priority        int32                  `protobuf:"varint,20,opt,name=priority,proto3" json:"priority,omitempty"`
+	Paused          bool                   `protobuf:"varint,21,opt,name=paused,proto3" json:"paused,omitempty"` // someone asked for it; the phase follows
+	Mirror          bool                   `protobuf:"varint,22,opt,name=mirror,proto3" json:"mirror,omitempty"` // its spec protects it by mirrors
+	Live            bool                   `protobuf:"varint,23,opt,name=live,proto3" json:"live,omitempty"`     // its generation went on from the memory of its workers
+	Began           int64                  `protobuf:"varint,24,opt,name=began,proto3" json:"began,omitempty"`   // step that its generation went on from
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -585,13 +609,48 @@ func (x *Job) GetPreparer() string {
 	return ""
 }
 
+func (x *Job) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Job) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Job) GetMirror() bool {
+	if x != nil {
+		return x.Mirror
+	}
+	return false
+}
+
+func (x *Job) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *Job) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
 // Event is something that happened to a job. Its index is its place in the log,
 // the same on every coordinator, so a watcher can go on from it anywhere.
 type Event struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
 	AtUnixMs      int64                  `protobuf:"varint,2,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
-	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // submitted, preparing, resolved, generation, suspended, published, done, failed, canceled
+	Kind          string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"` // submitted, preparing, resolved, generation, suspended, published, scaled, pausing, resumed, done, failed, canceled
 	Text          string                 `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"` // one line
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -755,7 +814,7 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x14\n" +
 	"\x05ranks\x18\x03 \x03(\x05R\x05ranks\x12!\n" +
 	"\fring_address\x18\x04 \x01(\tR\vringAddress\x12%\n" +
-	"\x0estream_address\x18\x05 \x01(\tR\rstreamAddress\"\xd2\x03\n" +
+	"\x0estream_address\x18\x05 \x01(\tR\rstreamAddress\"\x8a\x04\n" +
 	"\bProgress\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -774,7 +833,9 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\x0fvalidation_step\x18\f \x01(\x03R\x0evalidationStep\x12%\n" +
 	"\x0ehas_validation\x18\r \x01(\bR\rhasValidation\x12\x1f\n" +
 	"\veta_seconds\x18\x0e \x01(\x01R\n" +
-	"etaSeconds\"\xfa\x04\n" +
+	"etaSeconds\x12\x1c\n" +
+	"\tprotected\x18\x0f \x01(\bR\tprotected\x12\x18\n" +
+	"\aexposed\x18\x10 \x01(\tR\aexposed\"\xf0\x05\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
@@ -801,7 +862,12 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\tspec_hash\x18\x10 \x01(\tR\bspecHash\x12#\n" +
 	"\rnumeric_class\x18\x11 \x01(\tR\fnumericClass\x12\x16\n" +
 	"\x06result\x18\x12 \x01(\fR\x06result\x12\x1a\n" +
-	"\bpreparer\x18\x13 \x01(\tR\bpreparer\"c\n" +
+	"\bpreparer\x18\x13 \x01(\tR\bpreparer\x12\x1a\n" +
+	"\bpriority\x18\x14 \x01(\x05R\bpriority\x12\x16\n" +
+	"\x06paused\x18\x15 \x01(\bR\x06paused\x12\x16\n" +
+	"\x06mirror\x18\x16 \x01(\bR\x06mirror\x12\x12\n" +
+	"\x04live\x18\x17 \x01(\bR\x04live\x12\x14\n" +
+	"\x05began\x18\x18 \x01(\x03R\x05began\"c\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1c\n" +
 	"\n" +
@@ -814,7 +880,7 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"at_unix_ms\x18\x03 \x01(\x03R\batUnixMs\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x12\n" +
-	"\x04json\x18\x05 \x01(\fR\x04json*\x8e\x01\n" +
+	"\x04json\x18\x05 \x01(\fR\x04json*\xa0\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fPHASE_PREPARING\x10\x01\x12\x10\n" +
@@ -823,7 +889,8 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\n" +
 	"PHASE_DONE\x10\x04\x12\x10\n" +
 	"\fPHASE_FAILED\x10\x05\x12\x12\n" +
-	"\x0ePHASE_CANCELED\x10\x06B2Z0github.com/skein-ml/skein/proto/skein/v1;skeinv1b\x06proto3"
+	"\x0ePHASE_CANCELED\x10\x06\x12\x10\n" +
+	"\fPHASE_PAUSED\x10\aB2Z0github.com/skein-ml/skein/proto/skein/v1;skeinv1b\x06proto3"
 
 var (
 	file_skein_v1_job_proto_rawDescOnce sync.Once

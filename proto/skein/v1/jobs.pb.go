@@ -418,6 +418,270 @@ func (*CancelResponse) Descriptor() ([]byte, []int) {
 	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{7}
 }
 
+type ScaleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Workers       int32                  `protobuf:"varint,2,opt,name=workers,proto3" json:"workers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScaleRequest) Reset() {
+	*x = ScaleRequest{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaleRequest) ProtoMessage() {}
+
+func (x *ScaleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaleRequest.ProtoReflect.Descriptor instead.
+func (*ScaleRequest) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ScaleRequest) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *ScaleRequest) GetWorkers() int32 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+type ScaleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Useful        int32                  `protobuf:"varint,1,opt,name=useful,proto3" json:"useful,omitempty"` // how many of them shorten a step
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScaleResponse) Reset() {
+	*x = ScaleResponse{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScaleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScaleResponse) ProtoMessage() {}
+
+func (x *ScaleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScaleResponse.ProtoReflect.Descriptor instead.
+func (*ScaleResponse) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ScaleResponse) GetUseful() int32 {
+	if x != nil {
+		return x.Useful
+	}
+	return 0
+}
+
+type PauseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseRequest) Reset() {
+	*x = PauseRequest{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseRequest) ProtoMessage() {}
+
+func (x *PauseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
+func (*PauseRequest) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PauseRequest) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *PauseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PauseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseResponse) Reset() {
+	*x = PauseResponse{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseResponse) ProtoMessage() {}
+
+func (x *PauseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
+func (*PauseResponse) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{11}
+}
+
+type ResumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeRequest) Reset() {
+	*x = ResumeRequest{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeRequest) ProtoMessage() {}
+
+func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
+func (*ResumeRequest) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ResumeRequest) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+type ResumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeResponse) Reset() {
+	*x = ResumeResponse{}
+	mi := &file_skein_v1_jobs_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeResponse) ProtoMessage() {}
+
+func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_jobs_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
+func (*ResumeResponse) Descriptor() ([]byte, []int) {
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{13}
+}
+
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
@@ -430,7 +694,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_skein_v1_jobs_proto_msgTypes[8]
+	mi := &file_skein_v1_jobs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +706,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_jobs_proto_msgTypes[8]
+	mi := &file_skein_v1_jobs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +719,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{8}
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchRequest) GetJob() string {
@@ -501,7 +765,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_skein_v1_jobs_proto_msgTypes[9]
+	mi := &file_skein_v1_jobs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +777,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_jobs_proto_msgTypes[9]
+	mi := &file_skein_v1_jobs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +790,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{9}
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WatchResponse) GetWhat() isWatchResponse_What {
@@ -609,7 +873,7 @@ type LineageRequest struct {
 
 func (x *LineageRequest) Reset() {
 	*x = LineageRequest{}
-	mi := &file_skein_v1_jobs_proto_msgTypes[10]
+	mi := &file_skein_v1_jobs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +885,7 @@ func (x *LineageRequest) String() string {
 func (*LineageRequest) ProtoMessage() {}
 
 func (x *LineageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_jobs_proto_msgTypes[10]
+	mi := &file_skein_v1_jobs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +898,7 @@ func (x *LineageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineageRequest.ProtoReflect.Descriptor instead.
 func (*LineageRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{10}
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LineageRequest) GetJob() string {
@@ -659,7 +923,7 @@ type LineageResponse struct {
 
 func (x *LineageResponse) Reset() {
 	*x = LineageResponse{}
-	mi := &file_skein_v1_jobs_proto_msgTypes[11]
+	mi := &file_skein_v1_jobs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +935,7 @@ func (x *LineageResponse) String() string {
 func (*LineageResponse) ProtoMessage() {}
 
 func (x *LineageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_jobs_proto_msgTypes[11]
+	mi := &file_skein_v1_jobs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +948,7 @@ func (x *LineageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineageResponse.ProtoReflect.Descriptor instead.
 func (*LineageResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{11}
+	return file_skein_v1_jobs_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LineageResponse) GetJob() string {
@@ -764,7 +1028,19 @@ const file_skein_v1_jobs_proto_rawDesc = "" +
 	"\rCancelRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x10\n" +
-	"\x0eCancelResponse\"o\n" +
+	"\x0eCancelResponse\":\n" +
+	"\fScaleRequest\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x18\n" +
+	"\aworkers\x18\x02 \x01(\x05R\aworkers\"'\n" +
+	"\rScaleResponse\x12\x16\n" +
+	"\x06useful\x18\x01 \x01(\x05R\x06useful\"8\n" +
+	"\fPauseRequest\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x0f\n" +
+	"\rPauseResponse\"!\n" +
+	"\rResumeRequest\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\"\x10\n" +
+	"\x0eResumeResponse\"o\n" +
 	"\fWatchRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x14\n" +
@@ -785,12 +1061,15 @@ const file_skein_v1_jobs_proto_rawDesc = "" +
 	"\tdata_hash\x18\x04 \x01(\tR\bdataHash\x12#\n" +
 	"\rnumeric_class\x18\x05 \x01(\tR\fnumericClass\x122\n" +
 	"\tpublished\x18\x06 \x03(\v2\x14.skein.v1.CheckpointR\tpublished\x12\x16\n" +
-	"\x06result\x18\a \x01(\fR\x06result2\xe7\x02\n" +
+	"\x06result\x18\a \x01(\fR\x06result2\x98\x04\n" +
 	"\x04Jobs\x12;\n" +
 	"\x06Submit\x12\x17.skein.v1.SubmitRequest\x1a\x18.skein.v1.SubmitResponse\x122\n" +
 	"\x03Get\x12\x14.skein.v1.GetRequest\x1a\x15.skein.v1.GetResponse\x125\n" +
 	"\x04List\x12\x15.skein.v1.ListRequest\x1a\x16.skein.v1.ListResponse\x12;\n" +
-	"\x06Cancel\x12\x17.skein.v1.CancelRequest\x1a\x18.skein.v1.CancelResponse\x12:\n" +
+	"\x06Cancel\x12\x17.skein.v1.CancelRequest\x1a\x18.skein.v1.CancelResponse\x128\n" +
+	"\x05Scale\x12\x16.skein.v1.ScaleRequest\x1a\x17.skein.v1.ScaleResponse\x128\n" +
+	"\x05Pause\x12\x16.skein.v1.PauseRequest\x1a\x17.skein.v1.PauseResponse\x12;\n" +
+	"\x06Resume\x12\x17.skein.v1.ResumeRequest\x1a\x18.skein.v1.ResumeResponse\x12:\n" +
 	"\x05Watch\x12\x16.skein.v1.WatchRequest\x1a\x17.skein.v1.WatchResponse0\x01\x12>\n" +
 	"\aLineage\x12\x18.skein.v1.LineageRequest\x1a\x19.skein.v1.LineageResponseB2Z0github.com/skein-ml/skein/proto/skein/v1;skeinv1b\x06proto3"
 
@@ -806,7 +1085,7 @@ func file_skein_v1_jobs_proto_rawDescGZIP() []byte {
 	return file_skein_v1_jobs_proto_rawDescData
 }
 
-var file_skein_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_skein_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_skein_v1_jobs_proto_goTypes = []any{
 	(*SubmitRequest)(nil),   // 0: skein.v1.SubmitRequest
 	(*SubmitResponse)(nil),  // 1: skein.v1.SubmitResponse
@@ -816,39 +1095,51 @@ var file_skein_v1_jobs_proto_goTypes = []any{
 	(*ListResponse)(nil),    // 5: skein.v1.ListResponse
 	(*CancelRequest)(nil),   // 6: skein.v1.CancelRequest
 	(*CancelResponse)(nil),  // 7: skein.v1.CancelResponse
-	(*WatchRequest)(nil),    // 8: skein.v1.WatchRequest
-	(*WatchResponse)(nil),   // 9: skein.v1.WatchResponse
-	(*LineageRequest)(nil),  // 10: skein.v1.LineageRequest
-	(*LineageResponse)(nil), // 11: skein.v1.LineageResponse
-	(*Job)(nil),             // 12: skein.v1.Job
-	(*Event)(nil),           // 13: skein.v1.Event
-	(*Progress)(nil),        // 14: skein.v1.Progress
-	(*Line)(nil),            // 15: skein.v1.Line
-	(*Checkpoint)(nil),      // 16: skein.v1.Checkpoint
+	(*ScaleRequest)(nil),    // 8: skein.v1.ScaleRequest
+	(*ScaleResponse)(nil),   // 9: skein.v1.ScaleResponse
+	(*PauseRequest)(nil),    // 10: skein.v1.PauseRequest
+	(*PauseResponse)(nil),   // 11: skein.v1.PauseResponse
+	(*ResumeRequest)(nil),   // 12: skein.v1.ResumeRequest
+	(*ResumeResponse)(nil),  // 13: skein.v1.ResumeResponse
+	(*WatchRequest)(nil),    // 14: skein.v1.WatchRequest
+	(*WatchResponse)(nil),   // 15: skein.v1.WatchResponse
+	(*LineageRequest)(nil),  // 16: skein.v1.LineageRequest
+	(*LineageResponse)(nil), // 17: skein.v1.LineageResponse
+	(*Job)(nil),             // 18: skein.v1.Job
+	(*Event)(nil),           // 19: skein.v1.Event
+	(*Progress)(nil),        // 20: skein.v1.Progress
+	(*Line)(nil),            // 21: skein.v1.Line
+	(*Checkpoint)(nil),      // 22: skein.v1.Checkpoint
 }
 var file_skein_v1_jobs_proto_depIdxs = []int32{
-	12, // 0: skein.v1.GetResponse.job:type_name -> skein.v1.Job
-	13, // 1: skein.v1.GetResponse.events:type_name -> skein.v1.Event
-	12, // 2: skein.v1.ListResponse.jobs:type_name -> skein.v1.Job
-	13, // 3: skein.v1.WatchResponse.event:type_name -> skein.v1.Event
-	14, // 4: skein.v1.WatchResponse.progress:type_name -> skein.v1.Progress
-	12, // 5: skein.v1.WatchResponse.job:type_name -> skein.v1.Job
-	15, // 6: skein.v1.WatchResponse.line:type_name -> skein.v1.Line
-	16, // 7: skein.v1.LineageResponse.published:type_name -> skein.v1.Checkpoint
+	18, // 0: skein.v1.GetResponse.job:type_name -> skein.v1.Job
+	19, // 1: skein.v1.GetResponse.events:type_name -> skein.v1.Event
+	18, // 2: skein.v1.ListResponse.jobs:type_name -> skein.v1.Job
+	19, // 3: skein.v1.WatchResponse.event:type_name -> skein.v1.Event
+	20, // 4: skein.v1.WatchResponse.progress:type_name -> skein.v1.Progress
+	18, // 5: skein.v1.WatchResponse.job:type_name -> skein.v1.Job
+	21, // 6: skein.v1.WatchResponse.line:type_name -> skein.v1.Line
+	22, // 7: skein.v1.LineageResponse.published:type_name -> skein.v1.Checkpoint
 	0,  // 8: skein.v1.Jobs.Submit:input_type -> skein.v1.SubmitRequest
 	2,  // 9: skein.v1.Jobs.Get:input_type -> skein.v1.GetRequest
 	4,  // 10: skein.v1.Jobs.List:input_type -> skein.v1.ListRequest
 	6,  // 11: skein.v1.Jobs.Cancel:input_type -> skein.v1.CancelRequest
-	8,  // 12: skein.v1.Jobs.Watch:input_type -> skein.v1.WatchRequest
-	10, // 13: skein.v1.Jobs.Lineage:input_type -> skein.v1.LineageRequest
-	1,  // 14: skein.v1.Jobs.Submit:output_type -> skein.v1.SubmitResponse
-	3,  // 15: skein.v1.Jobs.Get:output_type -> skein.v1.GetResponse
-	5,  // 16: skein.v1.Jobs.List:output_type -> skein.v1.ListResponse
-	7,  // 17: skein.v1.Jobs.Cancel:output_type -> skein.v1.CancelResponse
-	9,  // 18: skein.v1.Jobs.Watch:output_type -> skein.v1.WatchResponse
-	11, // 19: skein.v1.Jobs.Lineage:output_type -> skein.v1.LineageResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
+	8,  // 12: skein.v1.Jobs.Scale:input_type -> skein.v1.ScaleRequest
+	10, // 13: skein.v1.Jobs.Pause:input_type -> skein.v1.PauseRequest
+	12, // 14: skein.v1.Jobs.Resume:input_type -> skein.v1.ResumeRequest
+	14, // 15: skein.v1.Jobs.Watch:input_type -> skein.v1.WatchRequest
+	16, // 16: skein.v1.Jobs.Lineage:input_type -> skein.v1.LineageRequest
+	1,  // 17: skein.v1.Jobs.Submit:output_type -> skein.v1.SubmitResponse
+	3,  // 18: skein.v1.Jobs.Get:output_type -> skein.v1.GetResponse
+	5,  // 19: skein.v1.Jobs.List:output_type -> skein.v1.ListResponse
+	7,  // 20: skein.v1.Jobs.Cancel:output_type -> skein.v1.CancelResponse
+	9,  // 21: skein.v1.Jobs.Scale:output_type -> skein.v1.ScaleResponse
+	11, // 22: skein.v1.Jobs.Pause:output_type -> skein.v1.PauseResponse
+	13, // 23: skein.v1.Jobs.Resume:output_type -> skein.v1.ResumeResponse
+	15, // 24: skein.v1.Jobs.Watch:output_type -> skein.v1.WatchResponse
+	17, // 25: skein.v1.Jobs.Lineage:output_type -> skein.v1.LineageResponse
+	17, // [17:26] is the sub-list for method output_type
+	8,  // [8:17] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -860,7 +1151,7 @@ func file_skein_v1_jobs_proto_init() {
 		return
 	}
 	file_skein_v1_job_proto_init()
-	file_skein_v1_jobs_proto_msgTypes[9].OneofWrappers = []any{
+	file_skein_v1_jobs_proto_msgTypes[15].OneofWrappers = []any{
 		(*WatchResponse_Event)(nil),
 		(*WatchResponse_Progress)(nil),
 		(*WatchResponse_Job)(nil),
@@ -872,7 +1163,7 @@ func file_skein_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_jobs_proto_rawDesc), len(file_skein_v1_jobs_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

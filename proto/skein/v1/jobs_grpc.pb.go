@@ -26,6 +26,9 @@ const (
 	Jobs_Get_FullMethodName     = "/skein.v1.Jobs/Get"
 	Jobs_List_FullMethodName    = "/skein.v1.Jobs/List"
 	Jobs_Cancel_FullMethodName  = "/skein.v1.Jobs/Cancel"
+	Jobs_Scale_FullMethodName   = "/skein.v1.Jobs/Scale"
+	Jobs_Pause_FullMethodName   = "/skein.v1.Jobs/Pause"
+	Jobs_Resume_FullMethodName  = "/skein.v1.Jobs/Resume"
 	Jobs_Watch_FullMethodName   = "/skein.v1.Jobs/Watch"
 	Jobs_Lineage_FullMethodName = "/skein.v1.Jobs/Lineage"
 )
@@ -45,6 +48,14 @@ type JobsClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Cancel ends a job that is not over. Canceling a canceled job succeeds.
 	Cancel(ctx context.Context, in *CancelRequest, opts ...grpc.CallOption) (*CancelResponse, error)
+	// Scale changes the most workers that a job uses: from its minimum to its world size.
+	// A running job follows at a step boundary, to the same bits.
+	Scale(ctx context.Context, in *ScaleRequest, opts ...grpc.CallOption) (*ScaleResponse, error)
+	// Pause stops a job at a step boundary, with a checkpoint of that very step, and gives
+	// its workers back. Pausing a paused job succeeds.
+	Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error)
+	// Resume lets a paused job go on. Resuming one that is not paused succeeds.
+	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
 	// Watch sends a job's events from an index on, its progress and, if wished, the
 	// lines of its workers, until the job is over or the client has gone. A watcher
 	// that goes on at another coordinator gives the index of the last event that it
@@ -103,6 +114,36 @@ func (c *jobsClient) Cancel(ctx context.Context, in *CancelRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *jobsClient) Scale(ctx context.Context, in *ScaleRequest, opts ...grpc.CallOption) (*ScaleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ScaleResponse)
+	err := c.cc.Invoke(ctx, Jobs_Scale_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobsClient) Pause(ctx context.Context, in *PauseRequest, opts ...grpc.CallOption) (*PauseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseResponse)
+	err := c.cc.Invoke(ctx, Jobs_Pause_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobsClient) Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeResponse)
+	err := c.cc.Invoke(ctx, Jobs_Resume_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *jobsClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Jobs_ServiceDesc.Streams[0], Jobs_Watch_FullMethodName, cOpts...)
@@ -147,6 +188,14 @@ type JobsServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Cancel ends a job that is not over. Canceling a canceled job succeeds.
 	Cancel(context.Context, *CancelRequest) (*CancelResponse, error)
+	// Scale changes the most workers that a job uses: from its minimum to its world size.
+	// A running job follows at a step boundary, to the same bits.
+	Scale(context.Context, *ScaleRequest) (*ScaleResponse, error)
+	// Pause stops a job at a step boundary, with a checkpoint of that very step, and gives
+	// its workers back. Pausing a paused job succeeds.
+	Pause(context.Context, *PauseRequest) (*PauseResponse, error)
+	// Resume lets a paused job go on. Resuming one that is not paused succeeds.
+	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
 	// Watch sends a job's events from an index on, its progress and, if wished, the
 	// lines of its workers, until the job is over or the client has gone. A watcher
 	// that goes on at another coordinator gives the index of the last event that it
@@ -176,6 +225,15 @@ func (UnimplementedJobsServer) List(context.Context, *ListRequest) (*ListRespons
 }
 func (UnimplementedJobsServer) Cancel(context.Context, *CancelRequest) (*CancelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Cancel not implemented")
+}
+func (UnimplementedJobsServer) Scale(context.Context, *ScaleRequest) (*ScaleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Scale not implemented")
+}
+func (UnimplementedJobsServer) Pause(context.Context, *PauseRequest) (*PauseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pause not implemented")
+}
+func (UnimplementedJobsServer) Resume(context.Context, *ResumeRequest) (*ResumeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Resume not implemented")
 }
 func (UnimplementedJobsServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -276,6 +334,60 @@ func _Jobs_Cancel_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Jobs_Scale_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScaleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobsServer).Scale(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Jobs_Scale_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobsServer).Scale(ctx, req.(*ScaleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Jobs_Pause_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobsServer).Pause(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Jobs_Pause_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobsServer).Pause(ctx, req.(*PauseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Jobs_Resume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobsServer).Resume(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Jobs_Resume_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobsServer).Resume(ctx, req.(*ResumeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Jobs_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -327,6 +439,18 @@ var Jobs_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Cancel",
 			Handler:    _Jobs_Cancel_Handler,
+		},
+		{
+			MethodName: "Scale",
+			Handler:    _Jobs_Scale_Handler,
+		},
+		{
+			MethodName: "Pause",
+			Handler:    _Jobs_Pause_Handler,
+		},
+		{
+			MethodName: "Resume",
+			Handler:    _Jobs_Resume_Handler,
 		},
 		{
 			MethodName: "Lineage",

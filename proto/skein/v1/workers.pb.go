@@ -148,6 +148,7 @@ type Heartbeat struct {
 	Job           string `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
 	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`   // that it hosts ranks in, or
 	Preparation   uint64 `protobuf:"varint,5,opt,name=preparation,proto3" json:"preparation,omitempty"` // the try that it makes
+	Warm          string `protobuf:"bytes,6,opt,name=warm,proto3" json:"warm,omitempty"`                // job that it is ready to enter without delay; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -217,6 +218,58 @@ func (x *Heartbeat) GetPreparation() uint64 {
 	return 0
 }
 
+func (x *Heartbeat) GetWarm() string {
+	if x != nil {
+		return x.Warm
+	}
+	return ""
+}
+
+// Pong answers a ping.
+type Pong struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // of the ping
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pong) Reset() {
+	*x = Pong{}
+	mi := &file_skein_v1_workers_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pong) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pong) ProtoMessage() {}
+
+func (x *Pong) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pong.ProtoReflect.Descriptor instead.
+func (*Pong) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Pong) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // JobProgress is a job's progress as one worker sees it; rank 0's counts.
 type JobProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -228,7 +281,7 @@ type JobProgress struct {
 
 func (x *JobProgress) Reset() {
 	*x = JobProgress{}
-	mi := &file_skein_v1_workers_proto_msgTypes[2]
+	mi := &file_skein_v1_workers_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +293,7 @@ func (x *JobProgress) String() string {
 func (*JobProgress) ProtoMessage() {}
 
 func (x *JobProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[2]
+	mi := &file_skein_v1_workers_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +306,7 @@ func (x *JobProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProgress.ProtoReflect.Descriptor instead.
 func (*JobProgress) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{2}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *JobProgress) GetJob() string {
@@ -282,7 +335,7 @@ type StoreRead struct {
 
 func (x *StoreRead) Reset() {
 	*x = StoreRead{}
-	mi := &file_skein_v1_workers_proto_msgTypes[3]
+	mi := &file_skein_v1_workers_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +347,7 @@ func (x *StoreRead) String() string {
 func (*StoreRead) ProtoMessage() {}
 
 func (x *StoreRead) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[3]
+	mi := &file_skein_v1_workers_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +360,7 @@ func (x *StoreRead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRead.ProtoReflect.Descriptor instead.
 func (*StoreRead) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{3}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StoreRead) GetJob() string {
@@ -343,7 +396,7 @@ type JobLines struct {
 
 func (x *JobLines) Reset() {
 	*x = JobLines{}
-	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	mi := &file_skein_v1_workers_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +408,7 @@ func (x *JobLines) String() string {
 func (*JobLines) ProtoMessage() {}
 
 func (x *JobLines) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[4]
+	mi := &file_skein_v1_workers_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +421,7 @@ func (x *JobLines) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLines.ProtoReflect.Descriptor instead.
 func (*JobLines) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{4}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JobLines) GetJob() string {
@@ -394,6 +447,7 @@ type WorkerMessage struct {
 	//	*WorkerMessage_Progress
 	//	*WorkerMessage_StoreRead
 	//	*WorkerMessage_Lines
+	//	*WorkerMessage_Pong
 	What          isWorkerMessage_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -401,7 +455,7 @@ type WorkerMessage struct {
 
 func (x *WorkerMessage) Reset() {
 	*x = WorkerMessage{}
-	mi := &file_skein_v1_workers_proto_msgTypes[5]
+	mi := &file_skein_v1_workers_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +467,7 @@ func (x *WorkerMessage) String() string {
 func (*WorkerMessage) ProtoMessage() {}
 
 func (x *WorkerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[5]
+	mi := &file_skein_v1_workers_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +480,7 @@ func (x *WorkerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkerMessage.ProtoReflect.Descriptor instead.
 func (*WorkerMessage) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{5}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkerMessage) GetWhat() isWorkerMessage_What {
@@ -481,6 +535,15 @@ func (x *WorkerMessage) GetLines() *JobLines {
 	return nil
 }
 
+func (x *WorkerMessage) GetPong() *Pong {
+	if x != nil {
+		if x, ok := x.What.(*WorkerMessage_Pong); ok {
+			return x.Pong
+		}
+	}
+	return nil
+}
+
 type isWorkerMessage_What interface {
 	isWorkerMessage_What()
 }
@@ -505,6 +568,10 @@ type WorkerMessage_Lines struct {
 	Lines *JobLines `protobuf:"bytes,5,opt,name=lines,proto3,oneof"`
 }
 
+type WorkerMessage_Pong struct {
+	Pong *Pong `protobuf:"bytes,6,opt,name=pong,proto3,oneof"`
+}
+
 func (*WorkerMessage_Hello) isWorkerMessage_What() {}
 
 func (*WorkerMessage_Heartbeat) isWorkerMessage_What() {}
@@ -514,6 +581,8 @@ func (*WorkerMessage_Progress) isWorkerMessage_What() {}
 func (*WorkerMessage_StoreRead) isWorkerMessage_What() {}
 
 func (*WorkerMessage_Lines) isWorkerMessage_What() {}
+
+func (*WorkerMessage_Pong) isWorkerMessage_What() {}
 
 // Welcome is the first answer.
 type Welcome struct {
@@ -531,7 +600,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_skein_v1_workers_proto_msgTypes[6]
+	mi := &file_skein_v1_workers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +612,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[6]
+	mi := &file_skein_v1_workers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +625,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{6}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Welcome) GetCoordinator() string {
@@ -606,7 +675,7 @@ type Preparation struct {
 
 func (x *Preparation) Reset() {
 	*x = Preparation{}
-	mi := &file_skein_v1_workers_proto_msgTypes[7]
+	mi := &file_skein_v1_workers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +687,7 @@ func (x *Preparation) String() string {
 func (*Preparation) ProtoMessage() {}
 
 func (x *Preparation) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[7]
+	mi := &file_skein_v1_workers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +700,7 @@ func (x *Preparation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Preparation.ProtoReflect.Descriptor instead.
 func (*Preparation) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{7}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Preparation) GetJob() string {
@@ -669,13 +738,28 @@ type Assignment struct {
 	Resume            *Checkpoint            `protobuf:"bytes,9,opt,name=resume,proto3" json:"resume,omitempty"`                                                  // start from this
 	DataServers       []string               `protobuf:"bytes,10,rep,name=data_servers,json=dataServers,proto3" json:"data_servers,omitempty"`                    // stream addresses that have the data, the nearest first
 	CheckpointRequest uint64                 `protobuf:"varint,11,opt,name=checkpoint_request,json=checkpointRequest,proto3" json:"checkpoint_request,omitempty"` // when it rises, save a checkpoint at the next step boundary
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// A live generation goes on from what its workers hold in memory. Then resume is the
+	// newest checkpoint for the lineage only.
+	Live     bool      `protobuf:"varint,12,opt,name=live,proto3" json:"live,omitempty"`
+	Target   int64     `protobuf:"varint,13,opt,name=target,proto3" json:"target,omitempty"`    // step that all go on from
+	Decision []byte    `protobuf:"bytes,14,opt,name=decision,proto3" json:"decision,omitempty"` // D(target); empty where it began from a checkpoint of that step
+	Sources  []*Source `protobuf:"bytes,15,rep,name=sources,proto3" json:"sources,omitempty"`   // one for each rank
+	// When it rises, ask the ring to stop after the next step. Who stops so reports sealed
+	// with yielded set; a checkpoint that is asked for at the same time is of that very
+	// step, and published before the report.
+	YieldRequest uint64 `protobuf:"varint,16,opt,name=yield_request,json=yieldRequest,proto3" json:"yield_request,omitempty"`
+	// Stop at once, keep what is in memory, and report it. Also to a worker that is not in
+	// a generation any more, for a job that waits: keep it, and report it in each session.
+	Seal          bool   `protobuf:"varint,17,opt,name=seal,proto3" json:"seal,omitempty"`
+	After         uint64 `protobuf:"varint,19,opt,name=after,proto3" json:"after,omitempty"`   // of a live one: the generation that the state was sealed in; what a worker keeps of any other is of no use
+	Mirror        bool   `protobuf:"varint,18,opt,name=mirror,proto3" json:"mirror,omitempty"` // each worker keeps the state of the ranks of the one before it in the ring
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assignment) Reset() {
 	*x = Assignment{}
-	mi := &file_skein_v1_workers_proto_msgTypes[8]
+	mi := &file_skein_v1_workers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +771,7 @@ func (x *Assignment) String() string {
 func (*Assignment) ProtoMessage() {}
 
 func (x *Assignment) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[8]
+	mi := &file_skein_v1_workers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +784,7 @@ func (x *Assignment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assignment.ProtoReflect.Descriptor instead.
 func (*Assignment) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{8}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Assignment) GetJob() string {
@@ -780,6 +864,270 @@ func (x *Assignment) GetCheckpointRequest() uint64 {
 	return 0
 }
 
+func (x *Assignment) GetLive() bool {
+	if x != nil {
+		return x.Live
+	}
+	return false
+}
+
+func (x *Assignment) GetTarget() int64 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *Assignment) GetDecision() []byte {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *Assignment) GetSources() []*Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *Assignment) GetYieldRequest() uint64 {
+	if x != nil {
+		return x.YieldRequest
+	}
+	return 0
+}
+
+func (x *Assignment) GetSeal() bool {
+	if x != nil {
+		return x.Seal
+	}
+	return false
+}
+
+func (x *Assignment) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *Assignment) GetMirror() bool {
+	if x != nil {
+		return x.Mirror
+	}
+	return false
+}
+
+// Source is who holds a rank's state when a live generation begins.
+type Source struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rank          int32                  `protobuf:"varint,1,opt,name=rank,proto3" json:"rank,omitempty"`
+	Worker        string                 `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"` // one of the members; it applies R(target) first if it is a step behind
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Source) GetRank() int32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *Source) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+// Sealed is what a worker holds that will not act in its generation again.
+type Sealed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          int64                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`            // that its state is of
+	Decision      []byte                 `protobuf:"bytes,2,opt,name=decision,proto3" json:"decision,omitempty"`     // D(step); empty if the generation began from a checkpoint at it
+	Held          []int32                `protobuf:"varint,3,rep,packed,name=held,proto3" json:"held,omitempty"`     // ranks whose master weights and moments are complete here, its own or mirrored
+	Summed        []int32                `protobuf:"varint,4,rep,packed,name=summed,proto3" json:"summed,omitempty"` // those of them whose gradients of step + 1 are summed here
+	Reaches       []string               `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`       // members whose ring listener answers it
+	Yielded       bool                   `protobuf:"varint,6,opt,name=yielded,proto3" json:"yielded,omitempty"`      // it stopped at a step boundary, as was asked
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sealed) Reset() {
+	*x = Sealed{}
+	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sealed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sealed) ProtoMessage() {}
+
+func (x *Sealed) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sealed.ProtoReflect.Descriptor instead.
+func (*Sealed) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Sealed) GetStep() int64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Sealed) GetDecision() []byte {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+func (x *Sealed) GetHeld() []int32 {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *Sealed) GetSummed() []int32 {
+	if x != nil {
+		return x.Summed
+	}
+	return nil
+}
+
+func (x *Sealed) GetReaches() []string {
+	if x != nil {
+		return x.Reaches
+	}
+	return nil
+}
+
+func (x *Sealed) GetYielded() bool {
+	if x != nil {
+		return x.Yielded
+	}
+	return false
+}
+
+// Warm has a worker without ranks make ready to enter a job: it opens what does not
+// depend on the ranks, so that a generation that takes it in waits for nothing.
+type Warm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Resolved      []byte                 `protobuf:"bytes,2,opt,name=resolved,proto3" json:"resolved,omitempty"`
+	SpecHash      string                 `protobuf:"bytes,3,opt,name=spec_hash,json=specHash,proto3" json:"spec_hash,omitempty"`
+	DataServers   []string               `protobuf:"bytes,4,rep,name=data_servers,json=dataServers,proto3" json:"data_servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warm) Reset() {
+	*x = Warm{}
+	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warm) ProtoMessage() {}
+
+func (x *Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warm.ProtoReflect.Descriptor instead.
+func (*Warm) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Warm) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *Warm) GetResolved() []byte {
+	if x != nil {
+		return x.Resolved
+	}
+	return nil
+}
+
+func (x *Warm) GetSpecHash() string {
+	if x != nil {
+		return x.SpecHash
+	}
+	return ""
+}
+
+func (x *Warm) GetDataServers() []string {
+	if x != nil {
+		return x.DataServers
+	}
+	return nil
+}
+
 // StoreProbe asks for a nonce through a job's store.
 type StoreProbe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -792,7 +1140,7 @@ type StoreProbe struct {
 
 func (x *StoreProbe) Reset() {
 	*x = StoreProbe{}
-	mi := &file_skein_v1_workers_proto_msgTypes[9]
+	mi := &file_skein_v1_workers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1152,7 @@ func (x *StoreProbe) String() string {
 func (*StoreProbe) ProtoMessage() {}
 
 func (x *StoreProbe) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[9]
+	mi := &file_skein_v1_workers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1165,7 @@ func (x *StoreProbe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreProbe.ProtoReflect.Descriptor instead.
 func (*StoreProbe) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{9}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StoreProbe) GetJob() string {
@@ -850,13 +1198,14 @@ type Orders struct {
 	Probes        []*StoreProbe          `protobuf:"bytes,4,rep,name=probes,proto3" json:"probes,omitempty"`
 	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`
 	Released      bool                   `protobuf:"varint,6,opt,name=released,proto3" json:"released,omitempty"` // a draining worker that may go
+	Warm          *Warm                  `protobuf:"bytes,7,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Orders) Reset() {
 	*x = Orders{}
-	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	mi := &file_skein_v1_workers_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +1217,7 @@ func (x *Orders) String() string {
 func (*Orders) ProtoMessage() {}
 
 func (x *Orders) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[10]
+	mi := &file_skein_v1_workers_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +1230,7 @@ func (x *Orders) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orders.ProtoReflect.Descriptor instead.
 func (*Orders) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{10}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Orders) GetRevision() uint64 {
@@ -926,12 +1275,66 @@ func (x *Orders) GetReleased() bool {
 	return false
 }
 
+func (x *Orders) GetWarm() *Warm {
+	if x != nil {
+		return x.Warm
+	}
+	return nil
+}
+
+// Ping asks for a Pong at once. It is sent when another worker says that this one is
+// silent.
+type Ping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ping) Reset() {
+	*x = Ping{}
+	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ping) ProtoMessage() {}
+
+func (x *Ping) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ping.ProtoReflect.Descriptor instead.
+func (*Ping) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Ping) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 type LeaderMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to What:
 	//
 	//	*LeaderMessage_Welcome
 	//	*LeaderMessage_Orders
+	//	*LeaderMessage_Ping
 	What          isLeaderMessage_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -939,7 +1342,7 @@ type LeaderMessage struct {
 
 func (x *LeaderMessage) Reset() {
 	*x = LeaderMessage{}
-	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	mi := &file_skein_v1_workers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1354,7 @@ func (x *LeaderMessage) String() string {
 func (*LeaderMessage) ProtoMessage() {}
 
 func (x *LeaderMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[11]
+	mi := &file_skein_v1_workers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1367,7 @@ func (x *LeaderMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaderMessage.ProtoReflect.Descriptor instead.
 func (*LeaderMessage) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{11}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LeaderMessage) GetWhat() isLeaderMessage_What {
@@ -992,6 +1395,15 @@ func (x *LeaderMessage) GetOrders() *Orders {
 	return nil
 }
 
+func (x *LeaderMessage) GetPing() *Ping {
+	if x != nil {
+		if x, ok := x.What.(*LeaderMessage_Ping); ok {
+			return x.Ping
+		}
+	}
+	return nil
+}
+
 type isLeaderMessage_What interface {
 	isLeaderMessage_What()
 }
@@ -1004,9 +1416,15 @@ type LeaderMessage_Orders struct {
 	Orders *Orders `protobuf:"bytes,2,opt,name=orders,proto3,oneof"`
 }
 
+type LeaderMessage_Ping struct {
+	Ping *Ping `protobuf:"bytes,3,opt,name=ping,proto3,oneof"`
+}
+
 func (*LeaderMessage_Welcome) isLeaderMessage_What() {}
 
 func (*LeaderMessage_Orders) isLeaderMessage_What() {}
+
+func (*LeaderMessage_Ping) isLeaderMessage_What() {}
 
 // Sender names the worker process that reports.
 type Sender struct {
@@ -1019,7 +1437,7 @@ type Sender struct {
 
 func (x *Sender) Reset() {
 	*x = Sender{}
-	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	mi := &file_skein_v1_workers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1031,7 +1449,7 @@ func (x *Sender) String() string {
 func (*Sender) ProtoMessage() {}
 
 func (x *Sender) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[12]
+	mi := &file_skein_v1_workers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1044,7 +1462,7 @@ func (x *Sender) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sender.ProtoReflect.Descriptor instead.
 func (*Sender) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{12}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Sender) GetWorker() string {
@@ -1077,7 +1495,7 @@ type PreparedRequest struct {
 
 func (x *PreparedRequest) Reset() {
 	*x = PreparedRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[13]
+	mi := &file_skein_v1_workers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1507,7 @@ func (x *PreparedRequest) String() string {
 func (*PreparedRequest) ProtoMessage() {}
 
 func (x *PreparedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[13]
+	mi := &file_skein_v1_workers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1520,7 @@ func (x *PreparedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedRequest.ProtoReflect.Descriptor instead.
 func (*PreparedRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{13}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PreparedRequest) GetSender() *Sender {
@@ -1169,7 +1587,7 @@ type PreparedResponse struct {
 
 func (x *PreparedResponse) Reset() {
 	*x = PreparedResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[14]
+	mi := &file_skein_v1_workers_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1181,7 +1599,7 @@ func (x *PreparedResponse) String() string {
 func (*PreparedResponse) ProtoMessage() {}
 
 func (x *PreparedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[14]
+	mi := &file_skein_v1_workers_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1194,7 +1612,7 @@ func (x *PreparedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparedResponse.ProtoReflect.Descriptor instead.
 func (*PreparedResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{14}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{19}
 }
 
 type PublishRequest struct {
@@ -1208,7 +1626,7 @@ type PublishRequest struct {
 
 func (x *PublishRequest) Reset() {
 	*x = PublishRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	mi := &file_skein_v1_workers_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1638,7 @@ func (x *PublishRequest) String() string {
 func (*PublishRequest) ProtoMessage() {}
 
 func (x *PublishRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[15]
+	mi := &file_skein_v1_workers_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1651,7 @@ func (x *PublishRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishRequest.ProtoReflect.Descriptor instead.
 func (*PublishRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{15}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PublishRequest) GetSender() *Sender {
@@ -1265,7 +1683,7 @@ type PublishResponse struct {
 
 func (x *PublishResponse) Reset() {
 	*x = PublishResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[16]
+	mi := &file_skein_v1_workers_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1695,7 @@ func (x *PublishResponse) String() string {
 func (*PublishResponse) ProtoMessage() {}
 
 func (x *PublishResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[16]
+	mi := &file_skein_v1_workers_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1708,7 @@ func (x *PublishResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishResponse.ProtoReflect.Descriptor instead.
 func (*PublishResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{16}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{21}
 }
 
 type CompleteRequest struct {
@@ -1305,7 +1723,7 @@ type CompleteRequest struct {
 
 func (x *CompleteRequest) Reset() {
 	*x = CompleteRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[17]
+	mi := &file_skein_v1_workers_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1735,7 @@ func (x *CompleteRequest) String() string {
 func (*CompleteRequest) ProtoMessage() {}
 
 func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[17]
+	mi := &file_skein_v1_workers_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1748,7 @@ func (x *CompleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteRequest.ProtoReflect.Descriptor instead.
 func (*CompleteRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{17}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CompleteRequest) GetSender() *Sender {
@@ -1369,7 +1787,7 @@ type CompleteResponse struct {
 
 func (x *CompleteResponse) Reset() {
 	*x = CompleteResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[18]
+	mi := &file_skein_v1_workers_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1799,7 @@ func (x *CompleteResponse) String() string {
 func (*CompleteResponse) ProtoMessage() {}
 
 func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[18]
+	mi := &file_skein_v1_workers_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1812,7 @@ func (x *CompleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompleteResponse.ProtoReflect.Descriptor instead.
 func (*CompleteResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{18}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{23}
 }
 
 type FailRequest struct {
@@ -1410,7 +1828,7 @@ type FailRequest struct {
 
 func (x *FailRequest) Reset() {
 	*x = FailRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[19]
+	mi := &file_skein_v1_workers_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1840,7 @@ func (x *FailRequest) String() string {
 func (*FailRequest) ProtoMessage() {}
 
 func (x *FailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[19]
+	mi := &file_skein_v1_workers_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1853,7 @@ func (x *FailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailRequest.ProtoReflect.Descriptor instead.
 func (*FailRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{19}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FailRequest) GetSender() *Sender {
@@ -1481,7 +1899,7 @@ type FailResponse struct {
 
 func (x *FailResponse) Reset() {
 	*x = FailResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[20]
+	mi := &file_skein_v1_workers_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1911,7 @@ func (x *FailResponse) String() string {
 func (*FailResponse) ProtoMessage() {}
 
 func (x *FailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[20]
+	mi := &file_skein_v1_workers_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1924,7 @@ func (x *FailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailResponse.ProtoReflect.Descriptor instead.
 func (*FailResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{20}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{25}
 }
 
 type BrokenRequest struct {
@@ -1517,13 +1935,14 @@ type BrokenRequest struct {
 	Preparation   uint64                 `protobuf:"varint,4,opt,name=preparation,proto3" json:"preparation,omitempty"` // 0 if it trains
 	Accused       string                 `protobuf:"bytes,5,opt,name=accused,proto3" json:"accused,omitempty"`          // worker at the other end; empty if none
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`            // such as "connection reset (reduce, step 388, bucket 17, piece 2)"
+	Sealed        *Sealed                `protobuf:"bytes,7,opt,name=sealed,proto3" json:"sealed,omitempty"`            // what the worker keeps; unset if nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BrokenRequest) Reset() {
 	*x = BrokenRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[21]
+	mi := &file_skein_v1_workers_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1954,7 @@ func (x *BrokenRequest) String() string {
 func (*BrokenRequest) ProtoMessage() {}
 
 func (x *BrokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[21]
+	mi := &file_skein_v1_workers_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1967,7 @@ func (x *BrokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenRequest.ProtoReflect.Descriptor instead.
 func (*BrokenRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{21}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BrokenRequest) GetSender() *Sender {
@@ -1593,6 +2012,13 @@ func (x *BrokenRequest) GetReason() string {
 	return ""
 }
 
+func (x *BrokenRequest) GetSealed() *Sealed {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
 type BrokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1601,7 +2027,7 @@ type BrokenResponse struct {
 
 func (x *BrokenResponse) Reset() {
 	*x = BrokenResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[22]
+	mi := &file_skein_v1_workers_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2039,7 @@ func (x *BrokenResponse) String() string {
 func (*BrokenResponse) ProtoMessage() {}
 
 func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[22]
+	mi := &file_skein_v1_workers_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2052,7 @@ func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenResponse.ProtoReflect.Descriptor instead.
 func (*BrokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{22}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{27}
 }
 
 type DrainRequest struct {
@@ -1638,7 +2064,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[23]
+	mi := &file_skein_v1_workers_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +2076,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[23]
+	mi := &file_skein_v1_workers_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +2089,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{23}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DrainRequest) GetSender() *Sender {
@@ -1681,7 +2107,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[24]
+	mi := &file_skein_v1_workers_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +2119,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[24]
+	mi := &file_skein_v1_workers_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +2132,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{24}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{29}
 }
 
 var File_skein_v1_workers_proto protoreflect.FileDescriptor
@@ -1725,7 +2151,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x0fnumeric_classes\x18\b \x03(\tR\x0enumericClasses\x12!\n" +
 	"\fmemory_bytes\x18\t \x01(\x03R\vmemoryBytes\x12\x18\n" +
 	"\athreads\x18\n" +
-	" \x01(\x05R\athreads\"\x98\x01\n" +
+	" \x01(\x05R\athreads\"\xac\x01\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tdata_sets\x18\x02 \x03(\tR\bdataSets\x12\x10\n" +
@@ -1733,7 +2159,10 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12 \n" +
-	"\vpreparation\x18\x05 \x01(\x04R\vpreparation\"O\n" +
+	"\vpreparation\x18\x05 \x01(\x04R\vpreparation\x12\x12\n" +
+	"\x04warm\x18\x06 \x01(\tR\x04warm\"\x1e\n" +
+	"\x04Pong\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"O\n" +
 	"\vJobProgress\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12.\n" +
 	"\bprogress\x18\x02 \x01(\v2\x12.skein.v1.ProgressR\bprogress\"I\n" +
@@ -1743,14 +2172,15 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x05error\x18\x03 \x01(\tR\x05error\"B\n" +
 	"\bJobLines\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12$\n" +
-	"\x05lines\x18\x02 \x03(\v2\x0e.skein.v1.LineR\x05lines\"\x8c\x02\n" +
+	"\x05lines\x18\x02 \x03(\v2\x0e.skein.v1.LineR\x05lines\"\xb2\x02\n" +
 	"\rWorkerMessage\x12'\n" +
 	"\x05hello\x18\x01 \x01(\v2\x0f.skein.v1.HelloH\x00R\x05hello\x123\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x13.skein.v1.HeartbeatH\x00R\theartbeat\x123\n" +
 	"\bprogress\x18\x03 \x01(\v2\x15.skein.v1.JobProgressH\x00R\bprogress\x124\n" +
 	"\n" +
 	"store_read\x18\x04 \x01(\v2\x13.skein.v1.StoreReadH\x00R\tstoreRead\x12*\n" +
-	"\x05lines\x18\x05 \x01(\v2\x12.skein.v1.JobLinesH\x00R\x05linesB\x06\n" +
+	"\x05lines\x18\x05 \x01(\v2\x12.skein.v1.JobLinesH\x00R\x05lines\x12$\n" +
+	"\x04pong\x18\x06 \x01(\v2\x0e.skein.v1.PongH\x00R\x04pongB\x06\n" +
 	"\x04what\"\x95\x01\n" +
 	"\aWelcome\x12 \n" +
 	"\vcoordinator\x18\x01 \x01(\tR\vcoordinator\x12\x14\n" +
@@ -1761,7 +2191,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\vPreparation\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x12\n" +
-	"\x04spec\x18\x03 \x01(\fR\x04spec\"\xe9\x02\n" +
+	"\x04spec\x18\x03 \x01(\fR\x04spec\"\xc4\x04\n" +
 	"\n" +
 	"Assignment\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x1e\n" +
@@ -1777,12 +2207,35 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x06resume\x18\t \x01(\v2\x14.skein.v1.CheckpointR\x06resume\x12!\n" +
 	"\fdata_servers\x18\n" +
 	" \x03(\tR\vdataServers\x12-\n" +
-	"\x12checkpoint_request\x18\v \x01(\x04R\x11checkpointRequest\"W\n" +
+	"\x12checkpoint_request\x18\v \x01(\x04R\x11checkpointRequest\x12\x12\n" +
+	"\x04live\x18\f \x01(\bR\x04live\x12\x16\n" +
+	"\x06target\x18\r \x01(\x03R\x06target\x12\x1a\n" +
+	"\bdecision\x18\x0e \x01(\fR\bdecision\x12*\n" +
+	"\asources\x18\x0f \x03(\v2\x10.skein.v1.SourceR\asources\x12#\n" +
+	"\ryield_request\x18\x10 \x01(\x04R\fyieldRequest\x12\x12\n" +
+	"\x04seal\x18\x11 \x01(\bR\x04seal\x12\x14\n" +
+	"\x05after\x18\x13 \x01(\x04R\x05after\x12\x16\n" +
+	"\x06mirror\x18\x12 \x01(\bR\x06mirror\"4\n" +
+	"\x06Source\x12\x12\n" +
+	"\x04rank\x18\x01 \x01(\x05R\x04rank\x12\x16\n" +
+	"\x06worker\x18\x02 \x01(\tR\x06worker\"\x98\x01\n" +
+	"\x06Sealed\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x03R\x04step\x12\x1a\n" +
+	"\bdecision\x18\x02 \x01(\fR\bdecision\x12\x12\n" +
+	"\x04held\x18\x03 \x03(\x05R\x04held\x12\x16\n" +
+	"\x06summed\x18\x04 \x03(\x05R\x06summed\x12\x18\n" +
+	"\areaches\x18\x05 \x03(\tR\areaches\x12\x18\n" +
+	"\ayielded\x18\x06 \x01(\bR\ayielded\"t\n" +
+	"\x04Warm\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x1a\n" +
+	"\bresolved\x18\x02 \x01(\fR\bresolved\x12\x1b\n" +
+	"\tspec_hash\x18\x03 \x01(\tR\bspecHash\x12!\n" +
+	"\fdata_servers\x18\x04 \x03(\tR\vdataServers\"W\n" +
 	"\n" +
 	"StoreProbe\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\tR\x05store\x12!\n" +
-	"\fnonce_object\x18\x03 \x01(\tR\vnonceObject\"\xf9\x01\n" +
+	"\fnonce_object\x18\x03 \x01(\tR\vnonceObject\"\x9d\x02\n" +
 	"\x06Orders\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x127\n" +
 	"\vpreparation\x18\x02 \x01(\v2\x15.skein.v1.PreparationR\vpreparation\x124\n" +
@@ -1791,10 +2244,14 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"assignment\x12,\n" +
 	"\x06probes\x18\x04 \x03(\v2\x14.skein.v1.StoreProbeR\x06probes\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x1a\n" +
-	"\breleased\x18\x06 \x01(\bR\breleased\"r\n" +
+	"\breleased\x18\x06 \x01(\bR\breleased\x12\"\n" +
+	"\x04warm\x18\a \x01(\v2\x0e.skein.v1.WarmR\x04warm\"\x1e\n" +
+	"\x04Ping\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\x98\x01\n" +
 	"\rLeaderMessage\x12-\n" +
 	"\awelcome\x18\x01 \x01(\v2\x11.skein.v1.WelcomeH\x00R\awelcome\x12*\n" +
-	"\x06orders\x18\x02 \x01(\v2\x10.skein.v1.OrdersH\x00R\x06ordersB\x06\n" +
+	"\x06orders\x18\x02 \x01(\v2\x10.skein.v1.OrdersH\x00R\x06orders\x12$\n" +
+	"\x04ping\x18\x03 \x01(\v2\x0e.skein.v1.PingH\x00R\x04pingB\x06\n" +
 	"\x04what\"B\n" +
 	"\x06Sender\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
@@ -1832,7 +2289,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"generation\x12 \n" +
 	"\vpreparation\x18\x04 \x01(\x04R\vpreparation\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x0e\n" +
-	"\fFailResponse\"\xbf\x01\n" +
+	"\fFailResponse\"\xe9\x01\n" +
 	"\rBrokenRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
 	"\x03job\x18\x02 \x01(\tR\x03job\x12\x1e\n" +
@@ -1841,7 +2298,8 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"generation\x12 \n" +
 	"\vpreparation\x18\x04 \x01(\x04R\vpreparation\x12\x18\n" +
 	"\aaccused\x18\x05 \x01(\tR\aaccused\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x10\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12(\n" +
+	"\x06sealed\x18\a \x01(\v2\x10.skein.v1.SealedR\x06sealed\"\x10\n" +
 	"\x0eBrokenResponse\"8\n" +
 	"\fDrainRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\"\x0f\n" +
@@ -1867,80 +2325,90 @@ func file_skein_v1_workers_proto_rawDescGZIP() []byte {
 	return file_skein_v1_workers_proto_rawDescData
 }
 
-var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_skein_v1_workers_proto_goTypes = []any{
 	(*Hello)(nil),            // 0: skein.v1.Hello
 	(*Heartbeat)(nil),        // 1: skein.v1.Heartbeat
-	(*JobProgress)(nil),      // 2: skein.v1.JobProgress
-	(*StoreRead)(nil),        // 3: skein.v1.StoreRead
-	(*JobLines)(nil),         // 4: skein.v1.JobLines
-	(*WorkerMessage)(nil),    // 5: skein.v1.WorkerMessage
-	(*Welcome)(nil),          // 6: skein.v1.Welcome
-	(*Preparation)(nil),      // 7: skein.v1.Preparation
-	(*Assignment)(nil),       // 8: skein.v1.Assignment
-	(*StoreProbe)(nil),       // 9: skein.v1.StoreProbe
-	(*Orders)(nil),           // 10: skein.v1.Orders
-	(*LeaderMessage)(nil),    // 11: skein.v1.LeaderMessage
-	(*Sender)(nil),           // 12: skein.v1.Sender
-	(*PreparedRequest)(nil),  // 13: skein.v1.PreparedRequest
-	(*PreparedResponse)(nil), // 14: skein.v1.PreparedResponse
-	(*PublishRequest)(nil),   // 15: skein.v1.PublishRequest
-	(*PublishResponse)(nil),  // 16: skein.v1.PublishResponse
-	(*CompleteRequest)(nil),  // 17: skein.v1.CompleteRequest
-	(*CompleteResponse)(nil), // 18: skein.v1.CompleteResponse
-	(*FailRequest)(nil),      // 19: skein.v1.FailRequest
-	(*FailResponse)(nil),     // 20: skein.v1.FailResponse
-	(*BrokenRequest)(nil),    // 21: skein.v1.BrokenRequest
-	(*BrokenResponse)(nil),   // 22: skein.v1.BrokenResponse
-	(*DrainRequest)(nil),     // 23: skein.v1.DrainRequest
-	(*DrainResponse)(nil),    // 24: skein.v1.DrainResponse
-	(*Progress)(nil),         // 25: skein.v1.Progress
-	(*Line)(nil),             // 26: skein.v1.Line
-	(*Member)(nil),           // 27: skein.v1.Member
-	(*Checkpoint)(nil),       // 28: skein.v1.Checkpoint
+	(*Pong)(nil),             // 2: skein.v1.Pong
+	(*JobProgress)(nil),      // 3: skein.v1.JobProgress
+	(*StoreRead)(nil),        // 4: skein.v1.StoreRead
+	(*JobLines)(nil),         // 5: skein.v1.JobLines
+	(*WorkerMessage)(nil),    // 6: skein.v1.WorkerMessage
+	(*Welcome)(nil),          // 7: skein.v1.Welcome
+	(*Preparation)(nil),      // 8: skein.v1.Preparation
+	(*Assignment)(nil),       // 9: skein.v1.Assignment
+	(*Source)(nil),           // 10: skein.v1.Source
+	(*Sealed)(nil),           // 11: skein.v1.Sealed
+	(*Warm)(nil),             // 12: skein.v1.Warm
+	(*StoreProbe)(nil),       // 13: skein.v1.StoreProbe
+	(*Orders)(nil),           // 14: skein.v1.Orders
+	(*Ping)(nil),             // 15: skein.v1.Ping
+	(*LeaderMessage)(nil),    // 16: skein.v1.LeaderMessage
+	(*Sender)(nil),           // 17: skein.v1.Sender
+	(*PreparedRequest)(nil),  // 18: skein.v1.PreparedRequest
+	(*PreparedResponse)(nil), // 19: skein.v1.PreparedResponse
+	(*PublishRequest)(nil),   // 20: skein.v1.PublishRequest
+	(*PublishResponse)(nil),  // 21: skein.v1.PublishResponse
+	(*CompleteRequest)(nil),  // 22: skein.v1.CompleteRequest
+	(*CompleteResponse)(nil), // 23: skein.v1.CompleteResponse
+	(*FailRequest)(nil),      // 24: skein.v1.FailRequest
+	(*FailResponse)(nil),     // 25: skein.v1.FailResponse
+	(*BrokenRequest)(nil),    // 26: skein.v1.BrokenRequest
+	(*BrokenResponse)(nil),   // 27: skein.v1.BrokenResponse
+	(*DrainRequest)(nil),     // 28: skein.v1.DrainRequest
+	(*DrainResponse)(nil),    // 29: skein.v1.DrainResponse
+	(*Progress)(nil),         // 30: skein.v1.Progress
+	(*Line)(nil),             // 31: skein.v1.Line
+	(*Member)(nil),           // 32: skein.v1.Member
+	(*Checkpoint)(nil),       // 33: skein.v1.Checkpoint
 }
 var file_skein_v1_workers_proto_depIdxs = []int32{
-	25, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
-	26, // 1: skein.v1.JobLines.lines:type_name -> skein.v1.Line
+	30, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
+	31, // 1: skein.v1.JobLines.lines:type_name -> skein.v1.Line
 	0,  // 2: skein.v1.WorkerMessage.hello:type_name -> skein.v1.Hello
 	1,  // 3: skein.v1.WorkerMessage.heartbeat:type_name -> skein.v1.Heartbeat
-	2,  // 4: skein.v1.WorkerMessage.progress:type_name -> skein.v1.JobProgress
-	3,  // 5: skein.v1.WorkerMessage.store_read:type_name -> skein.v1.StoreRead
-	4,  // 6: skein.v1.WorkerMessage.lines:type_name -> skein.v1.JobLines
-	27, // 7: skein.v1.Assignment.members:type_name -> skein.v1.Member
-	28, // 8: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
-	7,  // 9: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
-	8,  // 10: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
-	9,  // 11: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
-	6,  // 12: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
-	10, // 13: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
-	12, // 14: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
-	28, // 15: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
-	12, // 16: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
-	28, // 17: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
-	12, // 18: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
-	12, // 19: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
-	12, // 20: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
-	12, // 21: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
-	5,  // 22: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
-	13, // 23: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
-	15, // 24: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
-	17, // 25: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
-	19, // 26: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
-	21, // 27: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
-	23, // 28: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
-	11, // 29: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
-	14, // 30: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
-	16, // 31: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
-	18, // 32: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
-	20, // 33: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
-	22, // 34: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
-	24, // 35: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	3,  // 4: skein.v1.WorkerMessage.progress:type_name -> skein.v1.JobProgress
+	4,  // 5: skein.v1.WorkerMessage.store_read:type_name -> skein.v1.StoreRead
+	5,  // 6: skein.v1.WorkerMessage.lines:type_name -> skein.v1.JobLines
+	2,  // 7: skein.v1.WorkerMessage.pong:type_name -> skein.v1.Pong
+	32, // 8: skein.v1.Assignment.members:type_name -> skein.v1.Member
+	33, // 9: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
+	10, // 10: skein.v1.Assignment.sources:type_name -> skein.v1.Source
+	8,  // 11: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
+	9,  // 12: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
+	13, // 13: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
+	12, // 14: skein.v1.Orders.warm:type_name -> skein.v1.Warm
+	7,  // 15: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
+	14, // 16: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
+	15, // 17: skein.v1.LeaderMessage.ping:type_name -> skein.v1.Ping
+	17, // 18: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
+	33, // 19: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
+	17, // 20: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
+	33, // 21: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
+	17, // 22: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
+	17, // 23: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
+	17, // 24: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
+	11, // 25: skein.v1.BrokenRequest.sealed:type_name -> skein.v1.Sealed
+	17, // 26: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
+	6,  // 27: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
+	18, // 28: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
+	20, // 29: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
+	22, // 30: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
+	24, // 31: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
+	26, // 32: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
+	28, // 33: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
+	16, // 34: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
+	19, // 35: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
+	21, // 36: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
+	23, // 37: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
+	25, // 38: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
+	27, // 39: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
+	29, // 40: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
+	34, // [34:41] is the sub-list for method output_type
+	27, // [27:34] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_skein_v1_workers_proto_init() }
@@ -1949,16 +2417,18 @@ func file_skein_v1_workers_proto_init() {
 		return
 	}
 	file_skein_v1_job_proto_init()
-	file_skein_v1_workers_proto_msgTypes[5].OneofWrappers = []any{
+	file_skein_v1_workers_proto_msgTypes[6].OneofWrappers = []any{
 		(*WorkerMessage_Hello)(nil),
 		(*WorkerMessage_Heartbeat)(nil),
 		(*WorkerMessage_Progress)(nil),
 		(*WorkerMessage_StoreRead)(nil),
 		(*WorkerMessage_Lines)(nil),
+		(*WorkerMessage_Pong)(nil),
 	}
-	file_skein_v1_workers_proto_msgTypes[11].OneofWrappers = []any{
+	file_skein_v1_workers_proto_msgTypes[16].OneofWrappers = []any{
 		(*LeaderMessage_Welcome)(nil),
 		(*LeaderMessage_Orders)(nil),
+		(*LeaderMessage_Ping)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1966,7 +2436,7 @@ func file_skein_v1_workers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_workers_proto_rawDesc), len(file_skein_v1_workers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
