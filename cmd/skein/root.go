@@ -63,7 +63,7 @@ Exit status:
 		return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
 	group(root, "On this machine:", newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
-		newImport(std), newData(std), newDoctor(std), newVersion(std))
+		newImport(std), newData(std), newDoctor(std), newBench(std), newVersion(std))
 	group(root, "On a cluster, from any machine:", newSubmit(std), newJobs(std), newDescribe(std), newLogs(std), newWatch(std), newWait(std),
 		newCancel(std), newNodes(std))
 	group(root, "To run a cluster:", newCoordinator(std), newWorker(std), newCerts(std))

@@ -46,13 +46,16 @@ const policy = `
 	# The ring sees bytes and a type; checkpoints see ranges and names.
 	shard < allreduce, checkpoint
 
+	# How a job survives its workers: the rules of a step, and where it goes on.
+	shard < protocol
+
 	# One worker: where the path of data is driven.
-	jobspec, model, model/weights, eval, optim, allreduce, checkpoint, data/stream, proto < worker/trainer
+	jobspec, model, model/weights, eval, optim, allreduce, checkpoint, data/stream, proto, protocol < worker/trainer
 	worker/trainer < worker
 
 	# Path of control. It moves names and numbers, never tensors: nothing of the
 	# path of data but arithmetic. The deciders sit above the state that they read.
-	proto, shard, jobspec < coordinator/fsm
+	proto, shard, protocol, jobspec < coordinator/fsm
 	coordinator/fsm < coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog
 	coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog < coordinator
 
@@ -61,8 +64,14 @@ const policy = `
 	proto, jobspec, checkpoint < client
 	client, coordinator < fleet
 
+	# The pure machines of both paths over a model of everything else.
+	worker, coordinator < sim
+
+	# Benchmarks take steps as a worker does, and time the kernels of the processor.
+	worker/trainer, device/cpu < bench
+
 	# Binaries and tools see everything; nothing sees them.
-	worker, coordinator, client, fleet, device/cpu, device/opaque < cmd, examples, scripts
+	bench, sim, worker, coordinator, client, fleet, device/cpu, device/opaque < cmd, examples, scripts
 `
 
 func TestImportsFollowPolicy(t *testing.T) {

@@ -1,0 +1,86 @@
+// Package bench measures: whole training steps of known models with random weights and
+// data, single products of those steps, and what the machine itself can do, beside which
+// the rest is put. It needs no files and keeps none.
+//
+// A figure means something next to another of the same run only: machines that share
+// their cores differ by a quarter from minute to minute. So workloads are taken round by
+// round, and whoever compares lets the rounds of both sides take turns.
+package bench
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/model/config"
+)
+
+// Names of axes in this package:
+// B sequences of a step, T tokens of a sequence, C hidden size, V vocabulary.
+
+// Workload is a training step: of which model, in which precision, on how much data.
+type Workload struct {
+	Name      string
+	Model     config.Config
+	Precision device.DType
+	Batch     int // sequences of a step
+	SeqLen    int // tokens of a sequence, one document
+}
+
+// Tokens is how many tokens a step has.
+func (w Workload) Tokens() int { return w.Batch * w.SeqLen }
+
+// Workloads lists the training steps.
+func Workloads() []Workload {
+	gpt2, smol := GPT2(), SmolLM2()
+	return []Workload{
+		{"gpt2-bf16-step", gpt2, device.BF16, 4, 512},
+		{"gpt2-f32-step", gpt2, device.F32, 4, 512},
+		{"smollm2-bf16-step", smol, device.BF16, 4, 512},
+		{"smollm2-f32-step", smol, device.F32, 4, 512},
+		{"smollm2-bf16-long", smol, device.BF16, 1, 4096},
+	}
+}
+
+// Find is the workload called name.
+func Find(name string) (Workload, error) {
+	var names []string
+	for _, w := range Workloads() {
+		if w.Name == name {
+			return w, nil
+		}
+		names = append(names, w.Name)
+	}
+	return Workload{}, fmt.Errorf("there is no workload %q; there are %s", name, strings.Join(names, ", "))
+}
+
+// GPT2 is the configuration of GPT-2 with 124M parameters.
+func GPT2() config.Config {
+	return parse(`{"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024,
+		"vocab_size": 50257, "activation_function": "gelu_new", "bos_token_id": 50256, "eos_token_id": 50256}`)
+}
+
+// SmolLM2 is the configuration of SmolLM2-135M.
+func SmolLM2() config.Config {
+	return parse(`{"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+		"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152, "max_position_embeddings": 8192,
+		"rms_norm_eps": 1e-5, "rope_theta": 100000, "hidden_act": "silu", "initializer_range": 0.02, "tie_word_embeddings": true,
+		"attention_bias": false, "mlp_bias": false, "bos_token_id": 1, "eos_token_id": 2}`)
+}
+
+func parse(description string) config.Config {
+	c, _, err := config.Parse([]byte(description))
+	if err != nil {
+		panic(err) // the texts above
+	}
+	return c
+}
+
+// Best is the smallest of a list, 0 of none.
+func Best(seconds []float64) float64 {
+	if len(seconds) == 0 {
+		return 0
+	}
+	return slices.Min(seconds)
+}
