@@ -76,7 +76,7 @@ func (l *Link) Vote(ctx context.Context, votes []Vote) (Decision, error) {
 	if l.c.Worker == 0 && l.decision == nil {
 		return l.decideLocked(ctx)
 	}
-	if err := l.waitLocked(ctx, kindVote, func() bool { return l.decision != nil }); err != nil {
+	if err := l.waitLocked(ctx, kindDecision, -1, func() bool { return l.decision != nil }); err != nil {
 		return Decision{}, err
 	}
 	return *l.decision, nil
@@ -118,7 +118,7 @@ func (l *Link) Decided() (Decision, bool) {
 
 // decideLocked waits for the votes of all ranks and decides.
 func (l *Link) decideLocked(ctx context.Context) (Decision, error) {
-	if err := l.waitLocked(ctx, kindVote, func() bool { return l.voted == len(l.votes) }); err != nil {
+	if err := l.waitLocked(ctx, kindVote, -1, func() bool { return l.voted == len(l.votes) }); err != nil {
 		return Decision{}, err
 	}
 	l.mu.Unlock()

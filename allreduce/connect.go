@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,7 +17,7 @@ import (
 const (
 	chunkBytesDefault = 256 << 10
 	chunkBytesMax     = 4 << 20
-	silenceDefault    = 10 * time.Second
+	silenceDefault    = 1200 * time.Millisecond
 	silenceMin        = 10 * time.Millisecond
 	// answerTimeout is longer than a listener holds a greeting.
 	answerTimeout = holdTimeout + 2*greetingTimeout
@@ -78,7 +79,8 @@ func implements[T any](x any) bool {
 
 // Connect dials the next worker, retrying until ctx ends, and takes the connection of
 // the previous one from l. It returns when both are there. An error that wraps
-// ErrRefused, and says why, is for good.
+// ErrRefused, and says why, is for good. A worker whose listener does not answer for
+// Silence is accused, in a LinkError.
 func Connect(ctx context.Context, l *Listener, c LinkConfig) (*Link, error) {
 	c.ensureDefaults()
 	if err := c.validate(); err != nil {
@@ -99,6 +101,9 @@ func Connect(ctx context.Context, l *Listener, c LinkConfig) (*Link, error) {
 			if x != nil {
 				x.abort()
 			}
+		}
+		if broken, ok := errors.AsType[*LinkError](err); ok {
+			return nil, broken
 		}
 		return nil, fmt.Errorf("ring: generation %d: %w", c.Key.Generation, err)
 	}
@@ -130,6 +135,7 @@ func newLink(c LinkConfig) *Link {
 		l.gatherAt = append(l.gatherAt, make([]int64, worldSize))
 	}
 	l.newMirror()
+	l.newDebts()
 	l.votes = make([]Vote, worldSize)
 	for i := range l.rows {
 		l.rows[i] = rowSet{step: -1, ranks: make([]rankRows, worldSize)}
@@ -147,19 +153,31 @@ func (l *Link) greeting(from, to int) hello {
 
 // join makes both connections.
 func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) error {
+	var made atomic.Int32
+	both := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		conn, err := l.dial(ctx, out)
-		if err == nil {
-			l.out, err = newSocket(conn)
+	hold := func(x *socket, err error, who int) error {
+		if err != nil {
+			return err
 		}
-		return err
+		if made.Add(1) == 2 {
+			close(both)
+		}
+		return l.pulse(ctx, x, who, both)
+	}
+	g.Go(func() error {
+		conn, err := l.dialWatched(ctx, out)
+		if err != nil {
+			return err
+		}
+		l.out, err = newSocket(conn)
+		return hold(l.out, err, l.next)
 	})
 	g.Go(func() (err error) {
 		select {
 		case conn := <-s.conn:
 			l.in, err = newSocket(conn)
-			return err
+			return hold(l.in, err, l.prev)
 		case <-from.ctx.Done():
 			return fmt.Errorf("no connection from %s: the listener is closed: %w", l.name(l.prev), net.ErrClosed)
 		case <-ctx.Done():
@@ -167,6 +185,20 @@ func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) er
 		}
 	})
 	return g.Wait()
+}
+
+// dialWatched dials, unless the next worker is not there.
+func (l *Link) dialWatched(ctx context.Context, out *hello) (conn net.Conn, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(l.probe(ctx)) })
+	conn, err = l.dial(ctx, out)
+	if broken, ok := errors.AsType[*LinkError](context.Cause(ctx)); ok && err != nil {
+		err = broken
+	}
+	cancel(nil)
+	wg.Wait()
+	return conn, err
 }
 
 // dial connects to the next worker and greets it, until it accepts, refuses for good,
@@ -192,60 +224,40 @@ func (l *Link) dial(ctx context.Context, out *hello) (net.Conn, error) {
 	}
 }
 
-// greet is one attempt.
+// greet is one attempt: it sends the greeting and reads the answer.
 func (l *Link) greet(ctx context.Context, out *hello) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: keepAliveIdle, Interval: keepAliveStep, Count: 3}}
-	raw, err := d.DialContext(ctx, "tcp", l.c.Next)
+	conn, err := open(ctx, l.c.Next, out.ToName, l.c.TLS, l.c.PeerName)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-	conn, err := l.introduce(ctx, raw, out)
-	if !stop() && err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		_ = raw.Close()
+	if err := introduce(conn, out); err != nil {
+		conn.end()
 		return nil, err
 	}
-	return conn, nil
+	if !conn.keep() {
+		return nil, ctx.Err()
+	}
+	return conn.Conn, nil
 }
 
-// introduce speaks TLS, if there is any, sends the greeting and reads the answer.
-func (l *Link) introduce(ctx context.Context, raw net.Conn, out *hello) (net.Conn, error) {
-	conn := raw
-	if l.c.TLS != nil {
-		config, err := clientTLS(l.c.TLS, l.c.Next)
-		if err != nil {
-			return nil, err
-		}
-		t := tls.Client(newBuffered(raw), config)
-		owner, err := secure(ctx, t, l.c.PeerName)
-		if err == nil {
-			err = owner.mustBe(out.ToName)
-		}
-		if err != nil {
-			return nil, permanent(err)
-		}
-		conn = t
-	}
+func introduce(conn net.Conn, out *hello) error {
 	if _, err := conn.Write(out.append(nil)); err != nil {
-		return nil, permanent(err)
+		return permanent(err)
 	}
 	a, err := readAnswer(conn)
 	switch {
 	case errors.Is(err, errVersion):
-		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
+		return fmt.Errorf("%w: %w", ErrRefused, err)
 	case err != nil:
-		return nil, permanent(err)
+		return permanent(err)
 	case a.Verdict == refusedNotYet || a.Verdict == refusedTaken:
-		return nil, errors.New(a.Why)
+		return errors.New(a.Why)
 	case a.Verdict != accepted:
-		return nil, fmt.Errorf("%w: %s", ErrRefused, a.Why)
+		return fmt.Errorf("%w: %s", ErrRefused, a.Why)
 	}
-	return conn, nil
+	return nil
 }
 
 // permanent marks errors that another attempt would meet again: certificates that are

@@ -232,7 +232,7 @@ func (l *Link) execute() error {
 			err = l.sendSum(a, current)
 			current = nil
 		case DoneReduce:
-			l.pieceReduced(a.Frame.Bucket)
+			l.pieceReduced(a.Frame.Bucket, a.Frame.Piece)
 		case DoneGather:
 			l.rankGathered(a.Frame.Bucket)
 		case DoRound, DoCopy: // AddBF16 has rounded; a ring over a network has more than one rank

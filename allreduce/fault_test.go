@@ -71,12 +71,16 @@ func (p *proxy) serve(from net.Conn) {
 		_, _ = io.Copy(from, to)
 		_ = from.Close()
 	})
-	h, err := readHello(from)
+	h, err := readOpening(from)
 	if err != nil {
 		_ = to.Close()
 		return
 	}
-	_, _ = to.Write(h.append(nil))
+	if h.asks {
+		_, _ = to.Write(question{h.FromName, h.ToName}.append(nil))
+	} else {
+		_, _ = to.Write(h.hello.append(nil))
+	}
 	for {
 		frame := make([]byte, headerSize)
 		if _, err := io.ReadFull(from, frame); err != nil {
@@ -475,16 +479,21 @@ func FuzzDecodeHeader(f *testing.F) {
 	})
 }
 
-func FuzzReadHello(f *testing.F) {
+func FuzzReadOpening(f *testing.F) {
 	h := hello{Key: Key{"job-1", 3, "5bec", "generic-1"}, From: 1, To: 2, Workers: 3, WorldSize: 8, Wire: WireBF16, ElemBytes: 2, Chunk: 100, FromName: "a", ToName: "b"}
 	f.Add(h.append(nil))
 	f.Add(answer{refusedJob, "spec hash"}.append(nil))
+	f.Add(question{"w1", "w2"}.append(nil))
 	f.Add([]byte("GET / HTTP/1.1\r\n"))
 	f.Add(appendLetter(nil, helloMagic, nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := readHello(bytes.NewReader(b))
+		o, err := readOpening(bytes.NewReader(b))
 		if err == nil {
-			if again := h.append(nil); !bytes.Equal(again, b[:len(again)]) {
+			again := o.hello.append(nil)
+			if o.asks {
+				again = question{o.FromName, o.ToName}.append(nil)
+			}
+			if !bytes.Equal(again, b[:len(again)]) {
 				t.Fatalf("%x was read and written as %x", b, again)
 			}
 		}
@@ -517,15 +526,19 @@ func FuzzDecodeVote(f *testing.F) {
 // TestTheHandshakeReadsBack makes sure that the seeds above say something.
 func TestTheHandshakeReadsBack(t *testing.T) {
 	h := hello{Key: Key{"job-1", 3, "5bec", "generic-1"}, From: 1, To: 2, Workers: 3, WorldSize: 8, Wire: WireBF16, ElemBytes: 2, Mirror: true, Chunk: 100, FromName: "a", ToName: "b"}
-	got, err := readHello(bytes.NewReader(h.append(nil)))
-	if err != nil || got != h {
+	got, err := readOpening(bytes.NewReader(h.append(nil)))
+	if err != nil || got.hello != h || got.asks {
 		t.Errorf("%+v, %v", got, err)
 	}
 	a, err := readAnswer(bytes.NewReader(answer{refusedJob, "why"}.append(nil)))
 	if err != nil || a != (answer{refusedJob, "why"}) {
 		t.Errorf("%+v, %v", a, err)
 	}
-	if _, err := readHello(bytes.NewReader([]byte("SKNR\x01\x00\x00\x00"))); !errors.Is(err, errVersion) {
+	q, err := readOpening(bytes.NewReader(question{"w1", "w2"}.append(nil)))
+	if err != nil || !q.asks || q.FromName != "w1" || q.ToName != "w2" {
+		t.Errorf("%+v, %v", q, err)
+	}
+	if _, err := readOpening(bytes.NewReader([]byte("SKNR\x01\x00\x00\x00"))); !errors.Is(err, errVersion) {
 		t.Errorf("another version: %v", err)
 	}
 }

@@ -35,6 +35,12 @@ var kindNames = [kindEnd]string{
 	kindMirror: "mirror", kindState: "state", kindReceipt: "receipt",
 }
 
+// partsOf is how many values Part may have, by kind.
+var partsOf = [kindEnd]uint8{
+	kindReduce: 1, kindGather: 1, kindRows: 1, kindVote: 1, kindDecision: 1, kindExchange: 1, kindPass: 1, kindBye: 1,
+	kindMirror: 1, kindReceipt: 1, kindState: StateParts, kindPing: uint8(phaseEnd),
+}
+
 func (k kind) String() string {
 	if k > 0 && k < kindEnd {
 		return kindNames[k]
@@ -55,7 +61,7 @@ const (
 // class belong to the connection.
 type header struct {
 	Kind   kind
-	Part   uint8  // of a piece's state: one of StateParts
+	Part   uint8  // of a piece's state: one of StateParts; of a ping the phase of a debt
 	Length uint32 // of the payload in bytes
 	// Step is the step; of a message the tag, of an exchange its number.
 	Step int64
@@ -128,7 +134,7 @@ func (h *header) impossible() string {
 		return "a step below zero"
 	case h.Lo < 0 || h.Hi < h.Lo:
 		return fmt.Sprintf("the range [%d, %d)", h.Lo, h.Hi)
-	case h.Part != 0 && h.Kind != kindState || h.Part >= StateParts:
+	case h.Part >= partsOf[h.Kind]:
 		return fmt.Sprintf("part %d", h.Part)
 	case h.To != 0 && h.Kind != kindState && h.Kind != kindReceipt:
 		return "it is for one worker"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/skein-ml/skein/internal/crc32c"
 )
@@ -13,8 +14,9 @@ import (
 const ringVersion = 2
 
 const (
-	helloMagic  = "SKNR"
-	answerMagic = "SKNA"
+	helloMagic    = "SKNR"
+	questionMagic = "SKNQ"
+	answerMagic   = "SKNA"
 	// letterHead is magic, version and length: the part that no version changes.
 	letterHead = 8
 	letterMax  = 2048
@@ -91,32 +93,33 @@ func appendLetter(b []byte, magic string, payload []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, crc32c.Sum(b[start:]))
 }
 
-// readLetter reads one letter and returns its payload. It reads no more than that, and
-// nothing after a magic or a version that it does not know.
-func readLetter(r io.Reader, magic string) ([]byte, error) {
+// readLetter reads one letter, of one of the magics, and returns its payload. It reads no
+// more than that, and nothing after a magic or a version that it does not know.
+func readLetter(r io.Reader, magics ...string) (magic string, payload []byte, err error) {
 	le := binary.LittleEndian
 	b := make([]byte, letterHead, letterHead+letterMax+4)
 	if _, err := io.ReadFull(r, b); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	n := int(le.Uint16(b[6:]))
+	magic = string(b[:4])
 	switch {
-	case string(b[:4]) != magic:
-		return nil, fmt.Errorf("%w: it begins with %q", errHello, b[:4])
+	case !slices.Contains(magics, magic):
+		return "", nil, fmt.Errorf("%w: it begins with %q", errHello, b[:4])
 	case le.Uint16(b[4:]) != ringVersion:
-		return nil, fmt.Errorf("%w: %d, this program speaks %d", errVersion, le.Uint16(b[4:]), ringVersion)
+		return "", nil, fmt.Errorf("%w: %d, this program speaks %d", errVersion, le.Uint16(b[4:]), ringVersion)
 	case n > letterMax:
-		return nil, fmt.Errorf("%w: %d bytes", errHello, n)
+		return "", nil, fmt.Errorf("%w: %d bytes", errHello, n)
 	}
 	b = b[:letterHead+n+4]
 	if _, err := io.ReadFull(r, b[letterHead:]); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	end := letterHead + n
 	if le.Uint32(b[end:]) != crc32c.Sum(b[:end]) {
-		return nil, fmt.Errorf("%w: its checksum differs", errHello)
+		return "", nil, fmt.Errorf("%w: its checksum differs", errHello)
 	}
-	return b[letterHead:end], nil
+	return magic, b[letterHead:end], nil
 }
 
 const helloFixed = 8 + 4*2 + 4 + 4
@@ -146,17 +149,13 @@ func (h *hello) tooLong() string {
 	return ""
 }
 
-func readHello(r io.Reader) (hello, error) {
-	p, err := readLetter(r, helloMagic)
-	if err != nil {
-		return hello{}, err
-	}
+func parseHello(p []byte) (h hello, err error) {
 	if len(p) < helloFixed || p[18] >= flagsEnd || p[19] != 0 {
 		return hello{}, fmt.Errorf("%w: its fixed part is not right", errHello)
 	}
 	le := binary.LittleEndian
 	word := func(at int) int { return int(le.Uint16(p[at:])) }
-	h := hello{
+	h = hello{
 		Key: Key{Generation: le.Uint64(p)}, From: word(8), To: word(10), Workers: word(12), WorldSize: word(14),
 		Wire: Wire(p[16]), ElemBytes: int(p[17]), Chunk: int(le.Uint32(p[20:])),
 		Mirror: p[18]&flagMirror != 0, GatherFirst: p[18]&flagGatherFirst != 0,
@@ -188,7 +187,7 @@ func (a answer) append(b []byte) []byte {
 }
 
 func readAnswer(r io.Reader) (answer, error) {
-	p, err := readLetter(r, answerMagic)
+	_, p, err := readLetter(r, answerMagic)
 	if err != nil {
 		return answer{}, err
 	}

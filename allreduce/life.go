@@ -11,7 +11,6 @@ import (
 
 // Times of a link's life.
 const (
-	pingEvery   = time.Second            // while nothing else is sent
 	flushMax    = 2 * time.Second        // for a polite Close to write what is queued
 	lingerMax   = 500 * time.Millisecond // and for the neighbours to notice
 	farewellMax = 200 * time.Millisecond // for a broken link to say why
@@ -22,11 +21,11 @@ const (
 
 // run starts the link's goroutines. They end when finish is closed.
 func (l *Link) run() {
-	var writer, others sync.WaitGroup
-	writer.Go(l.transmit)
+	var speakers, others sync.WaitGroup
+	speakers.Go(l.transmit)
+	speakers.Go(l.keep)
 	others.Go(l.receive)
 	others.Go(l.listenBack)
-	others.Go(l.keep)
 	others.Go(func() {
 		for {
 			select {
@@ -40,8 +39,7 @@ func (l *Link) run() {
 	go func() {
 		defer close(l.done)
 		<-l.finish
-		_ = l.in.send([][]byte{l.goodbye()}) // best effort, and bounded by its deadline, as the writer is
-		writer.Wait()
+		speakers.Wait()
 		if l.polite() {
 			// A connection that is closed with bytes unread is reset, and what was sent
 			// last may be lost. So the readers read on until the neighbours end their
@@ -60,6 +58,7 @@ func (l *Link) failLocked(err *LinkError) {
 	if l.err != nil {
 		return
 	}
+	l.completeLocked(err)
 	l.err = err
 	at := now()
 	readMax, writeMax := at, at.Add(farewellMax)
@@ -128,42 +127,19 @@ func (l *Link) busyLocked() bool {
 	return l.driving || l.inbox.n > 0 || l.outbox.n > 0 || l.writing
 }
 
-// keep sends pings while nothing else is sent, and notices a silent neighbour.
-func (l *Link) keep() {
-	ping := min(pingEvery, l.c.Silence/4)
-	tick := ticker(ping / 4)
-	defer tick.Stop()
-	for {
-		select {
-		case <-l.finish:
-			return
-		case at := <-tick.C:
-			waits := l.readSince.Load()
-			if waits != 0 && at.UnixNano()-waits > int64(l.c.Silence) {
-				l.silent()
-			}
-			l.mu.Lock()
-			if !l.busyLocked() && !l.nextLeft && at.Sub(l.lastOutAt) >= ping {
-				l.sendLocked(item{header: header{Kind: kindPing, From: uint16(l.c.Worker)}})
-			}
-			l.mu.Unlock()
-		}
-	}
-}
-
-// listenBack reads the little that the next worker says: a goodbye, or the end of the
-// connection.
+// listenBack reads the little that the next worker says: that it lives, a goodbye, or the
+// end of the connection.
 func (l *Link) listenBack() {
 	defer close(l.verdict)
 	var head [headerSize]byte
 	for {
-		if _, err := io.ReadFull(l.out, head[:]); err != nil {
+		if _, err := io.ReadFull(l.out.reader, head[:]); err != nil {
 			l.nextFault(err)
 			return
 		}
 		var h header
 		err := h.decode(head[:])
-		if err == nil && h.Kind != kindBye {
+		if err == nil && h.Kind != kindBye && h.Kind != kindPing {
 			err = outOfPlace(&h, "it travels against the ring")
 		}
 		if err == nil && int(h.From) != l.next {
@@ -173,25 +149,25 @@ func (l *Link) listenBack() {
 			l.fail(&LinkError{Accused: l.next, Name: l.name(l.next), Err: fmt.Errorf("%s sent %w", l.name(l.next), err)})
 			return
 		}
-		if l.hearBye(&h, l.next, &l.nextLeft) {
+		if h.Kind == kindBye {
+			l.hearBye(&h, l.next, &l.nextLeft)
 			return
 		}
 	}
 }
 
 // hearBye notes that a neighbour leaves, or passes its accusation on.
-func (l *Link) hearBye(h *header, from int, left *bool) (gone bool) {
+func (l *Link) hearBye(h *header, from int, left *bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if accused := int(h.Bucket) - 1; accused >= 0 && accused < l.c.Placement.Workers() {
 		l.failLocked(&LinkError{Accused: accused, Name: l.name(accused),
 			Err: fmt.Errorf("%s says that %s is at fault", l.name(from), l.name(accused))})
-		return true
+		return
 	}
 	*left = true
 	l.changed.Broadcast()
 	l.work.Broadcast()
-	return true
 }
 
 // prevFault breaks the link because of what came, or did not, from the previous worker.
@@ -208,6 +184,9 @@ func (l *Link) prevError(err error) *LinkError {
 	name := l.name(l.prev)
 	e := &LinkError{Accused: l.prev, Name: name}
 	switch {
+	case errors.Is(err, errMismatch): // who is wrong, nobody knows
+		e.Accused, e.Name, e.Err = -1, "", err
+		return e
 	case errors.Is(err, errHeader), errors.Is(err, errSum), errors.Is(err, ErrFrame), errors.Is(err, ErrEarly), errors.Is(err, ErrDecision):
 		e.Err = fmt.Errorf("%s sent a wrong frame: %w", name, err)
 		return e
@@ -220,16 +199,6 @@ func (l *Link) prevError(err error) *LinkError {
 	}
 	e.Frame, e.Since = sinceFrame(&l.lastIn, l.lastInAt)
 	return e
-}
-
-// silent breaks the link because the previous worker says nothing, not even that it
-// lives.
-func (l *Link) silent() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := &LinkError{Accused: l.prev, Name: l.name(l.prev), Err: fmt.Errorf("%s has been silent for %v", l.name(l.prev), l.c.Silence)}
-	e.Frame, e.Since = sinceFrame(&l.lastIn, l.lastInAt)
-	l.failLocked(e)
 }
 
 // nextFault breaks the link because the connection to the next worker failed, unless
@@ -248,13 +217,26 @@ func (l *Link) nextFault(err error) {
 	l.failLocked(e)
 }
 
+// completeLocked adds to an error what the link knows besides.
+func (l *Link) completeLocked(e *LinkError) {
+	e.Generation = l.c.Key.Generation
+	if e.Accused >= 0 {
+		e.Ranks = l.c.Placement.Ranks(e.Accused)
+	}
+	if w := l.oldestWait(); w != nil && !l.closing {
+		e.Waiting = w.String()
+	}
+}
+
 // leftError is the error of a wait for what cannot come any more.
 func (l *Link) leftError() error {
 	who := l.prev
 	if !l.prevLeft {
 		who = l.next
 	}
-	return &LinkError{Accused: -1, Name: l.name(who), Err: fmt.Errorf("%s %w", l.name(who), ErrLeft)}
+	e := &LinkError{Accused: -1, Name: l.name(who), Err: fmt.Errorf("%s %w", l.name(who), ErrLeft)}
+	l.completeLocked(e)
+	return e
 }
 
 func isReset(err error) bool {

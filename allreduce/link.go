@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/skein-ml/skein/shard"
@@ -49,7 +48,7 @@ type LinkConfig struct {
 	PeerName func(tls.ConnectionState) (string, error)
 
 	ChunkBytes int           // largest payload of a reduce frame; the same on all workers; 0: 256 KiB
-	Silence    time.Duration // without a byte from the previous worker the link breaks; 0: 10 s
+	Silence    time.Duration // without a byte from a neighbour the link breaks; 0: 1.2 s
 	Log        *slog.Logger  // nil: slog.Default()
 }
 
@@ -75,8 +74,7 @@ type Link struct {
 	broken  chan struct{}
 	finish  chan struct{} // closed to end the connections
 
-	verdict   chan struct{} // closed when the next worker can say no more
-	readSince atomic.Int64  // since when the reader waits for bytes, Unix nanoseconds; 0: it does not
+	verdict chan struct{} // closed when the next worker can say no more
 
 	mu      sync.Mutex
 	changed *sync.Cond // anything below that a caller waits for
@@ -101,15 +99,26 @@ type Link struct {
 	lastOut   header
 	lastInAt  time.Time
 	lastOutAt time.Time
+	wroteAt   time.Time // a ping, too
 
-	step         int64 // of the last Begin or BeginGather
-	reducing     bool  // Begin was called, now or before
-	gatherStep   int64 // of the last BeginGather, or -1
-	reducedLeft  []int // by bucket: hosted ranks whose piece is not reduced
-	gatheredLeft []int // by bucket: hosted ranks that miss pieces
+	waits   []*waiting // of callers
+	named   Stuck      // the last that was logged, and when
+	namedAt time.Time
+	debts   []debt // by worker, as they say
+	told    debt   // to the next worker
+
+	step         int64    // of the last Begin or BeginGather
+	reducing     bool     // Begin was called, now or before
+	gatherStep   int64    // of the last BeginGather, or -1
+	reducedLeft  []int    // by bucket: hosted ranks whose piece is not reduced
+	reducedBits  []uint64 // by bucket: the ranks whose piece is
+	gatheredLeft []int    // by bucket: hosted ranks that miss pieces
 	gatherAt     [][]int64
 	mirrorLeft   []int // by bucket: pieces mirrored here whose reduced gradient is not here
 	mirrorSent   []bool
+	readySaid    [][]bool // by hosted rank and bucket: the caller said so
+	readyLast    []int    // by hosted rank: the bucket that the caller named last, or -1
+	gatherSent   []bool
 	mirrorAt     [][]int64
 	decision     *Decision // of the step
 	decided      *Decision // the last that is known
@@ -140,20 +149,31 @@ var (
 
 // LinkError is why a link broke. A link breaks once.
 type LinkError struct {
-	Accused int           // index of the worker at fault, or -1
-	Name    string        // its name
-	Frame   string        // the last frame that came from it or went to it, or ""
-	Since   time.Duration // since that frame
-	Err     error         // what happened, in words that name the worker
+	Generation uint64
+	Accused    int           // index of the worker at fault, or -1
+	Name       string        // its name
+	Ranks      []shard.Rank  // that it hosts
+	Frame      string        // the last frame that came from it or went to it, or ""
+	Since      time.Duration // since that frame
+	Waiting    string        // what was waited for here, or ""
+	Err        error         // what happened, in words that name the worker
 }
 
-// Error names who and the frame: "connection reset by w2, 41 ms after its last frame
-// (reduce, step 388, bucket 17, piece 2)".
+// Error names who, and the frames: "ring, generation 7: connection reset by w2, 41ms after
+// its last frame (reduce, step 388, bucket 17, piece 2); it hosts ranks [4 5]; waiting here:
+// reduce, step 388, bucket 18, piece 1".
 func (e *LinkError) Error() string {
-	if e.Frame == "" {
-		return "ring: " + e.Err.Error()
+	s := fmt.Sprintf("ring, generation %d: %v", e.Generation, e.Err)
+	if e.Frame != "" {
+		s += fmt.Sprintf(", %v after its last frame (%s)", e.Since.Round(time.Millisecond), e.Frame)
 	}
-	return fmt.Sprintf("ring: %v, %v after its last frame (%s)", e.Err, e.Since.Round(time.Millisecond), e.Frame)
+	if len(e.Ranks) > 0 {
+		s += fmt.Sprintf("; it hosts ranks %v", e.Ranks)
+	}
+	if e.Waiting != "" {
+		s += "; waiting here: " + e.Waiting
+	}
+	return s
 }
 
 // Unwrap returns what happened.
@@ -218,11 +238,13 @@ func (l *Link) Begin(ctx context.Context, step int64) error {
 func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 	stop := l.wakeAtEnd(ctx)
 	defer stop()
+	w := l.beginWait(kindPing, -1)
 	l.calm++
 	for l.err == nil && ctx.Err() == nil && l.busyLocked() {
 		l.changed.Wait()
 	}
 	l.calm--
+	l.endWait(w)
 	switch {
 	case l.err != nil:
 		return l.err
@@ -231,6 +253,7 @@ func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 	}
 	l.step, l.decision, l.voted, l.cast = step, nil, 0, false
 	l.beginMirror()
+	l.beginDebts()
 	for b := range l.reducedLeft {
 		l.reducedLeft[b], l.gatheredLeft[b] = len(l.engine.hosted), len(l.engine.hosted)
 	}
@@ -258,13 +281,17 @@ func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 // Ready says that the local gradient of a hosted rank is complete in a bucket, and
 // returns at once. Buckets and ranks may come in any order.
 func (l *Link) Ready(rank shard.Rank, bucket int) {
-	l.post(event{what: ready, at: int(rank - l.engine.hosted[0]), bucket: bucket})
+	at := int(rank - l.engine.hosted[0])
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.readySaid[at][bucket], l.readyLast[at] = true, bucket
+	l.postLocked(event{what: ready, at: at, bucket: bucket})
 }
 
 // WaitReduced waits until the reduced gradient of all pieces owned here is in Reduced
 // memory.
 func (l *Link) WaitReduced(ctx context.Context, bucket int) error {
-	return l.wait(ctx, kindReduce, func() bool { return l.reducing && l.reducedLeft[bucket] == 0 })
+	return l.wait(ctx, kindReduce, bucket, func() bool { return l.reducing && l.reducedLeft[bucket] == 0 })
 }
 
 // BeginGather starts the gather of a step: after its decision, or alone on a link that
@@ -296,11 +323,16 @@ func (l *Link) BeginGather(ctx context.Context, step int64) error {
 
 // GatherReady says that the pieces owned here of a bucket are final in Gathered memory,
 // and returns at once.
-func (l *Link) GatherReady(bucket int) { l.post(event{what: gatherReady, bucket: bucket}) }
+func (l *Link) GatherReady(bucket int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gatherSent[bucket] = true
+	l.postLocked(event{what: gatherReady, bucket: bucket})
+}
 
 // WaitGathered waits until all pieces of a bucket are in Gathered memory.
 func (l *Link) WaitGathered(ctx context.Context, bucket int) error {
-	return l.wait(ctx, kindGather, func() bool {
+	return l.wait(ctx, kindGather, bucket, func() bool {
 		return l.gatherStep >= 0 && (l.gatherStep < l.step || l.gatheredLeft[bucket] == 0)
 	})
 }
@@ -323,10 +355,8 @@ func (l *Link) Stats() LinkStats {
 	return l.stats
 }
 
-// post hands an event to the engine's goroutine.
-func (l *Link) post(ev event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// postLocked hands an event to the engine's goroutine.
+func (l *Link) postLocked(ev event) {
 	if l.err == nil {
 		l.inbox.push(ev)
 		l.kickLocked()
@@ -364,19 +394,23 @@ func (l *Link) drive() {
 	}
 }
 
-// wait waits with the lock until ok, the link's end or ctx's.
-func (l *Link) wait(ctx context.Context, k kind, ok func() bool) error {
+// wait waits with the lock until ok, the link's end or ctx's. What is waited for is of a
+// kind, and of a bucket or -1.
+func (l *Link) wait(ctx context.Context, k kind, bucket int, ok func() bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.waitLocked(ctx, k, ok)
+	return l.waitLocked(ctx, k, bucket, ok)
 }
 
-func (l *Link) waitLocked(ctx context.Context, k kind, ok func() bool) error {
+func (l *Link) waitLocked(ctx context.Context, k kind, bucket int, ok func() bool) error {
 	if ok() {
 		return nil
 	}
-	begin := now()
-	defer func() { l.stats.of(k).Wait += since(begin) }()
+	w := l.beginWait(k, bucket)
+	defer func() {
+		l.stats.of(k).Wait += since(w.begin)
+		l.endWait(w)
+	}()
 	stop := l.wakeAtEnd(ctx)
 	defer stop()
 	for {
@@ -405,9 +439,10 @@ func (l *Link) wakeAtEnd(ctx context.Context) (stop func() bool) {
 
 // pieceReduced notes that a hosted rank's piece is reduced; the last one makes room
 // for another bucket.
-func (l *Link) pieceReduced(b int) {
+func (l *Link) pieceReduced(b int, rank shard.Rank) {
 	l.mu.Lock()
 	l.reducedLeft[b]--
+	l.reducedBits[b] |= 1 << rank
 	last := l.reducedLeft[b] == 0
 	if last {
 		l.changed.Broadcast()

@@ -175,10 +175,15 @@ func (l *Listener) greet(v *visitor) {
 		l.refuse(raw, conn, hello{}, err)
 		return
 	}
-	s, a := l.find(v, &h)
+	if h.asks {
+		_, _ = conn.Write(answer{Verdict: accepted}.append(nil)) // best effort: who asks hears nothing, and knows
+		_ = raw.Close()
+		return
+	}
+	s, a := l.find(v, &h.hello)
 	if s == nil {
 		_, _ = conn.Write(a.append(nil)) // best effort: it is closed anyway
-		l.refuse(raw, conn, h, errors.New(a.Why))
+		l.refuse(raw, conn, h.hello, errors.New(a.Why))
 		return
 	}
 	_, err = conn.Write(a.append(nil))
@@ -196,21 +201,21 @@ func (l *Listener) greet(v *visitor) {
 	s.conn <- conn // has room for one, and taken lets only one come here
 }
 
-// readGreeting speaks TLS, if there is any, and reads the greeting.
-func (l *Listener) readGreeting(raw net.Conn) (net.Conn, hello, error) {
+// readGreeting speaks TLS, if there is any, and reads the greeting, or the question.
+func (l *Listener) readGreeting(raw net.Conn) (net.Conn, opening, error) {
 	if err := raw.SetDeadline(now().Add(greetingTimeout)); err != nil {
-		return raw, hello{}, err
+		return raw, opening{}, err
 	}
 	conn, owner := raw, peer{}
 	if l.c.TLS != nil {
 		t := tls.Server(newBuffered(raw), l.c.TLS)
 		var err error
 		if owner, err = secure(l.ctx, t, l.c.PeerName); err != nil {
-			return raw, hello{}, err
+			return raw, opening{}, err
 		}
 		conn = t
 	}
-	h, err := readHello(conn)
+	h, err := readOpening(conn)
 	if errors.Is(err, errVersion) {
 		_, _ = conn.Write(answer{refusedVersion, err.Error()}.append(nil)) // best effort: it is closed anyway
 	}

@@ -64,10 +64,10 @@ func stages(l *Listener) (all []stage) {
 	return all
 }
 
-// until waits, at most 3 s.
+// until waits, at most 20 s.
 func until(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(3 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it does not happen")
 		}

@@ -2,6 +2,7 @@ package allreduce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -14,6 +15,7 @@ const messagesMax = 4096
 // exchange is what has come of an exchange.
 type exchange struct {
 	name  uint32 // CRC-32C of it
+	from  int    // who named it first
 	blobs []blob // by worker
 	left  int    // blobs that are not complete
 }
@@ -53,16 +55,15 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	defer l.mu.Unlock()
 	sum := crc32c.Sum([]byte(name))
 	number := l.exchanged
-	x, err := l.exchangeLocked(number, sum)
+	x, err := l.exchangeLocked(number, sum, l.c.Worker)
 	if err != nil {
-		// Two programs that disagree on what comes next: nobody knows which is wrong.
-		l.failLocked(&LinkError{Accused: -1, Err: fmt.Errorf("exchange %q: another worker exchanges something else at this point: %w", name, err)})
+		l.failLocked(&LinkError{Accused: -1, Err: fmt.Errorf("exchange %d is %q on %s: %w", number, name, l.name(l.c.Worker), err)})
 		return nil, l.err
 	}
 	x.blobs[l.c.Worker] = blob{own, int64(len(own)), true}
 	x.left--
 	l.sendPartsLocked(header{Kind: kindExchange, Step: number, Bucket: sum, From: uint16(l.c.Worker)}, own)
-	if err := l.waitLocked(ctx, kindExchange, func() bool { return x.left == 0 }); err != nil {
+	if err := l.waitLocked(ctx, kindExchange, -1, func() bool { return x.left == 0 }); err != nil {
 		return nil, err
 	}
 	delete(l.exchanges, number)
@@ -74,16 +75,20 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	return all, nil
 }
 
+// errMismatch is returned where two workers disagree on what comes next. Nobody knows
+// which is wrong.
+var errMismatch = errors.New("another collective at this point")
+
 // exchangeLocked is the exchange of a number; its name must be that of the others.
-func (l *Link) exchangeLocked(number int64, name uint32) (*exchange, error) {
+func (l *Link) exchangeLocked(number int64, name uint32, from int) (*exchange, error) {
 	x := l.exchanges[number]
 	if x == nil {
 		workers := l.c.Placement.Workers()
-		x = &exchange{name: name, blobs: make([]blob, workers), left: workers}
+		x = &exchange{name: name, from: from, blobs: make([]blob, workers), left: workers}
 		l.exchanges[number] = x
 	}
 	if x.name != name {
-		return nil, fmt.Errorf("%w: another name", ErrFrame)
+		return nil, fmt.Errorf("%w: %s and %s name exchange %d differently", errMismatch, l.name(from), l.name(x.from), number)
 	}
 	return x, nil
 }
@@ -98,10 +103,10 @@ func (r *receiver) exchange(h *header) error {
 		defer l.mu.Unlock()
 		return outOfPlace(h, "exchange %d is under way", l.exchanged)
 	}
-	x, err := l.exchangeLocked(h.Step, h.Bucket)
+	x, err := l.exchangeLocked(h.Step, h.Bucket, from)
 	l.mu.Unlock()
 	if err != nil {
-		return outOfPlace(h, "something else is exchanged here")
+		return err
 	}
 	part, err := r.part(h, &x.blobs[from])
 	if err != nil {
@@ -144,7 +149,7 @@ func (l *Link) Take(ctx context.Context, tag uint64) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	ok := func() bool { m := l.messages[tag]; return m != nil && m.done }
-	if err := l.waitLocked(ctx, kindPass, ok); err != nil {
+	if err := l.waitLocked(ctx, kindPass, -1, ok); err != nil {
 		return nil, err
 	}
 	m := l.messages[tag]

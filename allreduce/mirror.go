@@ -66,7 +66,7 @@ func (l *Link) MirrorReady(bucket int) {
 // WaitMirrored waits until the reduced gradients of all pieces of a bucket that the
 // previous worker owns are in Mirror memory. Without Mirror there are none.
 func (l *Link) WaitMirrored(ctx context.Context, bucket int) error {
-	return l.wait(ctx, kindMirror, func() bool { return !l.c.Mirror || l.reducing && l.mirrorLeft[bucket] == 0 })
+	return l.wait(ctx, kindMirror, bucket, func() bool { return !l.c.Mirror || l.reducing && l.mirrorLeft[bucket] == 0 })
 }
 
 // mirror reads a stretch of a reduced gradient to its place.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 
 	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
@@ -26,22 +25,9 @@ type receiver struct {
 	h    header
 }
 
-// timedReader notes since when the reader waits for bytes, 0 while it does not.
-type timedReader struct {
-	r     io.Reader
-	since *atomic.Int64
-}
-
-func (t timedReader) Read(p []byte) (int, error) {
-	t.since.Store(now().UnixNano())
-	n, err := t.r.Read(p)
-	t.since.Store(0)
-	return n, err
-}
-
 // receive reads frames from the previous worker until it leaves or the link breaks.
 func (l *Link) receive() {
-	r := &receiver{l: l, r: bufio.NewReaderSize(timedReader{l.in, &l.readSince}, readAhead)}
+	r := &receiver{l: l, r: bufio.NewReaderSize(l.in.reader, readAhead)}
 	for {
 		bye, err := r.frame()
 		if err != nil {
@@ -94,15 +80,17 @@ func (r *receiver) frame() (bye bool, err error) {
 		err = r.exchange(h)
 	case kindPass:
 		err = r.message(h)
+	case kindPing:
+		err = r.ping(h)
 	case kindBye:
-		return r.l.hearBye(h, r.l.prev, &r.l.prevLeft), nil
-	default: // a ping
+		r.l.hearBye(h, r.l.prev, &r.l.prevLeft)
+		return true, nil
 	}
 	return false, err
 }
 
 // checkFrom refuses a frame that says that it is of another worker than it must be of.
-// Exchanges and state come from all others: exchange and admitState look at them.
+// Exchanges, state and pings come from all others: who reads them looks at them.
 func (l *Link) checkFrom(h *header) error {
 	from := l.prev
 	switch h.Kind {
@@ -113,7 +101,7 @@ func (l *Link) checkFrom(h *header) error {
 		from = l.c.Placement.Worker(shard.Rank(h.Piece))
 	case kindDecision:
 		from = 0
-	case kindExchange, kindState, kindReceipt:
+	case kindExchange, kindState, kindReceipt, kindPing:
 		return nil
 	}
 	if int(h.From) != from {

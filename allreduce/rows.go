@@ -97,7 +97,7 @@ func (l *Link) WaitRows(ctx context.Context) ([]RankRows, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	set := &l.rows[l.step&1]
-	if err := l.waitLocked(ctx, kindRows, func() bool { return set.left == 0 }); err != nil {
+	if err := l.waitLocked(ctx, kindRows, -1, func() bool { return set.left == 0 }); err != nil {
 		return nil, err
 	}
 	all := make([]RankRows, len(set.ranks))

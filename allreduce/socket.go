@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 )
@@ -86,6 +87,7 @@ const bufferedBytes = 8 * (16<<10 + 64)
 // ahead. Until setBulk is called every write goes out at once, as handshakes need.
 type buffered struct {
 	net.Conn
+	watch *watch // below ahead
 	ahead *bufio.Reader
 	mu    sync.Mutex // the reader of a TLS connection may write, too
 	out   []byte
@@ -93,7 +95,8 @@ type buffered struct {
 }
 
 func newBuffered(c net.Conn) *buffered {
-	return &buffered{Conn: c, ahead: bufio.NewReaderSize(c, bufferedBytes)}
+	w := &watch{r: c}
+	return &buffered{Conn: c, watch: w, ahead: bufio.NewReaderSize(w, bufferedBytes)}
 }
 
 // Read reads ahead by some records.
@@ -142,7 +145,9 @@ func (b *buffered) flush() error {
 
 // socket is one connection of the ring, plain or TLS.
 type socket struct {
-	net.Conn           // what frames are read from and written to
+	net.Conn           // what frames are written to
+	reader   io.Reader // what they are read from
+	watch    *watch    // of the bytes that come
 	raw      net.Conn  // the TCP connection below
 	tls      *tls.Conn // nil: plain
 	buf      *buffered // below tls
@@ -151,13 +156,14 @@ type socket struct {
 
 // newSocket takes a connection whose handshakes are done.
 func newSocket(c net.Conn) (*socket, error) {
-	s := &socket{Conn: c, raw: c}
+	s := &socket{Conn: c, raw: c, watch: &watch{r: c}}
+	s.reader = s.watch
 	if t, ok := c.(*tls.Conn); ok {
 		s.tls = t
 		if s.buf, ok = t.NetConn().(*buffered); !ok {
 			return nil, errors.New("a TLS connection from elsewhere")
 		}
-		s.raw = s.buf.Conn
+		s.raw, s.reader, s.watch = s.buf.Conn, t, s.buf.watch
 		s.buf.setBulk()
 	}
 	return s, nil

@@ -74,13 +74,13 @@ func (l *Link) SendState(to int, rank shard.Rank, bucket int, step int64, parts 
 
 // WaitSent waits until everything that SendState took has arrived where it was sent.
 func (l *Link) WaitSent(ctx context.Context) error {
-	return l.wait(ctx, kindState, func() bool { return l.stateUnsent == 0 && l.stateInRing == 0 })
+	return l.wait(ctx, kindReceipt, -1, func() bool { return l.stateUnsent == 0 && l.stateInRing == 0 })
 }
 
 // WaitState waits until all parts of the state of a rank's piece of a bucket, at that
 // step, are in State memory.
 func (l *Link) WaitState(ctx context.Context, rank shard.Rank, bucket int, step int64) error {
-	return l.wait(ctx, kindState, func() bool {
+	return l.wait(ctx, kindState, bucket, func() bool {
 		in := l.states[statePlace{rank, bucket}]
 		return in != nil && in.step == step && in.left == 0
 	})

@@ -156,7 +156,10 @@ func (t *transmitter) fetch() bool {
 		s.SentFrames++
 		s.SentBytes += int64(len(it.payload))
 	}
-	l.lastOut, l.lastOutAt = t.items[0].header, now()
+	l.wroteAt = now()
+	if last := &t.items[len(t.items)-1].header; last.Kind != kindPing {
+		l.lastOut, l.lastOutAt = *last, l.wroteAt
+	}
 	return true
 }
 

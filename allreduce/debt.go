@@ -1,0 +1,364 @@
+package allreduce
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/skein-ml/skein/shard"
+)
+
+// A worker that computes for hours and one that never comes back look alike from
+// outside. So a wait that lasts is no error, but it always has a culprit: all workers
+// tell what their callers still have to do for the ring to go on, and whoever waits names
+// the one that is furthest behind.
+
+// phase is what a caller owes, in the order of a step.
+type phase uint8
+
+const (
+	owesNothing  phase = iota // it waits itself
+	owesBegin                 // has not begun the step
+	owesGradient              // a rank's gradient of a bucket is not complete
+	owesRows                  // a rank's sparse rows are not sent
+	owesMirror                // a bucket is reduced, and not sent to the mirror
+	owesSums                  // a bucket is reduced, and not gathered
+	owesVote                  // the ranks have not voted
+	owesDecision              // all have voted, and rank 0's worker has not decided
+	owesGather                // the weights of a bucket are not final
+	phaseEnd
+)
+
+// debt is what a worker's caller has to do next.
+type debt struct {
+	phase  phase
+	step   int64
+	bucket int
+	rank   shard.Rank
+}
+
+// compare orders debts: who is further behind comes first.
+func (d debt) compare(o debt) int {
+	return cmp.Or(cmp.Compare(d.step, o.step), cmp.Compare(d.phase, o.phase))
+}
+
+// header is the ping that tells the debt of a worker.
+func (d debt) header(worker int) header {
+	return header{Kind: kindPing, Part: uint8(d.phase), Step: d.step, Bucket: uint32(d.bucket), Piece: uint16(d.rank), From: uint16(worker)}
+}
+
+// String says what has not been done.
+func (d debt) String() string {
+	switch d.phase {
+	case owesBegin:
+		return fmt.Sprintf("has not begun step %d", d.step)
+	case owesGradient:
+		return fmt.Sprintf("has not finished the gradient of rank %d in bucket %d of step %d", d.rank, d.bucket, d.step)
+	case owesRows:
+		return fmt.Sprintf("has not sent the embedding rows of rank %d of step %d", d.rank, d.step)
+	case owesMirror:
+		return fmt.Sprintf("has not sent bucket %d of step %d to its mirror", d.bucket, d.step)
+	case owesSums, owesGather:
+		return fmt.Sprintf("has not made rank %d's piece of bucket %d of step %d ready to be gathered", d.rank, d.bucket, d.step)
+	case owesVote:
+		return fmt.Sprintf("has not voted for rank %d in step %d", d.rank, d.step)
+	case owesDecision:
+		return fmt.Sprintf("has not decided step %d", d.step)
+	}
+	return "waits, too"
+}
+
+// newDebts makes the notes of what the caller has done.
+func (l *Link) newDebts() {
+	buckets := l.c.Table.Buckets()
+	for range l.engine.hosted {
+		l.readySaid = append(l.readySaid, make([]bool, buckets))
+	}
+	l.readyLast, l.gatherSent = make([]int, len(l.engine.hosted)), make([]bool, buckets)
+	l.reducedBits = make([]uint64, buckets)
+	l.debts = make([]debt, l.c.Placement.Workers())
+	l.told.phase = phaseEnd
+}
+
+// beginDebts forgets the last step.
+func (l *Link) beginDebts() {
+	for at := range l.readySaid {
+		clear(l.readySaid[at])
+		l.readyLast[at] = -1
+	}
+	clear(l.gatherSent)
+	clear(l.reducedBits)
+}
+
+// debtLocked is what this worker's caller has to do next.
+func (l *Link) debtLocked() debt {
+	first := l.engine.hosted[0]
+	gather := func(p phase, step int64) (debt, bool) {
+		b := slices.Index(l.gatherSent, false)
+		return debt{p, step, b, first}, b >= 0
+	}
+	if !l.reducing {
+		if l.gatherStep < 0 {
+			return debt{owesBegin, 0, 0, first}
+		}
+		if d, owed := gather(owesGather, l.gatherStep); owed {
+			return d
+		}
+		return debt{owesBegin, l.gatherStep + 1, 0, first}
+	}
+	if l.decision != nil {
+		if d, owed := gather(owesGather, l.step); owed && l.decision.Action == Apply && !l.c.GatherFirst {
+			return d
+		}
+		return debt{owesBegin, l.step + 1, 0, first}
+	}
+	if d, owed := l.gradientDebt(); owed {
+		return d
+	}
+	if slices.ContainsFunc(l.reducedLeft, func(left int) bool { return left != 0 }) {
+		return debt{step: l.step}
+	}
+	if d, owed := gather(owesSums, l.step); owed && l.c.GatherFirst {
+		return d
+	}
+	if b := slices.Index(l.mirrorSent, false); b >= 0 && l.c.Mirror {
+		return debt{owesMirror, l.step, b, first}
+	}
+	switch {
+	case !l.cast && l.unready() == "":
+		return debt{owesVote, l.step, 0, first}
+	case l.c.Worker == 0 && l.voted == len(l.votes):
+		return debt{owesDecision, l.step, 0, 0}
+	}
+	return debt{step: l.step}
+}
+
+// gradientDebt is the gradient that comes next, of the rank that has the fewest, or rows
+// that others have sent and a rank here has not.
+func (l *Link) gradientDebt() (debt, bool) {
+	most, next := 0, debt{owesGradient, l.step, 0, 0}
+	for at, said := range l.readySaid {
+		missing, near := 0, math.MaxInt
+		var bucket int
+		for b, done := range said {
+			if done {
+				continue
+			}
+			missing++
+			if d := max(b-l.readyLast[at], l.readyLast[at]-b); d < near { // layers come one after the other
+				near, bucket = d, b
+			}
+		}
+		if missing > most {
+			most, next.bucket, next.rank = missing, bucket, l.engine.hosted[at]
+		}
+	}
+	if most > 0 {
+		return next, true
+	}
+	set := &l.rows[l.step&1]
+	if set.step != l.step || set.left == len(set.ranks) {
+		return debt{}, false
+	}
+	for _, rank := range l.engine.hosted {
+		if !set.ranks[rank].done {
+			return debt{owesRows, l.step, 0, rank}, true
+		}
+	}
+	return debt{}, false
+}
+
+// ping notes what a worker owes, and passes on what is new.
+func (r *receiver) ping(h *header) error {
+	l := r.l
+	from := int(h.From)
+	if from >= l.c.Placement.Workers() || from == l.c.Worker || int(h.Piece) >= l.c.Table.WorldSize() || int(h.Bucket) >= l.c.Table.Buckets() {
+		return outOfPlace(h, "of worker %d about rank %d and bucket %d", from, h.Piece, h.Bucket)
+	}
+	d := debt{phase(h.Part), h.Step, int(h.Bucket), shard.Rank(h.Piece)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.debts[from] != d {
+		l.debts[from] = d
+		if from != l.next {
+			l.sendLocked(item{header: *h})
+		}
+	}
+	return nil
+}
+
+// waiting is a caller's wait.
+type waiting struct {
+	kind   kind
+	step   int64
+	bucket int        // or -1
+	piece  shard.Rank // or -1
+	begin  time.Time
+}
+
+// String names it as frames are named.
+func (w *waiting) String() string {
+	s := w.kind.String()
+	switch w.kind {
+	case kindPing:
+		return fmt.Sprintf("room to send, after step %d", w.step)
+	case kindExchange, kindPass, kindState, kindReceipt:
+	default:
+		s += fmt.Sprintf(", step %d", w.step)
+	}
+	if w.bucket >= 0 {
+		s += fmt.Sprintf(", bucket %d", w.bucket)
+	}
+	if w.piece >= 0 {
+		s += fmt.Sprintf(", piece %d", w.piece)
+	}
+	return s
+}
+
+func (l *Link) beginWait(k kind, bucket int) *waiting {
+	w := &waiting{kind: k, step: l.step, bucket: bucket, piece: -1, begin: now()}
+	l.waits = append(l.waits, w)
+	return w
+}
+
+func (l *Link) endWait(w *waiting) {
+	l.waits = slices.DeleteFunc(l.waits, func(x *waiting) bool { return x == w })
+}
+
+// oldestWait is the wait that began first, with the piece that is missing now, or nil.
+func (l *Link) oldestWait() *waiting {
+	if len(l.waits) == 0 {
+		return nil
+	}
+	w := *l.waits[0]
+	if w.bucket < 0 {
+		return &w
+	}
+	missing := func(r shard.Rank) bool { return false }
+	switch w.kind {
+	case kindReduce:
+		missing = func(r shard.Rank) bool { return l.hosted[r] && l.reducedBits[w.bucket]&(1<<r) == 0 }
+	case kindGather:
+		missing = func(r shard.Rank) bool { return !l.hosted[r] && l.lacks(l.gatherAt, w.bucket, r) }
+	case kindMirror:
+		missing = func(r shard.Rank) bool {
+			return l.c.Placement.Worker(r) == l.prev && l.lacks(l.mirrorAt, w.bucket, r)
+		}
+	}
+	for r := range shard.Rank(l.c.Table.WorldSize()) {
+		if missing(r) {
+			w.piece = r
+			break
+		}
+	}
+	return &w
+}
+
+// lacks tells whether stretches of a piece have not come.
+func (l *Link) lacks(at [][]int64, bucket int, r shard.Rank) bool {
+	return at[bucket][r] < l.c.Table.Bucket(bucket).Piece(r).Len()
+}
+
+// Stuck is a wait that lasts, and who is waited for.
+type Stuck struct {
+	Worker     int        // who is furthest behind, or -1: frames are on their way
+	Name       string     // its name, or ""
+	Rank       shard.Rank // of Worker, or -1
+	Owes       string     // what Worker has not done, or ""
+	Generation uint64
+	Step       int64
+	Waiting    string        // what is waited for here: operation, step, bucket, piece
+	For        time.Duration // so far
+}
+
+// String is the wait in one line.
+func (s Stuck) String() string {
+	who := "nobody owes anything, so frames are on their way"
+	if s.Worker >= 0 {
+		who = s.Name + " " + s.Owes
+	}
+	return fmt.Sprintf("generation %d has waited %v for %s: %s", s.Generation, s.For.Round(100*time.Millisecond), s.Waiting, who)
+}
+
+const (
+	stuckAfter = time.Second      // a wait of that length has a culprit
+	nameAgain  = 10 * time.Second // the same one is logged again
+)
+
+// Stuck is the oldest wait of a caller, with its culprit, if it has lasted a second.
+func (l *Link) Stuck() (Stuck, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stuckLocked()
+}
+
+func (l *Link) stuckLocked() (Stuck, bool) {
+	w := l.oldestWait()
+	if w == nil || l.err != nil || since(w.begin) < stuckAfter {
+		return Stuck{}, false
+	}
+	s := Stuck{Worker: -1, Rank: -1, Generation: l.c.Key.Generation, Step: w.step, Waiting: w.String(), For: since(w.begin)}
+	if w.kind == kindExchange {
+		s.Worker = l.exchangeMissing()
+		s.Owes = "has not come to the same exchange"
+	} else if worker, owed := l.furthestBehind(w); worker >= 0 {
+		s.Worker, s.Rank, s.Owes = worker, owed.rank, owed.String()
+	}
+	if s.Worker >= 0 {
+		s.Name = l.name(s.Worker)
+	}
+	return s, true
+}
+
+// furthestBehind is the worker whose caller a wait ends with, or -1.
+func (l *Link) furthestBehind(w *waiting) (worker int, owed debt) {
+	most := debt{step: w.step, phase: phaseEnd}
+	switch w.kind {
+	case kindReduce:
+		most.phase = owesGradient
+	case kindRows:
+		most.phase = owesRows
+	case kindMirror:
+		most.phase = owesMirror
+	case kindVote, kindDecision:
+		most.phase = owesDecision
+	case kindGather:
+		if most.phase = owesGather; l.c.GatherFirst && l.decision == nil {
+			most.phase = owesSums
+		}
+	case kindPass, kindState, kindReceipt:
+		most.step++ // these belong to no step
+	}
+	l.debts[l.c.Worker] = l.debtLocked()
+	worker = -1
+	for i, d := range l.debts {
+		if d.phase != owesNothing && d.compare(most) <= 0 && (worker < 0 || d.compare(owed) < 0) {
+			worker, owed = i, d
+		}
+	}
+	return worker, owed
+}
+
+// exchangeMissing is a worker whose blob of the exchange under way has not come, or -1.
+func (l *Link) exchangeMissing() int {
+	if x := l.exchanges[l.exchanged]; x != nil {
+		return slices.IndexFunc(x.blobs, func(b blob) bool { return !b.done })
+	}
+	return -1
+}
+
+// nameStuck logs who is waited for, at once if it is somebody else than before.
+func (l *Link) nameStuck() {
+	l.mu.Lock()
+	s, ok := l.stuckLocked()
+	same := s.Worker == l.named.Worker && s.Rank == l.named.Rank && s.Owes == l.named.Owes
+	if !ok || same && since(l.namedAt) < nameAgain {
+		l.mu.Unlock()
+		return
+	}
+	l.named, l.namedAt = s, now()
+	l.mu.Unlock()
+	l.c.Log.Info("ring: waiting", "job", l.c.Key.Job, "for", s.String(), "worker", s.Name, "rank", int(s.Rank))
+}
