@@ -111,19 +111,30 @@ func (d *diagnosis) text() string {
 	row("open files", "%d", m.OpenFiles)
 	row("disk", "%s free of %s under %s", console.Bytes(m.DiskFree), console.Bytes(m.DiskTotal), m.DiskFolder)
 	for _, p := range d.Paths {
-		switch {
-		case p.Name == d.Chosen && p.Available:
-			row("kernels", "%-12s %-16s chosen", p.Name, p.Class)
-		case p.Available:
-			row("kernels", "%-12s %-16s can run", p.Name, p.Class)
-		default:
-			row("kernels", "%-12s %-16s cannot run: lacks %s", p.Name, p.Class, p.Why)
-		}
+		row("kernels", "%-12s %-16s %s", p.Name, p.Class, d.about(p))
 	}
 	for _, a := range d.Advice {
 		row("advice", "%s", a)
 	}
 	return b.String()
+}
+
+// about says what stands behind a path's name.
+func (d *diagnosis) about(p cpu.PathStatus) string {
+	if !p.Available {
+		return "cannot run: lacks " + p.Why
+	}
+	text := "can run"
+	if p.Name == d.Chosen {
+		text = "chosen"
+	}
+	if p.Rate > 0 {
+		text += fmt.Sprintf(", %.0f GF/s a core", p.Rate)
+	}
+	if p.Behind != "" {
+		text += ": " + p.Behind + " is faster here"
+	}
+	return text
 }
 
 func orUnknown(s string) string {

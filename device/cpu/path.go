@@ -3,6 +3,7 @@ package cpu
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/skein-ml/skein/device/cpu/gemm"
@@ -19,17 +20,26 @@ type path struct {
 	name     string
 	revision int           // goes up when its bits change
 	missing  func() string // what the host lacks, "" if nothing
-	slow     func() bool   // it runs, but only who asks for it by name should get it
+	behind   func() string // a path further down that is faster here, "" if none
+	rate     func(native.Rates) float64
 	build    func() (kernel.Table, kernel.Products, error)
 }
 
-// paths are in order of preference; the last one runs everywhere.
+// paths are in order of preference, as far as the machine does not tell otherwise; the
+// last one runs everywhere.
 var paths = []path{
 	{
-		name: "amx-bf16", revision: 1, missing: missingAMX, build: native512("amx-bf16"),
-		slow: func() bool { return native.Features().AMXEmulated },
+		name: "amx-bf16", revision: 1, missing: missingAMX, behind: emulatedTiles, build: native512("amx-bf16"),
+		rate: func(r native.Rates) float64 { return r.AMXBF16 },
 	},
-	{name: "avx512", revision: 1, missing: missingAVX512, build: native512("avx512")},
+	{
+		name: "avx512-bf16", revision: 1, missing: missingPairs, behind: slowPairs, build: native512("avx512-bf16"),
+		rate: func(r native.Rates) float64 { return r.AVX512BF16 },
+	},
+	{
+		name: "avx512", revision: 1, missing: missingAVX512, build: native512("avx512"),
+		rate: func(r native.Rates) float64 { return r.AVX512 },
+	},
 	{name: "generic", revision: 1, missing: func() string { return "" }, build: generic},
 }
 
@@ -38,6 +48,18 @@ func missingAVX512() string {
 		return ""
 	}
 	return "AVX-512 (F, BW, VL, DQ) with AVX2, FMA and BMI2"
+}
+
+func missingPairs() string {
+	switch have := native.Features(); {
+	case !have.AVX512:
+		return missingAVX512() + ", and AVX-512 with BF16"
+	case !have.AVX512BF16:
+		return "AVX-512 with BF16"
+	case !native.PairsRound():
+		return "products of bf16 pairs that round as described (a fault of this processor or its emulator)"
+	}
+	return ""
 }
 
 func missingAMX() string {
@@ -52,11 +74,26 @@ func missingAMX() string {
 	return "AMX with BF16"
 }
 
+func emulatedTiles() string {
+	if native.Features().AMXEmulated {
+		return "generic"
+	}
+	return ""
+}
+
+// slowPairs measures: no list of processors says which have fast bf16 pairs.
+func slowPairs() string {
+	if native.PairsLose() {
+		return "avx512"
+	}
+	return ""
+}
+
 func generic() (kernel.Table, kernel.Products, error) {
 	return genericTable(), newGenericProducts(), nil
 }
 
-// native512 builds a path of the AVX-512 kernels, whose products are chosen by its name.
+// native512 builds a path of the AVX-512 kernels; its name chooses the products.
 func native512(name string) func() (kernel.Table, kernel.Products, error) {
 	return func() (kernel.Table, kernel.Products, error) {
 		products, err := gemm.New(name)
@@ -75,14 +112,40 @@ type PathStatus struct {
 	Class     string // numeric class: jobs of one class give the same bits
 	Available bool
 	Why       string // what the host lacks; "" if available
+	Behind    string // a path that comes first here although it asks for less, because it is faster
+	// Rate is what one core did in registers with the path's bf16 products, in GF/s (10⁹ flop a
+	// second), when the paths were put in order; 0 where it was not measured.
+	Rate float64
 }
 
 // Paths lists the known paths, the preferred one first.
 func Paths() []PathStatus {
-	list := make([]PathStatus, len(paths))
-	for i, p := range paths {
-		why := p.missing()
-		list[i] = PathStatus{Name: p.name, Class: p.class(), Available: why == "", Why: why}
+	var list []PathStatus
+	for _, p := range ordered() {
+		s := PathStatus{Name: p.name, Class: p.class(), Why: p.missing()}
+		if s.Available = s.Why == ""; s.Available && p.behind != nil {
+			s.Behind = p.behind()
+		}
+		if s.Available && p.rate != nil {
+			s.Rate = p.rate(native.Probe())
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// ordered is paths as this machine prefers them.
+func ordered() []path {
+	list := slices.Clone(paths)
+	for _, p := range paths {
+		if p.behind == nil || p.missing() != "" {
+			continue
+		}
+		if faster := p.behind(); faster != "" {
+			list = slices.DeleteFunc(list, func(q path) bool { return q.name == p.name })
+			i := slices.IndexFunc(list, func(q path) bool { return q.name == faster })
+			list = slices.Insert(list, i+1, p)
+		}
 	}
 	return list
 }
@@ -95,19 +158,22 @@ func choosePath(name string) (path, error) {
 			source = PathVariable + "="
 		}
 	}
-	var names []string
-	for _, p := range paths {
+	var names, able []string
+	var lacks string
+	for _, p := range ordered() {
 		why := p.missing()
-		if (name == "" || name == "auto") && why == "" && (p.slow == nil || !p.slow()) {
+		switch auto := name == "" || name == "auto"; {
+		case why == "" && (auto || name == p.name):
 			return p, nil
-		}
-		if p.name == name && why != "" {
-			return path{}, fmt.Errorf("cpu: path %s%s can not run here: this machine lacks %s", source, name, why)
-		}
-		if p.name == name {
-			return p, nil
+		case why == "":
+			able = append(able, p.name)
+		case name == p.name:
+			lacks = why
 		}
 		names = append(names, p.name)
+	}
+	if lacks != "" {
+		return path{}, fmt.Errorf("cpu: path %s%s can not run here: this machine lacks %s; it can run %s", source, name, lacks, strings.Join(able, ", "))
 	}
 	return path{}, fmt.Errorf("cpu: unknown path %s%q, use auto or one of %s", source, name, strings.Join(names, ", "))
 }
