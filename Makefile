@@ -83,6 +83,11 @@ BENCH ?=
 bench: build oracle fetch ## compare with PyTorch in the same run; BENCH=prefix selects
 	@scripts/bench.sh '$(BENCH)'
 
+CROSS ?=
+.PHONY: cross
+cross: ## other machines: macOS builds; the hashes with GOAMD64=v3 and, under QEMU, as arm64; its tests (CROSS=short: not)
+	@scripts/cross.sh $(CROSS)
+
 FUZZTIME ?= 5s
 .PHONY: fuzz-smoke
 fuzz-smoke: ## every fuzz target for FUZZTIME (5s)

@@ -7,6 +7,7 @@
 #   scripts/fetch.sh demo         SmolLM2-135M-Instruct (93 MB) and the CMU dictionary
 #   scripts/fetch.sh tokenizers   vocabularies of GPT-2, Llama 3.1 and Qwen 3, chat templates
 #   scripts/fetch.sh all          both (the default)
+#   scripts/fetch.sh qemu         QEMU's emulator of arm64 into .cache/qemu/, for make cross
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -133,6 +134,55 @@ for n in z.namelist():
 	echo "fetched $DEST/axolotl/"
 }
 
+# deb VERSION FILE SHA: leaves Debian's qemu-user-static in $SCRATCH/FILE. Nothing is installed, and
+# no rights are needed: where the machine's lists know nothing of the package, fresh ones are read
+# into the scratch folder.
+deb() {
+	local apt=(apt-get -qq -o APT::Sandbox::User="$(id -un)") own=(-o Dir::State::Lists="$SCRATCH/lists" -o Dir::Cache="$SCRATCH/apt" -o Debug::NoLocking=1)
+	if ! (cd "$SCRATCH" && "${apt[@]}" download "qemu-user-static=$1") 2>/dev/null; then
+		if [ ! -d "$SCRATCH/lists" ]; then
+			mkdir -p "$SCRATCH/lists/partial" "$SCRATCH/apt/archives/partial"
+			"${apt[@]}" "${own[@]}" update 2>/dev/null || return 1
+		fi
+		(cd "$SCRATCH" && "${apt[@]}" "${own[@]}" download "qemu-user-static=$1") 2>/dev/null || return 1
+	fi
+	[ "$(sha "$SCRATCH/$2")" = "$3" ] || fail "sha256 of $2 is $(sha "$SCRATCH/$2"), pinned is $3; the package has changed, do not use it"
+}
+
+# Debian keeps only the newest version of each of its archives: either of two will do. The first
+# hash is the package's, the second the emulator's.
+QEMU=(
+	"1:7.2+dfsg-7+deb12u18+b3 c3e3ba2bd87f8c5b9a5da5ef21b5a3b82d7c63b89dd448d9ddaa4eabc5b6e402 4f55e2e88dc05dc0f619562d5795b8eb25ed2ad2547504fb4835207a6911c350"
+	"1:7.2+dfsg-7+deb12u15 073b3bc6081c82177c37f045ab7954c998f7d7a70ca57dcfbc308bdc83dc4018 93f9cfd3a92b0da06da02a0a3b4749855064a10f06952bd8c69cf2876a5bbfa7"
+)
+
+fetch_qemu() {
+	local target=.cache/qemu/qemu-aarch64-static version package emulator file
+	for pin in "${QEMU[@]}"; do
+		read -r version package emulator <<<"$pin"
+		if right "$target" "$emulator"; then
+			echo "have    $target"
+			return
+		fi
+	done
+	need apt-get apt
+	need dpkg-deb dpkg
+	[ "$(dpkg --print-architecture)" = amd64 ] || fail "the pinned emulator is one for amd64"
+	for pin in "${QEMU[@]}"; do
+		read -r version package emulator <<<"$pin"
+		file="qemu-user-static_${version/:/%3a}_amd64.deb"
+		deb "$version" "$file" "$package" || continue
+		dpkg-deb --fsys-tarfile "$SCRATCH/$file" | tar -xO ./usr/bin/qemu-aarch64-static >"$SCRATCH/qemu" || fail "$file holds no emulator of arm64"
+		[ "$(sha "$SCRATCH/qemu")" = "$emulator" ] || fail "sha256 of the emulator in $file is $(sha "$SCRATCH/qemu"), pinned is $emulator"
+		chmod +x "$SCRATCH/qemu"
+		mkdir -p .cache/qemu
+		mv -f "$SCRATCH/qemu" "$target"
+		echo "fetched $target"
+		return
+	done
+	fail "apt has no pinned version of qemu-user-static; put qemu-aarch64-static on the PATH"
+}
+
 need sha256sum coreutils
 mkdir -p "$DEST" "$DOWNLOADS"
 SCRATCH=$(mktemp -d "$PWD/.cache/fetch.XXXXXX")
@@ -149,5 +199,6 @@ all)
 	fetch_tokenizers
 	fetch_templates
 	;;
-*) fail "unknown set ${1@Q}; the sets are demo, tokenizers, all" ;;
+qemu) fetch_qemu ;;
+*) fail "unknown set ${1@Q}; the sets are demo, tokenizers, all, qemu" ;;
 esac

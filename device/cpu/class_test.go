@@ -1,9 +1,6 @@
 package cpu_test
 
 import (
-	"os"
-	"os/exec"
-	"regexp"
 	"testing"
 
 	"github.com/skein-ml/skein/device/cpu"
@@ -43,25 +40,5 @@ func TestAClassKeepsItsBits(t *testing.T) {
 				t.Errorf("class %q has digest %s for plain layers, want %s", p.Class, got, plainDigests[p.Class])
 			}
 		})
-	}
-}
-
-// A compiler for arm64 may fuse a product with the addition that follows, which rounds once
-// instead of twice. An explicit conversion forbids it; this finds where one was forgotten.
-func TestNoProductOfTheGenericPathIsFused(t *testing.T) {
-	if testing.Short() {
-		t.Skip("SKIPPED: -short")
-	}
-	build := exec.Command("go", "build", "-gcflags=-S", ".")
-	build.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
-	listing, err := build.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, listing)
-	}
-	if !regexp.MustCompile(`\sFMULS\s`).Match(listing) {
-		t.Fatal("the listing has no product at all")
-	}
-	for _, line := range regexp.MustCompile(`.*\sFN?M(ADD|SUB)[SD]\s.*`).FindAllString(string(listing), 5) {
-		t.Errorf("a fused product: %s", line)
 	}
 }
