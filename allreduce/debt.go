@@ -217,14 +217,21 @@ func (w *waiting) String() string {
 	return s
 }
 
+// beginWait notes a wait, in memory that is used again.
 func (l *Link) beginWait(k kind, bucket int) *waiting {
-	w := &waiting{kind: k, step: l.step, bucket: bucket, piece: -1, begin: now()}
+	w := &waiting{}
+	if last := len(l.waited) - 1; last >= 0 {
+		w, l.waited = l.waited[last], l.waited[:last]
+	}
+	*w = waiting{kind: k, step: l.step, bucket: bucket, piece: -1, begin: now()}
 	l.waits = append(l.waits, w)
 	return w
 }
 
 func (l *Link) endWait(w *waiting) {
-	l.waits = slices.DeleteFunc(l.waits, func(x *waiting) bool { return x == w })
+	at := slices.Index(l.waits, w)
+	l.waits = slices.Delete(l.waits, at, at+1)
+	l.waited = append(l.waited, w)
 }
 
 // oldestWait is the wait that began first, with the piece that is missing now, or nil.

@@ -101,7 +101,8 @@ type Link struct {
 	lastOutAt time.Time
 	wroteAt   time.Time // a ping, too
 
-	waits   []*waiting // of callers
+	waits   []*waiting // of callers, oldest first
+	waited  []*waiting // are over
 	named   Stuck      // the last that was logged, and when
 	namedAt time.Time
 	debts   []debt // by worker, as they say

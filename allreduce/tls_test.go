@@ -234,3 +234,31 @@ func TestAKilledWorkerIsNamedOverTLS(t *testing.T) {
 		_ = w.listener.Close()
 	}
 }
+
+func TestReachOverTLSWantsTheWorkerThatIsMeant(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	t.Run("listener", func(t *testing.T) {
+		a := newAuthority(t)
+		own := func(worker int) *tls.Config {
+			return a.config(a.issueTo(fmt.Sprintf("w%d", worker), "", time.Now().Add(time.Hour)))
+		}
+		w := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, elems: []int64{300}, seed: 1,
+			server: ListenerConfig{PeerName: commonName}, serverTLS: own, change: func(l *LinkConfig) { l.TLS, l.PeerName = own(l.Worker), commonName }})[1]
+		right := Probe{From: "w0", Name: "w1", Addr: w.listener.Addr(), TLS: own(0), PeerName: commonName}
+		if err := Reach(t.Context(), right); err != nil {
+			t.Error(err)
+		}
+		for why, change := range map[string]func(*Probe){
+			"another is meant":   func(p *Probe) { p.Name = "w7" },
+			"another asks":       func(p *Probe) { p.From = "w8" },
+			"a stranger asks":    func(p *Probe) { p.TLS = newAuthority(t).config() },
+			"plain text is sent": func(p *Probe) { p.TLS = nil },
+		} {
+			wrong := right
+			change(&wrong)
+			if err := Reach(t.Context(), wrong); err == nil || !strings.Contains(err.Error(), wrong.Name+" at 127.0.0.1:") {
+				t.Errorf("%s: %v", why, err)
+			}
+		}
+	})
+}
