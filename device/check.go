@@ -71,12 +71,19 @@ func (t Tensor) extent() int64 {
 }
 
 // CheckPack checks the operands of Pack.
-func CheckPack(w Weight, src Tensor, row int) {
+func CheckPack(w Weight, lo, hi int) {
 	c := check{"Pack"}
-	out, in, dt := c.weight(w, 0)
-	c.tensor("src", src, dt, src.Rows, in)
-	if row < 0 || row+src.Rows > out {
-		c.fail("rows [%d, %d) of weight [%d, %d]", row, row+src.Rows, out, in)
+	if out, in, _ := c.weight(w, 0); lo < 0 || hi < lo || hi > out {
+		c.fail("rows [%d, %d) of weight [%d, %d]", lo, hi, out, in)
+	}
+}
+
+// CheckNewWeight checks the operands of NewWeight.
+func CheckNewWeight(src Tensor, forms Forms) {
+	c := check{"NewWeight"}
+	c.float("src", src, src.Rows, src.Cols)
+	if src.Rows < 1 || src.Cols < 1 || forms == 0 || forms&^(FormForward|FormDX) != 0 {
+		c.fail("src is %v, forms %b", src, forms)
 	}
 }
 

@@ -75,7 +75,8 @@ const (
 	FormDX                        // dy·W
 )
 
-// Weight is a matrix [out, in] in the device's own packed layout.
+// Weight is a matrix [out, in] that products are made with: its source, and what the device
+// has packed of it in layouts of its own.
 type Weight interface {
 	Shape() (out, in int)
 	DType() DType
@@ -154,8 +155,11 @@ type Device interface {
 	// Free gives back what Alloc returned, never a slice of it. Nothing that was called
 	// and has not run may use it: wait for an event first.
 	Free(Buf)
-	// NewWeight makes an empty packed weight of dt F32 or BF16.
-	NewWeight(out, in int, dt DType, forms Forms) (Weight, error)
+	// NewWeight makes a weight of src [out, in], F32 or BF16, for the products of forms. They
+	// are undefined before [Linears.Pack]. Where a product can read src as it stands, the
+	// device keeps no copy: src lives at least as long as the weight and changes
+	// only between the last product and Pack.
+	NewWeight(src Tensor, forms Forms) (Weight, error)
 	FreeWeight(Weight)
 	Stream(k StreamKind) Stream
 	// Upload copies host memory in; host may be reused when the call returns.
@@ -195,9 +199,9 @@ type Epilogue struct {
 
 // Linears are the products with a packed weight.
 type Linears interface {
-	// Pack fills rows [row, row+src.Rows) of w, in every form it has, from src
-	// [n, in] of w's type: after load, gather or an optimizer step.
-	Pack(s Stream, w Weight, src Tensor, row int)
+	// Pack makes rows [lo, hi) of w those of its source, in every form: after load, gather or
+	// an optimizer step.
+	Pack(s Stream, w Weight, lo, hi int)
 	// Linear: y [rows, out] = x [rows, in] · Wᵀ, then e. x has w's type; y may be F32.
 	Linear(s Stream, y, x Tensor, w Weight, e Epilogue, ws Buf)
 	// LinearDX: dx [rows, in] = dy [rows, out] · W, then e.Add (Bias must be zero).

@@ -6,7 +6,7 @@ import "github.com/skein-ml/skein/device"
 type activations struct {
 	final  device.Tensor // [N, C] the last layer's output
 	stats  device.Tensor // [N, S] of the final norm
-	layers []layerActs   // one per layer, or one that all share
+	layers []layerActs   // one per layer, or one that all share; selective checkpointing shares inner only
 	input  []device.Tensor
 }
 
@@ -46,9 +46,12 @@ func (m *Model) newActivations() error {
 	list := []tensorSpec{{&a.stats, device.F32, n, m.statsCols()}, {&m.loss, device.F64, 1, 1}}
 	for i := range a.layers {
 		l := &a.layers[i]
+		if i == 0 || m.opt.Checkpointing != CheckpointSelective {
+			list = append(list, tensorSpec{&l.inner, dt, n, m.innerCols()})
+		}
 		list = append(list,
 			tensorSpec{&l.qkv, dt, n, q + 2*kv}, tensorSpec{&l.o, dt, n, q}, tensorSpec{&l.lse, device.F32, c.Heads, n},
-			tensorSpec{&l.mid, dt, n, c.Hidden}, tensorSpec{&l.inner, dt, n, m.innerCols()},
+			tensorSpec{&l.mid, dt, n, c.Hidden},
 			tensorSpec{&l.stats1, device.F32, n, m.statsCols()}, tensorSpec{&l.stats2, device.F32, n, m.statsCols()})
 	}
 	x := &m.scratch
@@ -65,6 +68,11 @@ func (m *Model) newActivations() error {
 	}
 	if err := m.mem.tensors(device.KindActivations, list); err != nil {
 		return err
+	}
+	for i := range a.layers {
+		if a.layers[i].inner.IsZero() {
+			a.layers[i].inner = a.layers[0].inner
+		}
 	}
 	if m.opt.ForwardOnly {
 		for i := range a.input {

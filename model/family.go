@@ -141,12 +141,11 @@ func (m *Model) embed(s device.Stream, v batchView, hooks Hooks) error {
 
 // positionsBackward adds the gradient at the embedding's output to a learned table's. It is
 // dense: every position up to a document's length is there in every sequence.
-func (m *Model) positionsBackward(s device.Stream, v batchView, g Grads, hooks Hooks) error {
+func (m *Model) positionsBackward(s device.Stream, v batchView, g *gradViews, hooks Hooks) error {
 	if m.cfg.Rotary() {
 		return nil
 	}
 	order, starts := m.byPosition(s, v.n)
-	table := m.layout.view(g.Flat, m.cfg.PositionsName(), m.cfg.MaxPositions).RowRange(0, m.opt.SeqLen)
-	m.dev.EmbedGrad(s, table, m.scratch.dh.RowRange(0, v.n), order, starts, m.opt.SeqLen, m.ws)
+	m.dev.EmbedGrad(s, g.positions.RowRange(0, m.opt.SeqLen), m.scratch.dh.RowRange(0, v.n), order, starts, m.opt.SeqLen, m.ws)
 	return hooks.GradReady(m.layout.positions)
 }

@@ -34,8 +34,7 @@ func (m *Model) layerForwardWith(s device.Stream, b batchView, i int, a layerAct
 	attend(a.o, q, k, v)
 	d.Linear(s, a.mid, a.o, w.out, device.Epilogue{Bias: w.outBias, Add: r.in}, m.ws)
 
-	m.norm(s, x.c1, a.stats2, a.mid, w.norm2)
-	d.Linear(s, a.inner, x.c1, w.inner, device.Epilogue{Bias: w.innerBias}, m.ws)
+	m.mlpInner(s, b, i, a)
 	if r.out.IsZero() {
 		return
 	}
@@ -43,10 +42,17 @@ func (m *Model) layerForwardWith(s device.Stream, b batchView, i int, a layerAct
 	d.Linear(s, r.out, x.f, w.down, device.Epilogue{Bias: w.downBias, Add: a.mid}, m.ws)
 }
 
+// mlpInner computes the MLP's first product from the layer's middle.
+func (m *Model) mlpInner(s device.Stream, b batchView, i int, a layerActs) {
+	w, x := &m.weights.layers[i], m.scratch.rows(b.n)
+	m.norm(s, x.c1, a.stats2, a.mid, w.norm2)
+	m.dev.Linear(s, a.inner, x.c1, w.inner, device.Epilogue{Bias: w.innerBias}, m.ws)
+}
+
 // layerBackward turns x.dh from the gradient at the layer's output into that at its
 // input and adds the weights' gradients to g. Norm outputs and activations are
 // computed again: they are cheap, and keeping them would cost 2·(2C+F) bytes a token.
-func (m *Model) layerBackward(s device.Stream, b batchView, i int, a layerActs, in device.Tensor, g layerGrads) {
+func (m *Model) layerBackward(s device.Stream, b batchView, i int, a layerActs, in device.Tensor, g *layerGrads) {
 	d, w, x, seq := m.dev, &m.weights.layers[i], m.scratch.rows(b.n), m.opt.SeqLen
 	q, k, v := m.splitQKV(a.qkv)
 	dq, dk, dv := m.splitQKV(x.dqkv)

@@ -23,10 +23,12 @@ import (
 // Checkpointing says which activations of a layer are kept for its backward.
 type Checkpointing uint8
 
-// The modes. None keeps a layer's inputs, projections and gate; Full keeps only the
-// layer's input and runs its forward again. Both give the same bits.
+// The modes. None keeps a layer's input, its projections and what the MLP's activation is
+// of; Selective computes the latter again, which is more than half of the bytes for one
+// of the forward's products; Full keeps only the layer's input and runs its forward again. All give the same bits.
 const (
 	CheckpointNone Checkpointing = iota
+	CheckpointSelective
 	CheckpointFull
 )
 
@@ -68,6 +70,8 @@ type Model struct {
 	ws      device.Buf
 	rope    device.Tensor // [positions, D] F32, cos then sin
 	loss    device.Tensor // [1, 1] F64
+
+	lossHost [1]float64 // where Loss reads it
 
 	afterAttention func(layer int, k, v device.Tensor) // a decoder fills its caches, else nil
 }
@@ -124,10 +128,10 @@ func (m *Model) Config() config.Config { return m.cfg }
 
 // Close gives back the model's memory.
 func (m *Model) Close() {
-	for _, w := range m.weights.packed {
+	for _, w := range m.weights.all {
 		m.dev.FreeWeight(w)
 	}
-	m.weights.packed = nil
+	m.weights.all = nil
 	m.mem.free()
 }
 

@@ -53,7 +53,7 @@ func runGolden(t testing.TB, dev device.Device, g modeltest.Golden, c config.Con
 	grads, slots := newGrads(t, dev, c, b)
 	m.ResetLoss(s)
 	const scale = 1.0 / 64
-	if err := m.Train(s, b, grads, scale, eval.Resident{}); err != nil {
+	if err := m.Train(s, b, &grads, scale, eval.Resident{}); err != nil {
 		t.Fatal(err)
 	}
 	sum, err := m.Loss(s)

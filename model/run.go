@@ -9,7 +9,7 @@ import (
 // Train runs one micro-batch forward and backward. Gradients of the sum of token
 // losses, times scale (a power of two), are added to g; the sum of losses itself, unscaled, to the
 // device's loss cell, see [Model.Loss]. Hooks are called in forward and then in backward order.
-func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Hooks) error {
+func (m *Model) Train(s device.Stream, b Batch, g *Grads, scale float32, hooks Hooks) error {
 	if m.opt.ForwardOnly {
 		return fmt.Errorf("model: built for forward only")
 	}
@@ -23,7 +23,8 @@ func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Ho
 	if err := m.forward(s, v, hooks); err != nil {
 		return err
 	}
-	if err := m.headBackward(s, v, g, scale, hooks); err != nil {
+	to := m.gradViews(g)
+	if err := m.headBackward(s, v, to, scale, hooks); err != nil {
 		return err
 	}
 	for i := m.cfg.Layers - 1; i >= 0; i-- {
@@ -31,15 +32,19 @@ func (m *Model) Train(s device.Stream, b Batch, g Grads, scale float32, hooks Ho
 		if err := hooks.NeedWeights(i + 1); err != nil {
 			return err
 		}
-		if m.opt.Checkpointing == CheckpointFull {
+		switch m.opt.Checkpointing {
+		case CheckpointNone:
+		case CheckpointSelective:
+			m.mlpInner(s, v, i, a)
+		case CheckpointFull:
 			m.layerForward(s, v, i, a, residual{in: m.input(i, v.n)})
 		}
-		m.layerBackward(s, v, i, a, m.input(i, v.n), m.layerGrads(g, i))
+		m.layerBackward(s, v, i, a, m.input(i, v.n), &to.layers[i])
 		if err := hooks.GradReady(i + 1); err != nil {
 			return err
 		}
 	}
-	if err := m.positionsBackward(s, v, g, hooks); err != nil {
+	if err := m.positionsBackward(s, v, to, hooks); err != nil {
 		return err
 	}
 	m.embedBackward(s, v, g, b)
@@ -69,24 +74,24 @@ func (m *Model) forward(s device.Stream, v batchView, hooks Hooks) error {
 
 // headBackward computes the loss from the final norm's output and leaves the
 // gradient at the last layer's output in scratch.dh.
-func (m *Model) headBackward(s device.Stream, v batchView, g Grads, scale float32, hooks Hooks) error {
+func (m *Model) headBackward(s device.Stream, v batchView, g *gradViews, scale float32, hooks Hooks) error {
 	x := m.scratch.rows(v.n)
 	m.dev.HeadLoss(s, device.HeadLossArgs{
 		X: x.c1, W: m.weights.head, Targets: v.targets, Seq: m.opt.SeqLen, Scale: scale,
-		Loss: m.loss, DX: x.c2, DW: m.layout.view(g.Flat, m.cfg.HeadName(), m.cfg.Vocab),
+		Loss: m.loss, DX: x.c2, DW: g.head,
 	}, m.ws)
 	if m.cfg.Tied {
 		if err := hooks.GradReady(m.layout.head); err != nil {
 			return err
 		}
 	}
-	m.normGrad(s, x.dh, m.normParts(g.Flat, m.names.finalNorm), x.c2, m.input(m.cfg.Layers, v.n),
+	m.normGrad(s, x.dh, g.norm, x.c2, m.input(m.cfg.Layers, v.n),
 		m.acts.stats.RowRange(0, v.n), m.weights.norm, device.Tensor{})
 	return hooks.GradReady(m.layout.norm)
 }
 
 // embedBackward adds the gradient at the embedding's output to the sparse rows.
-func (m *Model) embedBackward(s device.Stream, v batchView, g Grads, b Batch) {
+func (m *Model) embedBackward(s device.Stream, v batchView, g *Grads, b Batch) {
 	order, starts := g.Slots.group(b.IDs)
 	in := &m.inputs
 	if len(starts) > in.starts.Cols {
@@ -138,10 +143,9 @@ var zeroCell [8]byte
 
 // Loss waits for the stream and returns the loss cell: the sum of token losses since ResetLoss.
 func (m *Model) Loss(s device.Stream) (float64, error) {
-	var cell [1]float64
-	m.dev.Download(s, device.HostBytes(cell[:]), m.loss.Buf)
+	m.dev.Download(s, device.HostBytes(m.lossHost[:]), m.loss.Buf)
 	err := s.Record().Wait()
-	return cell[0], err
+	return m.lossHost[0], err
 }
 
 // layerActs are layer i's kept activations.

@@ -70,8 +70,8 @@ func (l layout) biasView(flat []device.Tensor, first string, cols int) device.Te
 // Weights are the working weights: flat buckets in the layout of record, which a
 // trainer fills, and what is packed from them.
 type Weights struct {
-	flat   []device.Tensor // per bucket [1, elems]
-	packed []device.Weight
+	flat []device.Tensor // per bucket [1, elems]
+	all  []device.Weight
 
 	embed     device.Tensor // [V, C]
 	positions device.Tensor // [positions, C] or none
@@ -85,7 +85,6 @@ type layerWeights struct {
 	norm1, norm2                          normParts
 	qkv, out, inner, down                 device.Weight
 	qkvBias, outBias, innerBias, downBias device.Tensor // [1, out] or none
-	qkvSrc, outSrc, innerSrc, downSrc     device.Tensor // where they are packed from
 }
 
 // Bucket is the flat working weights of bucket b, [1, elems] in the model's type
@@ -115,7 +114,7 @@ func (m *Model) newWeights() error {
 	}
 	w.norm = m.normParts(w.flat, m.names.finalNorm)
 	var err error
-	if w.head, err = m.newPacked(c.Vocab, c.Hidden); err != nil {
+	if w.head, err = m.newWeight(m.layout.view(w.flat, c.HeadName(), c.Vocab)); err != nil {
 		return err
 	}
 	w.layers = make([]layerWeights, c.Layers)
@@ -133,31 +132,29 @@ func (m *Model) newLayerWeights(i int, w *layerWeights) error {
 	matrix := func(name string, rows int) device.Tensor { return m.layout.view(flat, name+".weight", rows) }
 	bias := func(name string, cols int) device.Tensor { return m.layout.biasView(flat, name+".bias", cols) }
 	w.norm1, w.norm2 = m.normParts(flat, n.norm1), m.normParts(flat, n.norm2)
-	w.qkvSrc, w.qkvBias = matrix(n.qkv, q+2*kv), bias(n.qkv, q+2*kv)
-	w.outSrc, w.outBias = matrix(n.out, c.Hidden), bias(n.out, c.Hidden)
-	w.innerSrc, w.innerBias = matrix(n.inner, inner), bias(n.inner, inner)
-	w.downSrc, w.downBias = matrix(n.down, c.Hidden), bias(n.down, c.Hidden)
+	w.qkvBias, w.outBias = bias(n.qkv, q+2*kv), bias(n.out, c.Hidden)
+	w.innerBias, w.downBias = bias(n.inner, inner), bias(n.down, c.Hidden)
 	for _, p := range []struct {
-		dst     *device.Weight
-		out, in int
-	}{{&w.qkv, q + 2*kv, c.Hidden}, {&w.out, c.Hidden, q}, {&w.inner, inner, c.Hidden}, {&w.down, c.Hidden, c.MLP}} {
-		packed, err := m.newPacked(p.out, p.in)
+		dst *device.Weight
+		src device.Tensor
+	}{{&w.qkv, matrix(n.qkv, q+2*kv)}, {&w.out, matrix(n.out, c.Hidden)}, {&w.inner, matrix(n.inner, inner)}, {&w.down, matrix(n.down, c.Hidden)}} {
+		weight, err := m.newWeight(p.src)
 		if err != nil {
 			return err
 		}
-		*p.dst = packed
+		*p.dst = weight
 	}
 	return nil
 }
 
-func (m *Model) newPacked(out, in int) (device.Weight, error) {
+func (m *Model) newWeight(src device.Tensor) (device.Weight, error) {
 	forms := device.FormForward | device.FormDX
 	if m.opt.ForwardOnly {
 		forms = device.FormForward
 	}
-	w, err := m.dev.NewWeight(out, in, m.opt.DType, forms)
+	w, err := m.dev.NewWeight(src, forms)
 	if err == nil {
-		m.weights.packed = append(m.weights.packed, w)
+		m.weights.all = append(m.weights.all, w)
 	}
 	return w, err
 }
@@ -166,13 +163,13 @@ func (m *Model) newPacked(out, in int) (device.Weight, error) {
 func (m *Model) Repack(s device.Stream, b int) {
 	w := &m.weights
 	if b == m.layout.head {
-		m.dev.Pack(s, w.head, m.layout.view(w.flat, m.cfg.HeadName(), m.cfg.Vocab), 0)
+		m.dev.Pack(s, w.head, 0, m.cfg.Vocab)
 	}
 	if b >= 1 && b <= m.cfg.Layers {
-		lw := &w.layers[b-1]
-		m.dev.Pack(s, lw.qkv, lw.qkvSrc, 0)
-		m.dev.Pack(s, lw.out, lw.outSrc, 0)
-		m.dev.Pack(s, lw.inner, lw.innerSrc, 0)
-		m.dev.Pack(s, lw.down, lw.downSrc, 0)
+		l := &w.layers[b-1]
+		for _, x := range [...]device.Weight{l.qkv, l.out, l.inner, l.down} {
+			rows, _ := x.Shape()
+			m.dev.Pack(s, x, 0, rows)
+		}
 	}
 }

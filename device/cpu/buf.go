@@ -119,26 +119,27 @@ func (d *Device) workspace(op string, ws device.Buf, need int64) []byte {
 
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
 
-// weight is a packed weight.
+// weight is a weight; its allocation holds the packed forms.
 type weight struct {
 	*allocation
-	k kernel.Weight
+	src device.Tensor
+	k   kernel.Weight
 }
 
 func (w *weight) Shape() (out, in int) { return w.k.Out, w.k.In }
 func (w *weight) DType() device.DType  { return w.k.DT }
 func (w *weight) Forms() device.Forms  { return w.k.Forms }
 
-// NewWeight makes a packed weight of zeros.
-func (d *Device) NewWeight(out, in int, dt device.DType, forms device.Forms) (device.Weight, error) {
-	if out <= 0 || in <= 0 || (dt != device.F32 && dt != device.BF16) || forms == 0 {
-		return nil, fmt.Errorf("cpu: no weight [%d, %d] of %v with forms %b", out, in, dt, forms)
-	}
-	a, err := d.allocate(d.products.PackedBytes(out, in, dt, forms), device.KindWeights)
+// NewWeight makes a weight of src.
+func (d *Device) NewWeight(src device.Tensor, forms device.Forms) (device.Weight, error) {
+	device.CheckNewWeight(src, forms)
+	k := kernel.Weight{Out: src.Rows, In: src.Cols, DT: src.DT, Forms: forms, Src: d.matrix(src)}
+	a, err := d.allocate(d.products.PackedBytes(src.Rows, src.Cols, src.DT, forms), device.KindWeights)
 	if err != nil {
 		return nil, err
 	}
-	return &weight{a, kernel.Weight{Out: out, In: in, DT: dt, Forms: forms, Mem: a.mem.used}}, nil
+	k.Mem = a.mem.used
+	return &weight{a, src, k}, nil
 }
 
 // FreeWeight gives w's memory back to the system.
@@ -154,4 +155,11 @@ func (d *Device) weight(w device.Weight) *weight {
 		panic(fmt.Sprintf("cpu: use of a freed weight [%d, %d]", c.k.Out, c.k.In))
 	}
 	return c
+}
+
+// operand is w for a product: its source has to be alive, too.
+func (d *Device) operand(w device.Weight) *kernel.Weight {
+	own := d.weight(w)
+	d.own(own.src.Buf)
+	return &own.k
 }

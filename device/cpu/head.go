@@ -57,7 +57,7 @@ type head struct {
 func (d *Device) HeadLoss(s device.Stream, h device.HeadLossArgs, ws device.Buf) {
 	device.CheckHeadLoss(h)
 	d.apart("HeadLoss", h.DX, h.X, h.Targets, h.Loss, h.NLL, h.DW)
-	w := &d.weight(h.W).k
+	w := d.operand(h.W)
 	call := head{d: d, w: w, x: d.matrix(h.X), dx: d.matrix(h.DX), dw: d.matrix(h.DW),
 		targets: i32s(d.ptr(h.Targets), h.X.Rows), loss: (*float64)(d.ptr(h.Loss)),
 		scale: h.Scale, seq: h.Seq, vocab: w.Out,

@@ -7,16 +7,16 @@ import (
 	"github.com/skein-ml/skein/device/cpu/kernel"
 )
 
-// Pack fills rows of w from src.
-func (d *Device) Pack(s device.Stream, w device.Weight, src device.Tensor, row int) {
-	device.CheckPack(w, src, row)
-	to, from := d.weight(w), d.matrix(src)
-	if src.Rows == 0 {
+// Pack makes rows of w those of its source.
+func (d *Device) Pack(s device.Stream, w device.Weight, lo, hi int) {
+	device.CheckPack(w, lo, hi)
+	k := d.operand(w)
+	if lo == hi {
 		return
 	}
 	if st := d.begin(s); st != nil {
 		defer st.end()
-		d.products.Pack(d.pool, &to.k, from, row)
+		d.products.Pack(d.pool, k, lo, hi)
 	}
 }
 
@@ -25,7 +25,7 @@ func (d *Device) Linear(s device.Stream, y, x device.Tensor, w device.Weight, e 
 	device.CheckLinear(y, x, w, e)
 	d.apart("Linear", y, x, e.Bias)
 	d.sameOrApart("Linear", y, e.Add)
-	k := &d.weight(w).k
+	k := d.operand(w)
 	to, from, bias, add := d.matrix(y), d.matrix(x), d.matrix(e.Bias), d.matrix(e.Add)
 	mem := d.workspace("Linear", ws, d.Need(device.OpLinear, device.Shape{Rows: x.Rows, Seq: x.Rows, In: k.In, Out: k.Out, DT: k.DT}))
 	if x.Rows == 0 {
@@ -42,7 +42,7 @@ func (d *Device) LinearDX(s device.Stream, dx, dy device.Tensor, w device.Weight
 	device.CheckLinearDX(dx, dy, w, e)
 	d.apart("LinearDX", dx, dy)
 	d.sameOrApart("LinearDX", dx, e.Add)
-	k := &d.weight(w).k
+	k := d.operand(w)
 	to, from, add := d.matrix(dx), d.matrix(dy), d.matrix(e.Add)
 	mem := d.workspace("LinearDX", ws, d.Need(device.OpLinearDX, device.Shape{Rows: dy.Rows, Seq: dy.Rows, In: k.In, Out: k.Out, DT: k.DT}))
 	if dy.Rows == 0 {
@@ -149,24 +149,16 @@ type panel struct {
 	c [tileM * tileN]float32
 }
 
-// genericProducts keep weights as they are, row by row, whatever the form.
+// genericProducts read weights as they are, row by row, and keep no copies.
 type genericProducts struct{ task product }
 
 func newGenericProducts() *genericProducts { return &genericProducts{} }
 
-func (*genericProducts) PackedBytes(out, in int, dt device.DType, _ device.Forms) int64 {
-	return int64(out) * int64(in) * dt.Size()
-}
+func (*genericProducts) PackedBytes(int, int, device.DType, device.Forms) int64 { return 0 }
 
 func (*genericProducts) Need(device.Op, device.Shape, int) int64 { return 0 }
 
-func (*genericProducts) Pack(_ kernel.Pool, w *kernel.Weight, src kernel.Matrix, row int) {
-	size := int(w.DT.Size())
-	for r := range src.Rows {
-		to := w.Mem[(row+r)*w.In*size:][:w.In*size]
-		copy(to, unsafe.Slice((*byte)(unsafe.Add(src.P, r*src.Ld*size)), w.In*size))
-	}
-}
+func (*genericProducts) Pack(kernel.Pool, *kernel.Weight, int, int) {}
 
 func (g *genericProducts) run(p kernel.Pool, t product) {
 	t.panels = g.task.panels
@@ -180,13 +172,13 @@ func (g *genericProducts) run(p kernel.Pool, t product) {
 func (g *genericProducts) Linear(p kernel.Pool, y, x kernel.Matrix, w *kernel.Weight, bias, add kernel.Matrix, _ []byte) {
 	g.run(p, product{m: y.Rows, n: w.Out, k: w.In, out: y, bias: bias, add: add,
 		a: operand{x.P, x.DT, x.Ld, 1},
-		b: operand{unsafe.Pointer(&w.Mem[0]), w.DT, w.In, 1}})
+		b: operand{w.Src.P, w.DT, w.Src.Ld, 1}})
 }
 
 func (g *genericProducts) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weight, add kernel.Matrix, _ []byte) {
 	g.run(p, product{m: dx.Rows, n: w.In, k: w.Out, out: dx, add: add,
 		a: operand{dy.P, dy.DT, dy.Ld, 1},
-		b: operand{unsafe.Pointer(&w.Mem[0]), w.DT, 1, w.In}})
+		b: operand{w.Src.P, w.DT, 1, w.Src.Ld}})
 }
 
 func (g *genericProducts) LinearDW(p kernel.Pool, dw, dy, x kernel.Matrix, seq int, _ []byte) {

@@ -109,11 +109,14 @@ func repack(t *testing.T, d device.Device) {
 		s := newSource("repack")
 		w, x, dy := s.integers(out, in), s.integers(3, in), s.integers(3, out)
 		r := newRig(t, d, layouts[0])
-		wt, xt, dyt := r.weight(dt, w, bothForms), r.in(dt, x), r.in(dt, dy)
+		src := device.Make(r.alloc(out*in*dt.Size()), dt, out, in)
+		r.d.Upload(r.s, src.Buf, encode(dt, w.v))
+		wt, xt, dyt := r.weightOf(src, bothForms), r.in(dt, x), r.in(dt, dy)
 		for _, rows := range [][2]int{{0, 0}, {0, 1}, {31, 34}, {69, 70}, {0, 70}} {
 			fresh := s.integers(rows[1]-rows[0], in)
 			copy(w.v[rows[0]*in:], fresh.v)
-			r.d.Pack(r.s, wt, r.in(dt, fresh), rows[0])
+			r.d.Upload(r.s, src.RowRange(rows[0], rows[1]).Buf, encode(dt, fresh.v))
+			r.d.Pack(r.s, wt, rows[0], rows[1])
 			y, dx := r.out(dt, 3, out), r.out(dt, 3, in)
 			r.d.Linear(r.s, y, xt, wt, device.Epilogue{}, r.workspace(device.OpLinear, device.Shape{Rows: 3, Seq: 3, In: in, Out: out, DT: dt}))
 			r.d.LinearDX(r.s, dx, dyt, wt, device.Epilogue{}, r.workspace(device.OpLinearDX, device.Shape{Rows: 3, Seq: 3, In: in, Out: out, DT: dt}))
@@ -161,7 +164,7 @@ func runMisuse(t *testing.T, d device.Device, open func() device.Device) {
 		{"LinearDX without its form", func() { d.LinearDX(r.s, x, x, w, device.Epilogue{}, device.Buf{}) }},
 		{"LinearDW into BF16", func() { d.LinearDW(r.s, half, device.Tensor{}, x, x, 4, device.Buf{}) }},
 		{"LinearDW of part of a sequence", func() { d.LinearDW(r.s, r.in(f, newMat(8, 8)), device.Tensor{}, x, x, 3, device.Buf{}) }},
-		{"Pack past the end", func() { d.Pack(r.s, w, x, 5) }},
+		{"Pack past the end", func() { d.Pack(r.s, w, 5, 9) }},
 		{"RMSNorm with a wide weight", func() { d.RMSNorm(r.s, x, device.Tensor{}, x, wide, 1e-5) }},
 		{"RMSNormGrad without workspace", func() {
 			d.RMSNormGrad(r.s, x, flat, x, x, r.column(newMat(4, 1)), flat, device.Tensor{}, 4, device.Buf{})

@@ -207,15 +207,19 @@ func (r *rig) out(dt device.DType, rows, cols int) device.Tensor {
 
 func (r *rig) weight(dt device.DType, m mat, forms device.Forms) device.Weight {
 	r.t.Helper()
-	w, err := r.d.NewWeight(m.rows, m.cols, dt, forms)
+	return r.weightOf(r.in(dt, m), forms)
+}
+
+// weightOf is a weight of src, packed.
+func (r *rig) weightOf(src device.Tensor, forms device.Forms) device.Weight {
+	r.t.Helper()
+	w, err := r.d.NewWeight(src, forms)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.weights = append(r.weights, w)
-	src := r.in(dt, m)
-	for lo, n := 0, 1; lo < m.rows; lo, n = lo+n, 2*n+1 { // in pieces of odd size
-		hi := min(lo+n, m.rows)
-		r.d.Pack(r.s, w, src.RowRange(lo, hi), lo)
+	for lo, n := 0, 1; lo < src.Rows; lo, n = lo+n, 2*n+1 { // in pieces of odd size
+		r.d.Pack(r.s, w, lo, min(lo+n, src.Rows))
 	}
 	return w
 }

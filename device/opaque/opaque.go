@@ -156,26 +156,31 @@ func (d *Device) own(b device.Buf) (*stretch, int64) {
 	return own, off
 }
 
-// weight is a handle to a packed weight.
+// weight is a handle to a weight.
 type weight struct {
-	dev     *Device
-	h       handle
-	out, in int
-	dt      device.DType
-	forms   device.Forms
+	dev   *Device
+	h     handle
+	src   device.Tensor
+	forms device.Forms
 }
 
-func (w *weight) Shape() (out, in int) { return w.out, w.in }
-func (w *weight) DType() device.DType  { return w.dt }
+func (w *weight) Shape() (out, in int) { return w.src.Rows, w.src.Cols }
+func (w *weight) DType() device.DType  { return w.src.DT }
 func (w *weight) Forms() device.Forms  { return w.forms }
 
-// NewWeight makes a packed weight.
-func (d *Device) NewWeight(out, in int, dt device.DType, forms device.Forms) (device.Weight, error) {
-	inner, err := d.inner.NewWeight(out, in, dt, forms)
+// NewWeight makes a weight of src.
+func (d *Device) NewWeight(src device.Tensor, forms device.Forms) (device.Weight, error) {
+	device.CheckNewWeight(src, forms)
+	own, off := d.own(src.Buf)
+	d.mu.Lock()
+	hidden := src
+	hidden.Buf = d.lookup(own.h).buf.Slice(off, src.Buf.Bytes())
+	d.mu.Unlock()
+	inner, err := d.inner.NewWeight(hidden, forms)
 	if err != nil {
 		return nil, err
 	}
-	return &weight{d, d.keep(&memory{weight: inner}), out, in, dt, forms}, nil
+	return &weight{d, d.keep(&memory{weight: inner}), src, forms}, nil
 }
 
 // FreeWeight gives a weight's memory back. Nothing that is queued may use it.

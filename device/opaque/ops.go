@@ -46,11 +46,11 @@ func (d *Device) Copy(s device.Stream, dst, src device.Buf) {
 }
 
 // Pack is the operation of package device.
-func (d *Device) Pack(s device.Stream, w device.Weight, src device.Tensor, row int) {
-	device.CheckPack(w, src, row)
+func (d *Device) Pack(s device.Stream, w device.Weight, lo, hi int) {
+	device.CheckPack(w, lo, hi)
 	c := d.begin(s)
-	to, from := c.weight(w), c.tensor(src)
-	c.run(func() { d.inner.Pack(c.s.inner, to, from, row) })
+	to := c.weight(w)
+	c.run(func() { d.inner.Pack(c.s.inner, to, lo, hi) })
 }
 
 // Linear is the operation of package device.

@@ -176,7 +176,11 @@ func (c *call) tensor(t device.Tensor) device.Tensor {
 	return t
 }
 
-func (c *call) weight(w device.Weight) device.Weight { return c.use(c.d.ownWeight(w).h).weight }
+func (c *call) weight(w device.Weight) device.Weight {
+	own := c.d.ownWeight(w)
+	c.buf(own.src.Buf) // is read in place, perhaps
+	return c.use(own.h).weight
+}
 
 func (c *call) epilogue(e device.Epilogue) device.Epilogue {
 	return device.Epilogue{Bias: c.tensor(e.Bias), Add: c.tensor(e.Add)}

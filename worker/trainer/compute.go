@@ -120,7 +120,7 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 	t.now = r
 	for i, n := 0, len(t.batch.indices)/t.cfg.Batch.Micro; i < n; i++ {
 		t.closing = i == n-1
-		if err := t.model.Train(t.stream, t.batch.slice(i, t.cfg.Batch.Micro), r.grads, scale, t); err != nil {
+		if err := t.model.Train(t.stream, t.batch.slice(i, t.cfg.Batch.Micro), &r.grads, scale, t); err != nil {
 			return err
 		}
 	}

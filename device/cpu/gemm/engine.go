@@ -21,6 +21,10 @@ type engine interface {
 	// type, which wideSize gives.
 	packRight(dst, src unsafe.Pointer, ld, cols, k int)
 	wideSize() int
+	// readsRows tells that LinearDX needs no packed form: k × cols ≤ 32 of a weight's own rows
+	// are packed by packRight whenever a panel enters L1. That costs vector about what
+	// reading a packed panel does, and saves a copy of the weights.
+	readsRows() bool
 	// weightSlice is n elements of a packed weight as multiply wants them, in buf if need be.
 	weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer
 	multiply(a product)
@@ -60,6 +64,8 @@ func (v vector) geometry() geometry {
 
 func (v vector) leftSize() int { return 4 }
 func (v vector) wideSize() int { return 4 }
+
+func (v vector) readsRows() bool { return true }
 
 func (v vector) rightSize() int {
 	if v.bf16 {
@@ -111,6 +117,9 @@ func (tiles) geometry() geometry {
 func (tiles) leftSize() int  { return 2 }
 func (tiles) rightSize() int { return 2 }
 func (tiles) wideSize() int  { return 2 }
+
+// A multiply is too short here to hide the interleaving of rows.
+func (tiles) readsRows() bool { return false }
 
 func (tiles) packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool) {
 	native.AMXPackLeft(&native.AMXPackLeftArgs{Src: src, Dst: dst, LD: int64(ld), Rows: int64(rows), K: int64(k), Transposed: flag(transposed)})

@@ -77,10 +77,18 @@ func (g *Products) PackedBytes(out, in int, dt device.DType, forms device.Forms)
 	if forms&device.FormForward != 0 {
 		n += formBytes(e, out, in)
 	}
-	if forms&device.FormDX != 0 {
+	if forms&device.FormDX != 0 && !e.readsRows() {
 		n += formBytes(e, in, out)
 	}
 	return n
+}
+
+// backward is what LinearDX reads of a weight: its rows, with their stride, or a packed form.
+func (g *Products) backward(w *kernel.Weight) (p unsafe.Pointer, ld int) {
+	if g.engine(w.DT).readsRows() {
+		return w.Src.P, w.Src.Ld
+	}
+	return g.form(w, device.FormDX), 0
 }
 
 // form finds one form of a packed weight: the forward form, if any, comes first.
@@ -129,9 +137,9 @@ func (g *Products) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weigh
 	}
 	g.task = task{
 		engine: g.engine(w.DT), cut: newCut(g.engine(w.DT), dx.Rows, w.In, w.Out, p.Workers()),
-		left: dy, right: g.form(w, device.FormDX),
-		out: dx, add: add, seq: w.Out, k: w.Out,
+		left: dy, out: dx, add: add, seq: w.Out, k: w.Out,
 	}
+	g.task.right, g.task.rightLd = g.backward(w)
 	g.run(p, ws)
 }
 
@@ -172,16 +180,16 @@ func aligned(ws []byte) []byte {
 	return ws[min(off, len(ws)):]
 }
 
-// Pack fills rows of a weight in every form it has.
-func (g *Products) Pack(p kernel.Pool, w *kernel.Weight, src kernel.Matrix, row int) {
-	if src.Rows == 0 {
+// Pack makes rows of every packed form of a weight those of its source.
+func (g *Products) Pack(p kernel.Pool, w *kernel.Weight, lo, hi int) {
+	if lo == hi {
 		return
 	}
-	g.pack = packTask{engine: g.engine(w.DT), w: w, src: src, row: row}
+	g.pack = packTask{engine: g.engine(w.DT), w: w, src: rowsOf(w.Src, lo, hi, 0), row: lo}
 	if w.Forms&device.FormForward != 0 {
 		g.pack.forward = g.form(w, device.FormForward)
 	}
-	if w.Forms&device.FormDX != 0 {
+	if w.Forms&device.FormDX != 0 && !g.pack.engine.readsRows() {
 		g.pack.backward = g.form(w, device.FormDX)
 	}
 	p.Run(g.pack.pieces(), &g.pack)

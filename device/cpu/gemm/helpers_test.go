@@ -175,10 +175,10 @@ func (h host) weight(w mat, forms device.Forms, cuts ...int) *kernel.Weight {
 	n := h.g.PackedBytes(w.Rows, w.Cols, w.DT, forms)
 	mem := make([]byte, n+64+1024)
 	off := int(-uintptr(unsafe.Pointer(&mem[0])) & 63)
-	k := &kernel.Weight{Out: w.Rows, In: w.Cols, DT: w.DT, Forms: forms, Mem: mem[off:][:n]}
+	k := &kernel.Weight{Out: w.Rows, In: w.Cols, DT: w.DT, Forms: forms, Src: w.Matrix, Mem: mem[off:][:n]}
 	first := 0
 	for _, end := range append(cuts, w.Rows) {
-		h.g.Pack(h.pool, k, rowsOf(w.Matrix, first, end, 0), first)
+		h.g.Pack(h.pool, k, first, end)
 		first = end
 	}
 	for i, x := range mem[off+int(n):] {

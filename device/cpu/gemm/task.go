@@ -16,6 +16,7 @@ type task struct {
 	transposed bool           // left is stored [k, m]
 	right      unsafe.Pointer // packed weight, or what rightTask made
 	wide       bool           // the latter
+	rightLd    int            // not 0: right is a weight's rows with this stride, read as they are
 	out        kernel.Matrix
 	bias, add  kernel.Matrix
 
@@ -117,20 +118,31 @@ func (p *piece) panel(j, first, end int) unsafe.Pointer {
 	}
 	for k := first; k < end; k += p.length {
 		n := roundUp(min(p.length, end-k), p.g.kUnit)
-		b := unsafe.Add(p.right, (j*p.rightK+k)*32*p.rightElement)
-		bytes := n * 32 * p.rightElement
-		m := product{a: p.packed(k - first), s: s, k: n, rows: p.rows, acc: k > 0,
-			next: uintptr(b) + uintptr(bytes), nextBytes: bytes}
+		m := product{a: p.packed(k - first), s: s, k: n, rows: p.rows, acc: k > 0}
 		if p.k0+end == p.k1 && k+p.length >= end {
 			size := int(p.out.DT.Size())
 			m.out, m.outStride = uintptr(p.out.P)+uintptr((p.r0*p.out.Ld+j*32)*size), p.out.Ld*size
 		}
-		if m.b = b; !p.wide {
-			m.b = p.engine.weightSlice(b, p.b, n*32)
-		}
+		p.slice(&m, j, k)
 		p.engine.multiply(m)
 	}
 	return s
+}
+
+// slice makes terms [k, k+m.k) of panel j the right operand of m.
+func (p *piece) slice(m *product, j, k int) {
+	if p.rightLd > 0 {
+		row := unsafe.Add(p.right, (k*p.rightLd+j*32)*p.rightElement)
+		p.engine.packRight(p.b, row, p.rightLd, min(32, p.cut.n-j*32), m.k)
+		m.b = p.b
+		return
+	}
+	b := unsafe.Add(p.right, (j*p.rightK+k)*32*p.rightElement)
+	m.nextBytes = m.k * 32 * p.rightElement
+	m.next = uintptr(b) + uintptr(m.nextBytes)
+	if m.b = b; !p.wide {
+		m.b = p.engine.weightSlice(b, p.b, m.k*32)
+	}
 }
 
 // store writes the columns of panel j.

@@ -56,12 +56,13 @@ type Matrix struct {
 	Rows, Cols, Ld int
 }
 
-// Weight is a packed weight: Mem holds every form, in the layout of the Products
-// that made it. Mem is 64-byte aligned, outside the Go heap, and zeroed when new.
+// Weight is a weight: Mem holds the forms that the Products that made it have packed from
+// Src, in their own layout. Mem is 64-byte aligned, outside the Go heap, and zeroed when new.
 type Weight struct {
 	Out, In int
 	DT      device.DType
 	Forms   device.Forms
+	Src     Matrix // [Out, In]
 	Mem     []byte
 }
 
@@ -70,14 +71,15 @@ type Weight struct {
 // checked and have rows. An implementation may keep memory per Pool worker, made once.
 // Only one call runs at a time.
 type Products interface {
-	// PackedBytes is the length of Weight.Mem.
+	// PackedBytes is the length of Weight.Mem: nothing for forms that products read from
+	// Weight.Src.
 	PackedBytes(out, in int, dt device.DType, forms device.Forms) int64
 	// Need is the workspace in bytes of op, one of OpLinear, OpLinearDX and OpLinearDW,
 	// with the Rows, Seq, In, Out and DT of sh. It does not fall when Rows grows.
 	Need(op device.Op, sh device.Shape, workers int) int64
 
-	// Pack fills rows [row, row+src.Rows) of w in every form it has; src has w's type.
-	Pack(p Pool, w *Weight, src Matrix, row int)
+	// Pack makes rows [lo, hi) of every packed form of w those of its source.
+	Pack(p Pool, w *Weight, lo, hi int)
 	// Linear: y = x·Wᵀ + bias + add; x has w's type, y and bias may be F32, add has y's type.
 	Linear(p Pool, y, x Matrix, w *Weight, bias, add Matrix, ws []byte)
 	// LinearDX: dx = dy·W + add; dy has w's type, dx may be F32, add has dx's type.
