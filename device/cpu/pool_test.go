@@ -55,6 +55,30 @@ func TestPoolRunsEveryPieceOnce(t *testing.T) {
 	}
 }
 
+// Workers that found nothing to do for spinTime hold no core: others compute on it.
+func TestWorkersParkWhenThereIsNothingToDo(t *testing.T) {
+	p := newPool(4)
+	defer p.close()
+	for round := range 20 {
+		c := &tally{count: make([]atomic.Int32, 50), busy: make([]atomic.Bool, 4), panic: -1}
+		p.Run(len(c.count), c)
+		for until := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+			parked := 0
+			for i := 1; i < 4; i++ {
+				if p.workers[i].parked.Load() {
+					parked++
+				}
+			}
+			if parked == 3 {
+				break
+			}
+			if time.Now().After(until) {
+				t.Fatalf("round %d: %d of 3 workers are parked", round, parked)
+			}
+		}
+	}
+}
+
 func TestPoolHandsOnAPanicAndGoesOn(t *testing.T) {
 	p := newPool(3)
 	defer p.close()
