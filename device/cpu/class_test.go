@@ -11,6 +11,7 @@ import (
 // changes them raises the revision in path.go and adds a line here.
 var digests = map[string]string{
 	"generic r1":     "ad73fe93e76de6445671ee8b",
+	"avx2 r1":        "5d0cb8ebd2cfccd9af21d3b6",
 	"avx512 r1":      "5d0cb8ebd2cfccd9af21d3b6",
 	"avx512-bf16 r1": "ff5eca8d8f5cb541e0cf4c65",
 	"amx-bf16 r1":    "2ad3ccd5f8e5fadc2cedb56b",
@@ -20,6 +21,7 @@ var digests = map[string]string{
 // bit that a class made before is another.
 var plainDigests = map[string]string{
 	"generic r1":     "0c32f019d7a987d69dcbf6c9",
+	"avx2 r1":        "e57599d0f4cd05247b88f60c",
 	"avx512 r1":      "e57599d0f4cd05247b88f60c",
 	"avx512-bf16 r1": "e57599d0f4cd05247b88f60c",
 	"amx-bf16 r1":    "e57599d0f4cd05247b88f60c",

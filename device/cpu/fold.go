@@ -10,13 +10,13 @@ import (
 
 // The additions of the ring work on little-endian bytes, aligned or not. Their bits are the same on
 // every path and every machine: one F32 addition, and one rounding to nearest even where the
-// wire is BF16. With AVX-512 they run at the speed of memory.
+// wire is BF16. With AVX2 they run at the speed of memory.
 
 // AddF32 is the addition on an fp32 wire: dst = a + b, F32. All three have one length, a
 // multiple of 4; dst may be a or b.
 func AddF32(dst, a, b []byte) {
 	checkFold("AddF32", len(dst), len(a), len(b), 1)
-	if native.Features().AVX512 {
+	if native.Features().AVX2 {
 		native.FoldAdd(dst, a, b)
 		return
 	}
@@ -33,7 +33,7 @@ func addF32(dst, a, b []byte) {
 // F32, of twice the length, rounded to nearest even.
 func RoundBF16(dst, src []byte) {
 	checkFold("RoundBF16", len(dst), len(dst), len(src), 2)
-	if native.Features().AVX512 {
+	if native.Features().AVX2 {
 		native.FoldRound(dst, src)
 		return
 	}
@@ -50,7 +50,7 @@ func roundBF16(dst, src []byte) {
 // the length, added in F32 and rounded to nearest even. dst may be received.
 func AddBF16(dst, received, own []byte) {
 	checkFold("AddBF16", len(dst), len(received), len(own), 2)
-	if native.Features().AVX512 {
+	if native.Features().AVX2 {
 		native.FoldAddRound(dst, received, own)
 		return
 	}
@@ -70,7 +70,7 @@ func AddBF16Last(dst, received, own []byte) {
 		panic(fmt.Sprintf("cpu: AddBF16Last: %d bytes from %d", len(dst), len(own)))
 	}
 	checkFold("AddBF16Last", len(received), len(received), len(own), 2)
-	if native.Features().AVX512 {
+	if native.Features().AVX2 {
 		native.FoldAddLast(dst, received, own)
 		return
 	}

@@ -29,18 +29,29 @@ type path struct {
 // last one runs everywhere.
 var paths = []path{
 	{
-		name: "amx-bf16", revision: 1, missing: missingAMX, behind: emulatedTiles, build: native512("amx-bf16"),
+		name: "amx-bf16", revision: 1, missing: missingAMX, behind: emulatedTiles, build: withNative("amx-bf16"),
 		rate: func(r native.Rates) float64 { return r.AMXBF16 },
 	},
 	{
-		name: "avx512-bf16", revision: 1, missing: missingPairs, behind: slowPairs, build: native512("avx512-bf16"),
+		name: "avx512-bf16", revision: 1, missing: missingPairs, behind: slowPairs, build: withNative("avx512-bf16"),
 		rate: func(r native.Rates) float64 { return r.AVX512BF16 },
 	},
 	{
-		name: "avx512", revision: 1, missing: missingAVX512, build: native512("avx512"),
+		name: "avx512", revision: 1, missing: missingAVX512, build: withNative("avx512"),
 		rate: func(r native.Rates) float64 { return r.AVX512 },
 	},
+	{
+		name: "avx2", revision: 1, missing: missingAVX2, build: withNative("avx2"),
+		rate: func(r native.Rates) float64 { return r.AVX2 },
+	},
 	{name: "generic", revision: 1, missing: func() string { return "" }, build: generic},
+}
+
+func missingAVX2() string {
+	if native.Features().AVX2 {
+		return ""
+	}
+	return "AVX2 with FMA and BMI2"
 }
 
 func missingAVX512() string {
@@ -93,8 +104,8 @@ func generic() (kernel.Table, kernel.Products, error) {
 	return genericTable(), newGenericProducts(), nil
 }
 
-// native512 builds a path of the AVX-512 kernels; its name chooses the products.
-func native512(name string) func() (kernel.Table, kernel.Products, error) {
+// withNative builds a path of native kernels, which its name chooses.
+func withNative(name string) func() (kernel.Table, kernel.Products, error) {
 	return func() (kernel.Table, kernel.Products, error) {
 		products, err := gemm.New(name)
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 // at (j·K + k)·32 elements, K being k padded to kUnit.
 type engine interface {
 	geometry() geometry
+	isa() native.ISA
 	leftSize() int  // bytes of a packed element of the left operand
 	rightSize() int // of a packed weight
 	// packLeft packs rows × k of the left operand, from [k][rows] if transposed.
@@ -51,16 +52,21 @@ func flag(b bool) int64 {
 	return 0
 }
 
-// vector is the engine of f32 multiply-adds. It reads bf16 operands too: they are
+// vector is the engine of f32 multiply-adds, of AVX-512 or AVX2. It reads bf16 operands too: they are
 // converted, exactly, when the left one is packed and when a panel enters L1. (On Intel
 // vdpbf16ps has half the rate of f32 multiply-adds, so it would not help.)
 //
 // A slice is summed from zero, k ascending, and slices are added in order.
-type vector struct{ bf16 bool }
+type vector struct {
+	bf16 bool
+	set  native.ISA
+}
 
 func (v vector) geometry() geometry {
 	return geometry{mr: 12, kUnit: 1, kStep: 16, kSlice: 256, kChunk: 1024, rowsMax: 264}
 }
+
+func (v vector) isa() native.ISA { return v.set }
 
 func (v vector) leftSize() int { return 4 }
 func (v vector) wideSize() int { return 4 }
@@ -76,34 +82,34 @@ func (v vector) rightSize() int {
 
 func (v vector) packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool) {
 	native.F32PackLeft(&native.F32PackLeftArgs{Src: src, Dst: dst, LD: int64(ld), Rows: int64(rows), K: int64(k),
-		Transposed: flag(transposed), Bf16: flag(v.bf16)})
+		Transposed: flag(transposed), Bf16: flag(v.bf16)}, v.set)
 }
 
 func (v vector) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
-	native.F32PackRight(&native.F32PackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k), Bf16: flag(v.bf16)})
+	native.F32PackRight(&native.F32PackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k), Bf16: flag(v.bf16)}, v.set)
 }
 
 func (v vector) weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer {
 	if !v.bf16 {
 		return p
 	}
-	native.F32Widen(&native.F32WidenArgs{Src: p, Dst: buf, N: int64(n)})
+	native.F32Widen(&native.F32WidenArgs{Src: p, Dst: buf, N: int64(n)}, v.set)
 	return buf
 }
 
 func (v vector) multiply(m product) {
 	native.GemmF32(&native.GemmF32Args{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
-		Out: uint64(m.out), OutStride: int64(m.outStride), K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)})
+		Out: uint64(m.out), OutStride: int64(m.outStride), K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)}, v.set)
 }
 
 func (v vector) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {
 	native.F32PackForward(&native.F32PackForwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
-		K: int64(k), Col: int64(col), Bf16: flag(v.bf16)})
+		K: int64(k), Col: int64(col), Bf16: flag(v.bf16)}, v.set)
 }
 
 func (v vector) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int) {
 	native.F32PackBackward(&native.F32PackBackwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
-		Cols: int64(src.Cols), Row: int64(row), Out: int64(out), Bf16: flag(v.bf16)})
+		Cols: int64(src.Cols), Row: int64(row), Out: int64(out), Bf16: flag(v.bf16)}, v.set)
 }
 
 // tiles is the engine of bf16 products on AMX. The kernels continue sums across slices,
@@ -113,6 +119,8 @@ type tiles struct{}
 func (tiles) geometry() geometry {
 	return geometry{mr: 32, kUnit: 32, kStep: 32, kSlice: 512, kChunk: 2048, rowsMax: 256}
 }
+
+func (tiles) isa() native.ISA { return native.AVX512 }
 
 func (tiles) leftSize() int  { return 2 }
 func (tiles) rightSize() int { return 2 }

@@ -1,5 +1,5 @@
 // Package gemm computes matrix products with the kernels of package native: f32 on
-// AVX-512, and bf16 on AMX tiles or by VDPBF16PS where path and operands allow.
+// AVX2 or AVX-512, to the same bits, and bf16 on AMX tiles or by VDPBF16PS where path and operands allow.
 //
 // Bits: an element of a result depends on its row of the left operand, its column of
 // the right one and the length of the sum, never on the other sizes, its position,
@@ -40,11 +40,13 @@ type Products struct {
 	pack  packTask
 }
 
-// New makes the products of path avx512, avx512-bf16 or amx-bf16. It fails where the path is
+// New makes the products of path avx2, avx512, avx512-bf16 or amx-bf16. It fails where the path is
 // another one or the machine lacks it.
 func New(path string) (*Products, error) {
 	have := native.Features()
 	switch {
+	case path == "avx2" && have.AVX2:
+		return &Products{f32: vector{set: native.AVX2}, bf16: vector{bf16: true, set: native.AVX2}}, nil
 	case path == "avx512" && have.AVX512:
 		return &Products{f32: vector{}, bf16: vector{bf16: true}}, nil
 	case path == "avx512-bf16" && have.AVX512BF16:
@@ -53,7 +55,7 @@ func New(path string) (*Products, error) {
 		return &Products{f32: vector{}, bf16: tiles{}}, nil
 	case path == "amx-bf16" && have.AMXRefused != "":
 		return nil, fmt.Errorf("gemm: path %s cannot run: %s", path, have.AMXRefused)
-	case path == "avx512" || path == "avx512-bf16" || path == "amx-bf16":
+	case path == "avx2" || path == "avx512" || path == "avx512-bf16" || path == "amx-bf16":
 		return nil, fmt.Errorf("gemm: path %s cannot run: this machine has %s", path, have)
 	}
 	return nil, fmt.Errorf("gemm: no products for path %q", path)

@@ -36,7 +36,7 @@ func (p testPool) Run(n int, t kernel.Task) {
 // testPaths are the paths that this machine can run; others are skipped by name.
 func testPaths(t testing.TB) []string {
 	var list []string
-	for _, path := range []string{"avx512", "avx512-bf16", "amx-bf16"} {
+	for _, path := range []string{"avx2", "avx512", "avx512-bf16", "amx-bf16"} {
 		if _, err := New(path); err != nil {
 			t.Logf("SKIPPED: %v", err)
 		} else {

@@ -156,7 +156,7 @@ func (p *piece) store(j int, s unsafe.Pointer) {
 	if p.bias.P != nil {
 		a.Bias, a.BiasBf16 = rowsOf(p.bias, 0, 1, col).P, isBF16(p.bias.DT)
 	}
-	native.GemmStore(&a)
+	native.GemmStore(&a, p.engine.isa())
 }
 
 // rightTask packs x [rows, n], block by block, as the right operand of LinearDW.

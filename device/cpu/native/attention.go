@@ -40,35 +40,35 @@ func firstKey(t kernel.Tile, window int) int {
 	return t.Doc + seen - seen%kernel.TileRows
 }
 
-func attention(a *kernel.Attention, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+func attention(a *kernel.Attention, t kernel.Tile, scratch unsafe.Pointer, v variant) {
 	checkTile(t, a.Heads, a.HeadDim)
 	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
 	for k := start; k < t.Hi; k += step {
 		AttentionTile(&AttentionTileArgs{
 			Args: unsafe.Pointer(a), Scratch: scratch, Query: int64(t.Lo), Rows: int64(t.Hi - t.Lo), Head: int64(t.Head),
-			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: bf16,
-		})
+			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: v.bf16,
+		}, v.isa)
 	}
 }
 
-func attentionDelta(a *kernel.AttentionGrad, lo, hi int, bf16 int64) {
+func attentionDelta(a *kernel.AttentionGrad, lo, hi int, v variant) {
 	for step := rowsPerCall(a.Heads * a.HeadDim); lo < hi; lo += step {
-		AttentionDelta(&AttentionDeltaArgs{Args: unsafe.Pointer(a), Lo: int64(lo), Hi: int64(min(hi, lo+step)), Bf16: bf16})
+		AttentionDelta(&AttentionDeltaArgs{Args: unsafe.Pointer(a), Lo: int64(lo), Hi: int64(min(hi, lo+step)), Bf16: v.bf16}, v.isa)
 	}
 }
 
-func attentionGradQ(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+func attentionGradQ(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, v variant) {
 	checkTile(t, a.Heads, a.HeadDim)
 	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
 	for k := start; k < t.Hi; k += step {
 		AttentionTileDq(&AttentionTileDqArgs{
 			Args: unsafe.Pointer(a), Scratch: scratch, Query: int64(t.Lo), Rows: int64(t.Hi - t.Lo), Head: int64(t.Head),
-			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: bf16,
-		})
+			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: v.bf16,
+		}, v.isa)
 	}
 }
 
-func attentionGradKV(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, bf16 int64) {
+func attentionGradKV(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, v variant) {
 	checkTile(t, a.KVHeads, a.HeadDim)
 	step, end := keysPerCall(a.HeadDim), t.End
 	if a.Window > 0 {
@@ -81,13 +81,13 @@ func attentionGradKV(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Poin
 			AttentionTileDkv(&AttentionTileDkvArgs{
 				Args: unsafe.Pointer(a), Scratch: scratch, Key: int64(t.Lo), Rows: int64(t.Hi - t.Lo),
 				KvHead: int64(t.Head), Head: int64(head), From: int64(q), To: int64(min(q+step, end)),
-				Begin: flag(head == first && q == t.Lo), End: flag(head == last && q+step >= end), Bf16: bf16,
-			})
+				Begin: flag(head == first && q == t.Lo), End: flag(head == last && q+step >= end), Bf16: v.bf16,
+			}, v.isa)
 		}
 	}
 }
 
-func attentionDecode(a *kernel.AttentionDecode, head int, scratch unsafe.Pointer, bf16 int64) {
+func attentionDecode(a *kernel.AttentionDecode, head int, scratch unsafe.Pointer, v variant) {
 	const step = 1024
 	start := 0
 	if a.Window > 0 {
@@ -96,8 +96,8 @@ func attentionDecode(a *kernel.AttentionDecode, head int, scratch unsafe.Pointer
 	for k := start; k < a.N; k += step {
 		AttentionDecode(&AttentionDecodeArgs{
 			Args: unsafe.Pointer(a), Scratch: scratch, Head: int64(head), From: int64(k), To: int64(min(k+step, a.N)),
-			Begin: flag(k == start), End: flag(k+step >= a.N), Bf16: bf16,
-		})
+			Begin: flag(k == start), End: flag(k+step >= a.N), Bf16: v.bf16,
+		}, v.isa)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 // Rates are what one core multiplies and adds in registers, in GF/s (10⁹ flop a second,
 // a multiply-add being two); 0 where it has no such instructions, or they are emulated.
 type Rates struct {
+	AVX2       float64 `json:"avx2"`       // f32, by vectors of 8
 	AVX512     float64 `json:"avx512"`     // f32, by vectors of 16
 	AVX512BF16 float64 `json:"avx512Bf16"` // pairs of bf16
 	AMXBF16    float64 `json:"amxBf16"`    // tiles of bf16, loaded from L1
@@ -33,6 +34,9 @@ func Measure(d time.Duration) Rates {
 	have := Features()
 	var r Rates
 	var loops []loop
+	if have.AVX2 {
+		loops = append(loops, loop{&r.AVX2, 192, peakFMA256})
+	}
 	if have.AVX512 {
 		loops = append(loops, loop{&r.AVX512, 512, peakFMA})
 	}
@@ -71,6 +75,11 @@ func (l loop) turn() {
 func peakFMA(rounds int64) {
 	var out [16]float32
 	PeakFMA(&PeakFMAArgs{Rounds: rounds, Out: unsafe.Pointer(&out)})
+}
+
+func peakFMA256(rounds int64) {
+	var out [8]float32
+	PeakFMA256(&PeakFMA256Args{Rounds: rounds, Out: unsafe.Pointer(&out)})
 }
 
 func peakDot(rounds int64) {

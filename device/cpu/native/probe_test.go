@@ -22,6 +22,7 @@ func TestRatesAreOfWhatTheMachineHas(t *testing.T) {
 		has  bool
 		rate float64
 	}{
+		{"avx2", have.AVX2, r.AVX2},
 		{"avx512", have.AVX512, r.AVX512},
 		{"avx512-bf16", have.AVX512BF16, r.AVX512BF16},
 		{"amx-bf16", have.AMXBF16 && !have.AMXEmulated, r.AMXBF16},

@@ -12,7 +12,7 @@ import (
 )
 
 // stackMax is what a kernel may use of the trampoline's frame.
-const stackMax = 4096
+const stackMax = 8192
 
 // cflags: position-independent code with no run-time support. The base
 // instruction set is AVX2; functions name what more they need. Contraction is
@@ -76,19 +76,59 @@ func (c compiler) compile(u *unit) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }() // what is left is the system's temporary folder
-	obj := filepath.Join(tmp, "unit.o")
-	if _, err := sh(c.gcc, append(append([]string{}, cflags...), "-c", "-o", obj, u.path)...); err != nil {
-		return err
-	}
-	if err := c.checkObject(obj); err != nil {
-		return err
-	}
-	if err := checkStack(strings.TrimSuffix(obj, ".o")+".su", u); err != nil {
+	obj, err := c.object(tmp, u, "unit")
+	if err != nil {
 		return err
 	}
 	for i := range u.kernels {
-		if err := c.link(tmp, obj, &u.kernels[i]); err != nil {
-			return fmt.Errorf("%s: %w", u.kernels[i].name, err)
+		k := &u.kernels[i]
+		if k.image, err = c.link(tmp, obj, k.name); err != nil {
+			return fmt.Errorf("%s: %w", k.name, err)
+		}
+	}
+	if !u.twins() {
+		return nil
+	}
+	if obj, err = c.object(tmp, u, "twin", "-DSKEIN_AVX2"); err != nil {
+		return fmt.Errorf("for AVX2: %w", err)
+	}
+	for i := range u.kernels {
+		k := &u.kernels[i]
+		if k.isa != both {
+			continue
+		}
+		twin, err := c.link(tmp, obj, k.name)
+		if err == nil {
+			err = twin.checkAVX2()
+		}
+		if err != nil {
+			return fmt.Errorf("%s for AVX2: %w", k.name, err)
+		}
+		k.twin = &twin
+	}
+	return nil
+}
+
+// object compiles a unit and checks what can be checked before linking.
+func (c compiler) object(tmp string, u *unit, name string, more ...string) (string, error) {
+	obj := filepath.Join(tmp, name+".o")
+	args := append(append(append([]string{}, cflags...), more...), "-c", "-o", obj, u.path)
+	if _, err := sh(c.gcc, args...); err != nil {
+		return "", err
+	}
+	if err := c.checkObject(obj); err != nil {
+		return "", err
+	}
+	return obj, checkStack(filepath.Join(tmp, name+".su"), u)
+}
+
+// wideRE is what a processor without AVX-512 does not know: vectors of 16, registers from 16 on, masks.
+var wideRE = regexp.MustCompile(`zmm|\{k|\bk[0-7]\b|[xy]mm(1[6-9]|2\d|3[01])\b|\{1to`)
+
+func (m image) checkAVX2() error {
+	for _, in := range m.code {
+		if wideRE.MatchString(in.text) {
+			return fmt.Errorf("%q at %#x needs AVX-512", in.text, in.offset)
 		}
 	}
 	return nil
@@ -147,33 +187,33 @@ func checkStack(path string, u *unit) error {
 }
 
 // link makes one kernel's flat image and disassembles it.
-func (c compiler) link(tmp, obj string, k *kernel) error {
-	script := filepath.Join(tmp, k.name+".ld")
-	elf := filepath.Join(tmp, k.name+".elf")
-	if err := os.WriteFile(script, fmt.Appendf(nil, linkScript, k.name), 0o600); err != nil {
-		return err
+func (c compiler) link(tmp, obj, name string) (m image, err error) {
+	script := filepath.Join(tmp, name+".ld")
+	elf := filepath.Join(tmp, name+".elf")
+	if err := os.WriteFile(script, fmt.Appendf(nil, linkScript, name), 0o600); err != nil {
+		return m, err
 	}
-	if _, err := sh(c.ld, "-T", script, "--gc-sections", "--no-undefined", "-e", k.name, "-o", elf, obj); err != nil {
-		return err
+	if _, err := sh(c.ld, "-T", script, "--gc-sections", "--no-undefined", "-e", name, "-o", elf, obj); err != nil {
+		return m, err
 	}
 	if out, err := sh(c.objdump, "-h", elf); err != nil {
-		return err
+		return m, err
 	} else if strings.Contains(out, " .data ") {
-		return fmt.Errorf("it has data that is written to or relocated")
+		return m, fmt.Errorf("it has data that is written to or relocated")
 	}
 	text, err := c.section(tmp, elf, ".text")
 	if err != nil {
-		return err
+		return m, err
 	}
-	if k.consts, err = c.section(tmp, elf, ".rodata"); err != nil {
-		return err
+	if m.consts, err = c.section(tmp, elf, ".rodata"); err != nil {
+		return m, err
 	}
-	k.codeSz = len(text)
+	m.codeSz = len(text)
 	out, err := sh(c.objdump, "-d", "-w", "-M", "intel", "-j", ".text", elf)
 	if err != nil {
-		return err
+		return m, err
 	}
-	return k.disassemble(out, text)
+	return m, m.disassemble(out, text)
 }
 
 func (c compiler) section(tmp, elf, name string) ([]byte, error) {
@@ -187,14 +227,14 @@ func (c compiler) section(tmp, elf, name string) ([]byte, error) {
 var instructionRE = regexp.MustCompile(`(?m)^\s*([0-9a-f]+):\t((?:[0-9a-f]{2} )+)\s*\t?(.*)$`)
 
 // disassemble splits the code by what objdump says and checks that nothing is lost.
-func (k *kernel) disassemble(listing string, text []byte) error {
+func (m *image) disassemble(listing string, text []byte) error {
 	next := 0
-	for _, m := range instructionRE.FindAllStringSubmatch(listing, -1) {
-		off, err := strconv.ParseInt(m[1], 16, 32)
+	for _, line := range instructionRE.FindAllStringSubmatch(listing, -1) {
+		off, err := strconv.ParseInt(line[1], 16, 32)
 		if err != nil {
 			return err
 		}
-		b, err := hex.DecodeString(strings.ReplaceAll(m[2], " ", ""))
+		b, err := hex.DecodeString(strings.ReplaceAll(line[2], " ", ""))
 		if err != nil {
 			return err
 		}
@@ -202,17 +242,17 @@ func (k *kernel) disassemble(listing string, text []byte) error {
 			return fmt.Errorf("disassembly and image differ at %#x", off)
 		}
 		next += len(b)
-		asm := strings.Join(strings.Fields(m[3]), " ")
+		asm := strings.Join(strings.Fields(line[3]), " ")
 		if strings.Contains(asm, "(bad)") {
 			return fmt.Errorf("cannot disassemble at %#x", off)
 		}
-		k.code = append(k.code, instruction{int(off), b, asm})
+		m.code = append(m.code, instruction{int(off), b, asm})
 	}
 	for ; next < len(text); next++ { // alignment that objdump leaves out
 		if text[next] != 0 {
 			return fmt.Errorf("code after %#x is not disassembled", next)
 		}
-		k.code = append(k.code, instruction{next, text[next : next+1], "padding"})
+		m.code = append(m.code, instruction{next, text[next : next+1], "padding"})
 	}
 	return nil
 }

@@ -55,7 +55,7 @@ func writeDoc(b *strings.Builder, k kernel) {
 	for _, line := range k.doc {
 		b.WriteString(strings.TrimRight("// "+line, " ") + "\n")
 	}
-	fmt.Fprintf(b, "// It needs %s.\n", strings.ToLower(k.isa))
+	fmt.Fprintf(b, "// It needs %s.\n", k.needs())
 }
 
 func declarationsFile(header string, u unit) string {
@@ -63,7 +63,7 @@ func declarationsFile(header string, u unit) string {
 	b.WriteString(header + "\npackage native\n")
 	for _, k := range u.kernels {
 		writeDoc(&b, k)
-		fmt.Fprintf(&b, "//\n//go:noescape\nfunc %s(args *%sArgs)\n", goName(k.name), goName(k.name))
+		fmt.Fprintf(&b, "//\n//go:noescape\nfunc %s(args *%sArgs%s)\n", goName(k.name), goName(k.name), choice(k, ", isa ISA"))
 	}
 	return b.String()
 }
@@ -73,7 +73,7 @@ func absentFile(header string, u unit) string {
 	b.WriteString(header + "\n//go:build !amd64\n\npackage native\n")
 	for _, k := range u.kernels {
 		writeDoc(&b, k)
-		fmt.Fprintf(&b, "func %s(*%sArgs) { panic(absent) }\n", goName(k.name), goName(k.name))
+		fmt.Fprintf(&b, "func %s(*%sArgs%s) { panic(absent) }\n", goName(k.name), goName(k.name), choice(k, ", ISA"))
 	}
 	return b.String()
 }
@@ -84,32 +84,62 @@ func assembly(header string, u unit) []byte {
 	var b bytes.Buffer
 	b.WriteString(header + "\n#include \"textflag.h\"\n")
 	for _, k := range u.kernels {
-		fmt.Fprintf(&b, "\n// %s: %d bytes of code, %d of constants. Needs %s.\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n\tPCALIGN $64\n",
-			k.name, k.codeSz, len(k.consts), strings.ToLower(k.isa), k.name)
-		for _, in := range k.code {
-			fmt.Fprintf(&b, "\t%s // %04x %s\n", byteList(in.bytes), in.offset, in.text)
+		writeText(&b, k.name, strings.TrimSuffix(k.needs(), ", or avx2 if isa says so"), k.image)
+		if k.twin == nil {
+			fmt.Fprintf(&b, trampoline, goName(k.name), goName(k.name), "", goName(k.name), frame, 8, "", frame-64, fmt.Sprintf(call, k.name))
+			continue
 		}
-		for i := 0; i < len(k.consts); i += 16 {
-			fmt.Fprintf(&b, "\t%s // %04x constants\n", byteList(k.consts[i:min(i+16, len(k.consts))]), k.codeSz+i)
-		}
-		fmt.Fprintf(&b, trampoline, goName(k.name), goName(k.name), goName(k.name), frame, frame-64, k.name)
+		writeText(&b, k.name+"_avx2", "avx2", *k.twin)
+		fmt.Fprintf(&b, trampoline, goName(k.name), goName(k.name), ", isa ISA", goName(k.name), frame, 16, "\tMOVQ isa+8(FP), AX\n", frame-64,
+			fmt.Sprintf(callEither, k.name, k.name))
 	}
 	return b.Bytes()
+}
+
+// choice is the part of a signature that only kernels with a twin have.
+func choice(k kernel, text string) string {
+	if k.isa == both {
+		return text
+	}
+	return ""
+}
+
+func writeText(b *bytes.Buffer, name, needs string, m image) {
+	fmt.Fprintf(b, "\n// %s: %d bytes of code, %d of constants. Needs %s.\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n\tPCALIGN $64\n",
+		name, m.codeSz, len(m.consts), needs, name)
+	for _, in := range m.code {
+		fmt.Fprintf(b, "\t%s // %04x %s\n", byteList(in.bytes), in.offset, in.text)
+	}
+	for i := 0; i < len(m.consts); i += 16 {
+		fmt.Fprintf(b, "\t%s // %04x constants\n", byteList(m.consts[i:min(i+16, len(m.consts))]), m.codeSz+i)
+	}
 }
 
 // trampoline gives C a stack that is aligned to 64 bytes. C preserves R12, BX,
 // BP and R13 to R15, and with R14 the goroutine.
 const trampoline = `
-// func %s(args *%sArgs)
-TEXT ·%s(SB), 0, $%d-8
+// func %s(args *%sArgs%s)
+TEXT ·%s(SB), 0, $%d-%d
 	MOVQ args+0(FP), DI
-	MOVQ SP, R12
+%s	MOVQ SP, R12
 	LEAQ %d(SP), R13
 	ANDQ $~63, R13
 	MOVQ R13, SP
-	CALL %s<>(SB)
-	MOVQ R12, SP
+%s	MOVQ R12, SP
 	RET
+`
+
+const call = `	CALL %s<>(SB)
+`
+
+// callEither calls the twin unless isa is AVX512, which is 0.
+const callEither = `	TESTQ AX, AX
+	JNE twin
+	CALL %s<>(SB)
+	JMP done
+twin:
+	CALL %s_avx2<>(SB)
+done:
 `
 
 func byteList(b []byte) string {

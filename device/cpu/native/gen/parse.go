@@ -25,9 +25,26 @@ type kernel struct {
 	isa    string
 	doc    []string // comment lines above the struct, without slashes
 	fields []field
+	image         // for the instruction set that it names, of BOTH for AVX-512
+	twin   *image // of BOTH, for AVX2
+}
+
+// image is machine code that runs wherever it is loaded.
+type image struct {
 	code   []instruction
 	consts []byte // constants, following the code after alignment to 64 bytes
 	codeSz int    // bytes of code with that alignment
+}
+
+// both is the name of the pair of instruction sets that a kernel may be compiled for.
+const both = "BOTH"
+
+// needs says what the machine must have.
+func (k kernel) needs() string {
+	if k.isa == both {
+		return "avx512, or avx2 if isa says so"
+	}
+	return strings.ToLower(k.isa)
 }
 
 type field struct{ name, goType, doc string }
@@ -44,6 +61,11 @@ var (
 	kernelRE = regexp.MustCompile(`(?m)^KERNEL\((\w+), (\w+)\)`)
 	fieldRE  = regexp.MustCompile(`^\s*(?:const )?(\w+) (\*?)(\w+);(?:\s*//\s*(.*))?$`)
 )
+
+// twins reports whether some kernel is compiled twice.
+func (u unit) twins() bool {
+	return slices.ContainsFunc(u.kernels, func(k kernel) bool { return k.isa == both })
+}
 
 func (u unit) hasPointers() bool {
 	for _, k := range u.kernels {

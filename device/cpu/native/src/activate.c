@@ -64,7 +64,7 @@ INLINE AVX512 void activate_all(const struct activate *p, int tanh, int bf16) {
   }
 }
 
-KERNEL(AVX512, activate) {
+KERNEL(BOTH, activate) {
   if (p->act == TANH) {
     if (p->bf16)
       activate_all(p, 1, 1);
@@ -102,7 +102,7 @@ INLINE AVX512 void activate_grad_all(const struct activate_grad *p, int tanh, in
   }
 }
 
-KERNEL(AVX512, activate_grad) {
+KERNEL(BOTH, activate_grad) {
   if (p->act == TANH) {
     if (p->bf16)
       activate_grad_all(p, 1, 1);

@@ -71,7 +71,7 @@ INLINE AVX512 void finish_tile(const struct attention_tile *p, const struct atte
   tile_put(out, a->ld_o, o, dp, p->rows, a->head_dim, (int)p->bf16);
 }
 
-KERNEL(AVX512, attention_tile) {
+KERNEL(BOTH, attention_tile) {
   const int bf16 = (int)p->bf16;
   const struct attention_args *a = p->args;
   i64 d = a->head_dim, dp = (d + 15) & ~15, kv = p->head * a->kv_heads / a->heads;

@@ -53,7 +53,7 @@ INLINE AVX512 void decode(const struct attention_decode *p, int bf16) {
   }
 }
 
-KERNEL(AVX512, attention_decode) {
+KERNEL(BOTH, attention_decode) {
   if (p->bf16)
     decode(p, 1);
   else

@@ -23,7 +23,7 @@ HELPER AVX512 void load_square(vec x[16], const void *p, i64 ld, i64 rows, i64 c
   transpose(x);
 }
 
-KERNEL(AVX512, attention_delta) {
+KERNEL(BOTH, attention_delta) {
   const struct attention_grad_args *a = p->args;
   const int bf16 = (int)p->bf16;
   for (i64 r = p->lo; r < p->hi; r += 16)
@@ -79,7 +79,7 @@ HELPER AVX512 void score_grads_by_query(float *t, const float *dp, const float *
     by_query(t, dp, lse, delta, scale, keys, seen, 0, 0);
 }
 
-KERNEL(AVX512, attention_tile_dq) {
+KERNEL(BOTH, attention_tile_dq) {
   const int bf16 = (int)p->bf16;
   const struct attention_grad_args *a = p->args;
   i64 d = a->head_dim, dp = (d + 15) & ~15, kv = p->head * a->kv_heads / a->heads;
@@ -158,7 +158,7 @@ HELPER AVX512 void score_grads_by_key(float *t, float *u, const float *lse, cons
     by_key(t, u, lse, delta, scale, queries, seen, 0, 0);
 }
 
-KERNEL(AVX512, attention_tile_dkv) {
+KERNEL(BOTH, attention_tile_dkv) {
   const int bf16 = (int)p->bf16;
   const struct attention_grad_args *a = p->args;
   i64 d = a->head_dim, dp = (d + 15) & ~15;

@@ -17,7 +17,7 @@ INLINE AVX512 void add_range(const struct add *p, int bf16) {
   }
 }
 
-KERNEL(AVX512, add) {
+KERNEL(BOTH, add) {
   if (p->bf16)
     add_range(p, 1);
   else
@@ -32,7 +32,7 @@ struct cast {
   int64_t bf16;  // src
 };
 
-KERNEL(AVX512, cast) {
+KERNEL(BOTH, cast) {
   if (p->bf16)
     for (i64 i = 0; i < p->n; i += 16) store(p->dst, i, first(p->n - i), load(p->src, i, first(p->n - i), 1), 0);
   else
@@ -48,7 +48,7 @@ struct fold_bf16 {
   int64_t last;
 };
 
-KERNEL(AVX512, fold_bf16) {
+KERNEL(BOTH, fold_bf16) {
   for (i64 i = 0; i < p->n; i += 16) {
     __mmask16 m = first(p->n - i);
     vec s = _mm512_add_ps(load(p->received, i, m, 1), load(p->own, i, m, 0));

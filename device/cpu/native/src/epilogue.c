@@ -44,7 +44,7 @@ AVX512 INLINE void store(const struct gemm_store *p, int bf, int with_bias, int 
   }
 }
 
-KERNEL(AVX512, gemm_store) {
+KERNEL(BOTH, gemm_store) {
   const int bias = p->bias != 0, add = p->add != 0;
   if (p->bf16) {
     if (bias) add ? store(p, 1, 1, 1) : store(p, 1, 1, 0);

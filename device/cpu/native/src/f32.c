@@ -26,7 +26,7 @@ struct gemm_f32 {
   int64_t acc;  // 1: add to s, 0: overwrite it
 };
 
-KERNEL(AVX512, gemm_f32) {
+KERNEL(BOTH, gemm_f32) {
   const float *a = p->a;
   float *s = p->s;
   const char *next = (const char *)p->next;
@@ -119,7 +119,7 @@ struct f32_pack_left {
   int64_t bf16;       // src is bf16, else f32
 };
 
-KERNEL(AVX512, f32_pack_left) {
+KERNEL(BOTH, f32_pack_left) {
   if (p->transposed) {
     if (p->bf16) pack_cols(p->src, p->ld, p->rows, p->k, p->dst, 1);
     else pack_cols(p->src, p->ld, p->rows, p->k, p->dst, 0);
@@ -147,7 +147,7 @@ AVX512 INLINE void pack_right(const void *src, int64_t ld, int64_t cols, int64_t
   }
 }
 
-KERNEL(AVX512, f32_pack_right) {
+KERNEL(BOTH, f32_pack_right) {
   if (p->bf16) pack_right(p->src, p->ld, p->cols, p->k, p->dst, 1);
   else pack_right(p->src, p->ld, p->cols, p->k, p->dst, 0);
 }
@@ -159,7 +159,7 @@ struct f32_widen {
   int64_t n;  // a multiple of 32
 };
 
-KERNEL(AVX512, f32_widen) {
+KERNEL(BOTH, f32_widen) {
   const uint16_t *s = p->src;
   for (int64_t i = 0; i < p->n; i += 32) {
     _mm512_storeu_ps(p->dst + i, widen(_mm256_loadu_si256((const __m256i *)(s + i))));
@@ -206,7 +206,7 @@ struct f32_pack_forward {
   int64_t bf16;  // src and dst are bf16, else f32
 };
 
-KERNEL(AVX512, f32_pack_forward) {
+KERNEL(BOTH, f32_pack_forward) {
   if (p->bf16) weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 1);
   else weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 0);
 }
@@ -224,7 +224,7 @@ struct f32_pack_backward {
   int64_t bf16;
 };
 
-KERNEL(AVX512, f32_pack_backward) {
+KERNEL(BOTH, f32_pack_backward) {
   for (int64_t c = 0; c < p->cols; c += NR) {
     for (int64_t r = 0; r < p->rows; r++) {
       const int64_t to = (c * p->out) + (p->row + r) * NR;

@@ -20,12 +20,16 @@ AVX512 INLINE __m512 widen(__m256i x) {
 // narrow rounds f32 to bf16, to nearest even, by integers: unlike VCVTNEPS2BF16 it
 // keeps subnormals and needs no avx512-bf16. A NaN stays one and becomes quiet.
 AVX512 INLINE __m256i narrow(__m512 x) {
+#ifdef SKEIN_AVX2
+  return w_narrow(x);
+#else
   const __m512i u = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   const __m512i r = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+#endif
 }
 
 // transpose16 transposes a 16 × 16 matrix of dwords held in r[0..15].
@@ -55,6 +59,7 @@ AVX512 INLINE void transpose16(__m512i r[16]) {
   }
 }
 
+#ifndef SKEIN_AVX2
 // interleave pairs the words of rows x (k) and y (k+1): *lo holds the pairs of columns 0 to
 // 15, *hi of 16 to 31, which is how tiles want their second operand.
 AVX512 INLINE void interleave(__m512i x, __m512i y, __m512i *lo, __m512i *hi) {
@@ -65,5 +70,6 @@ AVX512 INLINE void interleave(__m512i x, __m512i y, __m512i *lo, __m512i *hi) {
   *lo = _mm512_permutex2var_epi64(l, first, h);
   *hi = _mm512_permutex2var_epi64(l, second, h);
 }
+#endif
 
 #endif

@@ -29,7 +29,7 @@ INLINE AVX512 void glu_rows(const struct glu *p, int bf16) {
   }
 }
 
-KERNEL(AVX512, glu) {
+KERNEL(BOTH, glu) {
   if (p->bf16)
     glu_rows(p, 1);
   else
@@ -62,7 +62,7 @@ INLINE AVX512 void glu_grad_rows(const struct glu_grad *p, int bf16) {
   }
 }
 
-KERNEL(AVX512, glu_grad) {
+KERNEL(BOTH, glu_grad) {
   if (p->bf16)
     glu_grad_rows(p, 1);
   else

@@ -63,7 +63,7 @@ INLINE AVX512 void cross_entropy_row(const struct cross_entropy_args *a, i64 r, 
   }
 }
 
-KERNEL(AVX512, cross_entropy) {
+KERNEL(BOTH, cross_entropy) {
   if (p->bf16)
     for (i64 r = p->lo; r < p->hi; r++) cross_entropy_row(p->args, r, 1);
   else

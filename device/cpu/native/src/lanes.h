@@ -36,12 +36,16 @@ INLINE AVX512 vec load(const void *p, i64 i, __mmask16 m, int bf16) {
 // narrow rounds to BF16, to nearest even, in integers: subnormals survive, which
 // VCVTNEPS2BF16 would flush, and no BF16 instruction set is needed. A NaN stays one.
 INLINE AVX512 __m256i narrow(vec x) {
+#ifdef SKEIN_AVX2
+  return w_narrow(x);
+#else
   __m512i bits = _mm512_castps_si512(x);
   __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16));
+#endif
 }
 
 // store writes the lanes of m from element i of p, rounded once.

@@ -36,7 +36,7 @@ INLINE AVX512 void layer_norm_row(const struct layer_norm_args *a, i64 r, int bf
   }
 }
 
-KERNEL(AVX512, layer_norm) {
+KERNEL(BOTH, layer_norm) {
   if (p->bf16)
     for (i64 r = p->lo; r < p->hi; r++) layer_norm_row(p->args, r, 1);
   else
@@ -80,7 +80,7 @@ INLINE AVX512 void layer_norm_grad_row(const struct layer_norm_grad_args *a, i64
   }
 }
 
-KERNEL(AVX512, layer_norm_grad) {
+KERNEL(BOTH, layer_norm_grad) {
   if (p->bf16)
     for (i64 r = p->lo; r < p->hi; r++) layer_norm_grad_row(p->args, r, p->partial, 1);
   else

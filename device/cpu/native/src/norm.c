@@ -25,7 +25,7 @@ INLINE AVX512 void norm_row(const struct norm_args *a, i64 r, int bf16) {
   }
 }
 
-KERNEL(AVX512, rms_norm) {
+KERNEL(BOTH, rms_norm) {
   if (p->bf16)
     for (i64 r = p->lo; r < p->hi; r++) norm_row(p->args, r, 1);
   else
@@ -63,7 +63,7 @@ INLINE AVX512 void norm_grad_row(const struct norm_grad_args *a, i64 r, float *p
   }
 }
 
-KERNEL(AVX512, rms_norm_grad) {
+KERNEL(BOTH, rms_norm_grad) {
   if (p->bf16)
     for (i64 r = p->lo; r < p->hi; r++) norm_grad_row(p->args, r, p->partial, 1);
   else

@@ -24,6 +24,29 @@ KERNEL(AVX512, peak_fma) {
   _mm512_storeu_ps(p->out, sum);
 }
 
+// PeakFMA256 runs rounds of 12 independent 8-wide f32 multiply-adds: 192 flop a round.
+struct peak_fma_256 {
+  int64_t rounds;
+  float *out;  // [8], keeps the result alive
+};
+
+#define TWELVE(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11)
+
+KERNEL(AVX2, peak_fma_256) {
+  const __m256 x = _mm256_set1_ps(0.9999f), y = _mm256_set1_ps(1e-6f);
+#define START256(i) __m256 c##i = _mm256_set1_ps((float)i);
+  TWELVE(START256)
+  for (int64_t n = p->rounds; n > 0; n--) {
+#define STEP256(i) c##i = _mm256_fmadd_ps(c##i, x, y);
+    TWELVE(STEP256)
+    __asm__ volatile("" : "+x"(c0));
+  }
+  __m256 sum = _mm256_setzero_ps();
+#define SUM256(i) sum = _mm256_add_ps(sum, c##i);
+  TWELVE(SUM256)
+  _mm256_storeu_ps(p->out, sum);
+}
+
 // PeakDot runs rounds of 16 independent products of 16 bf16 pairs: 1,024 flop a round.
 struct peak_dot {
   int64_t rounds;

@@ -35,7 +35,7 @@ INLINE AVX512 void rope_rows(const struct rope_args *a, i64 lo, i64 hi, int bf16
   }
 }
 
-KERNEL(AVX512, rope) {
+KERNEL(BOTH, rope) {
   if (p->bf16)
     rope_rows(p->args, p->lo, p->hi, 1);
   else

@@ -34,7 +34,7 @@ INLINE AVX512 void sum_columns(const struct sum_rows *p, int bf16) {
   }
 }
 
-KERNEL(AVX512, sum_rows) {
+KERNEL(BOTH, sum_rows) {
   if (p->bf16)
     sum_columns(p, 1);
   else
@@ -49,7 +49,7 @@ struct sq_norm {
   double *out;
 };
 
-KERNEL(AVX512, sq_norm) {
+KERNEL(BOTH, sq_norm) {
   __m512d s = _mm512_setzero_pd();
   for (i64 i = 0; i < p->n; i += 8) {
     __mmask8 m = (__mmask8)first(p->n - i);
@@ -91,7 +91,7 @@ INLINE AVX512 void adamw_range(const struct adamw_args *a, i64 lo, i64 hi, int b
   }
 }
 
-KERNEL(AVX512, adamw) {
+KERNEL(BOTH, adamw) {
   if (p->bf16)
     adamw_range(p->args, p->lo, p->hi, 1);
   else
