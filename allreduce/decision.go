@@ -41,7 +41,7 @@ type Decision struct {
 	Step      int64
 	Action    Verdict
 	Cause     Cause
-	Culprit   shard.Rank // lowest rank that saw what is not finite, or NoCulprit
+	Culprit   shard.Rank // the rank where it is not finite, by NotFinite, or NoCulprit
 	Taken     int64      // steps taken so far, this one included: Adam's t if it is applied
 	ScaleBits uint32     // α as fp32 bits: the factor on reduced gradients; 0 if skipped
 	RateBits  uint32     // learning rate as fp32 bits

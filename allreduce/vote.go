@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 
 	"github.com/skein-ml/skein/shard"
 )
@@ -69,7 +70,8 @@ func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, er
 	if err != nil {
 		return Decision{}, err
 	}
-	d := Decision{Step: byRank[0].Step, RateBits: rateBits, Taken: taken, Culprit: NoCulprit}
+	d := Decision{Step: byRank[0].Step, RateBits: rateBits, Taken: taken}
+	d.Culprit, _ = NotFinite(byRank)
 	var loss, sqNorm float64
 	for _, v := range byRank {
 		var own float64
@@ -80,9 +82,6 @@ func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, er
 		loss += v.Loss
 		d.Tokens += v.Tokens
 		d.Requests |= v.Requests
-		if (!v.Finite || !finite(own) || !finite(v.Loss)) && d.Culprit == NoCulprit {
-			d.Culprit = v.Rank
-		}
 	}
 	if d.Tokens == 0 {
 		d.Action, d.Cause, d.Culprit = Skip, CauseNoTokens, NoCulprit
@@ -101,6 +100,33 @@ func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, er
 	}
 	d.Action, d.Cause = Skip, CauseNotFinite
 	return d, nil
+}
+
+// NotFinite says where NaN or infinity showed: the rank that a decision names, or
+// NoCulprit, and the buckets with a sum that is not finite, ascending. A rank's loss is its
+// own, so the lowest rank whose loss is not finite is the one to look at; if all losses
+// are finite, a gradient overflowed, which every rank may see in its pieces, and the lowest
+// that does is named. Backward goes from the last bucket to the first and carries on what is
+// not finite, so that it began in the last of the buckets, or in the forward before it.
+func NotFinite(votes []Vote) (rank shard.Rank, buckets []int) {
+	rank = NoCulprit
+	var byLoss bool
+	for _, v := range votes {
+		var own float64
+		for b, x := range v.SqNorms {
+			own += x
+			if !finite(x) && !slices.Contains(buckets, b) {
+				buckets = append(buckets, b)
+			}
+		}
+		loss := !finite(v.Loss)
+		sees := loss || !v.Finite || !finite(own)
+		if sees && (rank == NoCulprit || loss && !byLoss || loss == byLoss && v.Rank < rank) {
+			rank, byLoss = v.Rank, loss
+		}
+	}
+	slices.Sort(buckets)
+	return rank, buckets
 }
 
 // sortVotes puts votes into rank order and checks that there is one of each rank,

@@ -2,6 +2,7 @@ package allreduce
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 	"testing"
@@ -93,6 +94,7 @@ func TestStepsWithoutTokensOrWithNaNAreSkippedWithTheCause(t *testing.T) {
 		{"norm NaN", func(v []Vote) { v[2].SqNorms[1] = math.NaN() }, CauseNotFinite, 2, "rank 2"},
 		{"norm infinite", func(v []Vote) { v[1].SqNorms[0], v[2].Finite = math.Inf(1), false }, CauseNotFinite, 1, "rank 1"},
 		{"loss", func(v []Vote) { v[0].Loss = math.Inf(1) }, CauseNotFinite, 0, "rank 0"},
+		{"the loss of a later rank", func(v []Vote) { v[0].SqNorms[1], v[2].Loss, v[2].Finite = math.NaN(), math.NaN(), false }, CauseNotFinite, 2, "rank 2"},
 		{"sum overflows", func(v []Vote) { v[0].SqNorms[0], v[1].SqNorms[0] = math.MaxFloat64, math.MaxFloat64 }, CauseNotFinite, NoCulprit, "gradient norm"},
 	} {
 		votes := testVotes()
@@ -107,6 +109,23 @@ func TestStepsWithoutTokensOrWithNaNAreSkippedWithTheCause(t *testing.T) {
 		back, err := DecodeDecision(AppendDecision(nil, d))
 		if err != nil || back.String() != d.String() {
 			t.Errorf("%s: reads back as %+v, %v", c.why, back, err)
+		}
+	}
+}
+
+func TestNotFiniteNamesTheRankAndTheBuckets(t *testing.T) {
+	votes := testVotes()
+	if rank, buckets := NotFinite(votes); rank != NoCulprit || buckets != nil {
+		t.Errorf("finite votes: rank %d, buckets %v", rank, buckets)
+	}
+	votes[0].SqNorms[1], votes[1].SqNorms[0], votes[2].SqNorms[1] = math.Inf(1), math.NaN(), math.NaN()
+	if rank, buckets := NotFinite(votes); rank != 0 || fmt.Sprint(buckets) != "[0 1]" {
+		t.Errorf("gradients: rank %d, buckets %v", rank, buckets)
+	}
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}} { // losses name, whatever the gradients say
+		votes[1].Loss, votes[2].Loss = math.NaN(), math.Inf(1)
+		if rank, _ := NotFinite([]Vote{votes[order[0]], votes[order[1]], votes[order[2]]}); rank != 1 {
+			t.Errorf("losses in order %v: rank %d", order, rank)
 		}
 	}
 }
