@@ -115,7 +115,11 @@ type Info struct {
 	Threads     int              // worker threads; no result depends on it
 	MemoryBytes int64            // memory that can be allocated, 0 if unknown
 	Allocated   [kindCount]int64 // bytes in use, by kind
-	Peak        int64            // most bytes ever in use at once
+
+	// PackedCopies is how many copies of a weight with both forms are held besides its
+	// source, by its type.
+	PackedCopies [2]int
+	Peak         int64 // most bytes ever in use at once
 }
 
 // Op names the operations that need a workspace.

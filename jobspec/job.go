@@ -62,7 +62,7 @@ type Train struct {
 	MicroBatch              MicroBatch              `json:"microBatch" doc:"sequences per forward and backward on one rank: auto, or a divisor of globalBatch / worldSize; never changes the bits"`
 	Precision               Precision               `json:"precision" doc:"bf16 (fp32 master weights and sums) or fp32"`
 	NumericClass            string                  `json:"numericClass" doc:"auto, or the kernels to pin: amx-bf16, avx512, generic"`
-	ActivationCheckpointing ActivationCheckpointing `json:"activationCheckpointing" doc:"none, or full: keep only each layer's input and compute the rest again; less memory, more time, the same bits"`
+	ActivationCheckpointing ActivationCheckpointing `json:"activationCheckpointing" doc:"none; selective: compute each layer's first MLP product again; full: keep only each layer's input and compute the rest again. Less memory, more time, the same bits"`
 	Optimizer               Optimizer               `json:"optimizer"`
 	Schedule                Schedule                `json:"schedule"`
 	Seed                    uint64                  `json:"seed" doc:"of every random choice"`

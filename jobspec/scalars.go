@@ -39,8 +39,9 @@ const (
 	PrecisionBF16 Precision = "bf16"
 	PrecisionFP32 Precision = "fp32"
 
-	ActivationCheckpointingNone ActivationCheckpointing = "none"
-	ActivationCheckpointingFull ActivationCheckpointing = "full"
+	ActivationCheckpointingNone      ActivationCheckpointing = "none"
+	ActivationCheckpointingSelective ActivationCheckpointing = "selective"
+	ActivationCheckpointingFull      ActivationCheckpointing = "full"
 
 	ScheduleConstant ScheduleKind = "constant"
 	ScheduleLinear   ScheduleKind = "linear"

@@ -120,7 +120,7 @@ func (c *checker) train(j *Job) {
 	c.batches(t, j.Cluster.WorldSize)
 	c.oneOf("train.precision", string(t.Precision), []string{string(PrecisionBF16), string(PrecisionFP32)}, later{"high": "fp32 by three bf16 products is not in this release; use fp32 (exact) or bf16"})
 	c.that(classShape.MatchString(t.NumericClass), "train.numericClass", "is %s; it is auto, or the name of kernels that skein doctor lists", shown(t.NumericClass))
-	c.oneOf("train.activationCheckpointing", string(t.ActivationCheckpointing), []string{string(ActivationCheckpointingNone), string(ActivationCheckpointingFull)}, later{"selective": "not in this release; use none or full"})
+	c.oneOf("train.activationCheckpointing", string(t.ActivationCheckpointing), []string{string(ActivationCheckpointingNone), string(ActivationCheckpointingSelective), string(ActivationCheckpointingFull)}, nil)
 	c.optimizer(&t.Optimizer)
 	s := t.Schedule
 	c.oneOf("train.schedule.kind", string(s.Kind), []string{string(ScheduleConstant), string(ScheduleLinear), string(ScheduleCosine)}, nil)

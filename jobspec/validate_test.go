@@ -38,7 +38,7 @@ func TestEveryConflictIsNamedWithItsConsequence(t *testing.T) {
 		{"train.precision=high", "train.precision: high: fp32 by three bf16 products is not in this release"},
 		{"train.precision=fp16", `train.precision: is "fp16"; known here: bf16, fp32`},
 		{"train.numericClass=AMX", "train.numericClass: is \"AMX\"; it is auto, or the name of kernels that skein doctor lists"},
-		{"train.activationCheckpointing=selective", "train.activationCheckpointing: selective: not in this release; use none or full"},
+		{"train.activationCheckpointing=some", `train.activationCheckpointing: is "some"; known here: none, selective, full`},
 		{"train.schedule.kind=step", `train.schedule.kind: is "step"; known here: constant, linear, cosine`},
 		{"train.schedule.warmupSteps=2", "is 2 of 1 steps: the learning rate would never reach its peak"},
 		{"train.schedule.floor=0.1", "train.schedule.floor: has no meaning with kind constant"},

@@ -68,7 +68,7 @@ type MemoryInput struct {
 	HeadChunk      int // tokens whose logits exist at once, in fp32
 	SparseRows     int // most distinct ids that a rank reads in a step: rows of the embedding's sparse gradient
 	WireBF16       bool
-	WeightForms    int   // how often each weight is held: flat, packed, packed for dX
+	WeightForms    int   // how often each weight is held: flat, and the device's packed copies
 	FlatOnly       int64 // parameters that are held flat alone: an embedding that is not the head too, a table of positions
 }
 
@@ -226,6 +226,9 @@ func remedy(in MemoryInput, budget int64) string {
 	}
 	if in.MicroBatch > 1 {
 		try("set train.microBatch to 1", func(c *MemoryInput) { c.MicroBatch = 1 })
+	}
+	if in.Checkpointing == KeepAll {
+		try("set train.activationCheckpointing to selective", func(c *MemoryInput) { c.Checkpointing = KeepSome })
 	}
 	if in.Checkpointing != KeepInputs {
 		try("set train.activationCheckpointing to full", func(c *MemoryInput) { c.Checkpointing = KeepInputs })

@@ -148,7 +148,7 @@ func (a *Admitted) resolve(env Env, job *jobspec.Job) error {
 		return err
 	}
 	var micro int
-	micro, a.Memory = microBatch(c, job, a.Table, env.workers(job), a.Budget)
+	micro, a.Memory = microBatch(env.Device.Info(), c, job, a.Table, env.workers(job), a.Budget)
 	a.Spec, err = job.Resolve(jobspec.Facts{
 		ModelHash: modelHash.String(), DataHash: a.Data.TrainManifest.ContentHash, Sequences: a.Train.Len(),
 		NumericClass: env.Device.Info().Class, MicroBatch: micro,
@@ -179,8 +179,8 @@ func trainerConfig(c modelConfig, spec *jobspec.Resolved) trainer.Config {
 	if j.Cluster.Wire == jobspec.WireBF16 {
 		cfg.Wire = allreduce.WireBF16
 	}
-	if t.ActivationCheckpointing == jobspec.ActivationCheckpointingFull {
-		cfg.Checkpointing = model.CheckpointFull
-	}
+	cfg.Checkpointing = map[jobspec.ActivationCheckpointing]model.Checkpointing{
+		jobspec.ActivationCheckpointingSelective: model.CheckpointSelective, jobspec.ActivationCheckpointingFull: model.CheckpointFull,
+	}[t.ActivationCheckpointing]
 	return cfg
 }

@@ -21,11 +21,9 @@ func (e *DoesNotFitError) Error() string { return "resources.memory: " + e.Err.E
 // Unwrap gives the cause.
 func (e *DoesNotFitError) Unwrap() error { return e.Err }
 
-// weightForms is how often a weight is held: flat, and packed for x·Wᵀ and for dy·W.
-const weightForms = 3
-
-// memoryInput is what a job's memory depends on, with its ranks on as few as so many workers.
-func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, workers, micro int) shard.MemoryInput {
+// memoryInput is what a job's memory depends on, with its ranks on as few as so many workers
+// that compute as the device does.
+func memoryInput(dev device.Info, c modelConfig, job *jobspec.Job, table shard.Table, workers, micro int) shard.MemoryInput {
 	share := job.Train.GlobalBatch / job.Cluster.WorldSize
 	in := shard.MemoryInput{
 		Table: table,
@@ -33,7 +31,7 @@ func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, workers, mi
 			Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim, Vocab: c.Vocab},
 		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: workers, WorkersMax: workers,
 		MicroBatch: micro, MicroBatches: share / micro, SequenceTokens: job.Data.SequenceLength,
-		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: weightForms,
+		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: 1 + dev.PackedCopies[device.F32],
 		SparseRows: min(share*job.Data.SequenceLength, c.Vocab), WireBF16: job.Cluster.Wire == jobspec.WireBF16,
 	}
 	if !c.Tied {
@@ -46,29 +44,29 @@ func memoryInput(c modelConfig, job *jobspec.Job, table shard.Table, workers, mi
 		in.FlatOnly += int64(c.MaxPositions) * int64(c.Hidden)
 	}
 	if job.Train.Precision == jobspec.PrecisionBF16 {
-		in.Precision = shard.BF16
+		in.Precision, in.WeightForms = shard.BF16, 1+dev.PackedCopies[device.BF16]
 	}
-	if job.Train.ActivationCheckpointing == jobspec.ActivationCheckpointingFull {
-		in.Checkpointing = shard.KeepInputs
-	}
+	in.Checkpointing = map[jobspec.ActivationCheckpointing]shard.Checkpointing{
+		jobspec.ActivationCheckpointingSelective: shard.KeepSome, jobspec.ActivationCheckpointingFull: shard.KeepInputs,
+	}[job.Train.ActivationCheckpointing]
 	return in
 }
 
 // microBatch decides how many sequences one forward takes: what the job says, or
 // the most that fit the budget. Which it is never changes a bit.
-func microBatch(c modelConfig, job *jobspec.Job, table shard.Table, workers int, budget int64) (int, shard.Memory) {
+func microBatch(dev device.Info, c modelConfig, job *jobspec.Job, table shard.Table, workers int, budget int64) (int, shard.Memory) {
 	share := job.Train.GlobalBatch / job.Cluster.WorldSize
 	fixed := int(job.Train.MicroBatch)
 	for n := share; n >= 1; n-- {
 		if share%n != 0 || fixed > 0 && n != fixed {
 			continue
 		}
-		m := shard.MemoryOn(memoryInput(c, job, table, workers, n), workers)
+		m := shard.MemoryOn(memoryInput(dev, c, job, table, workers, n), workers)
 		if fixed > 0 || n == 1 || budget == 0 || m.Total() <= budget {
 			return n, m
 		}
 	}
-	return 1, shard.MemoryOn(memoryInput(c, job, table, workers, 1), workers)
+	return 1, shard.MemoryOn(memoryInput(dev, c, job, table, workers, 1), workers)
 }
 
 // workers is the least number of workers that a job runs on.
@@ -85,7 +83,7 @@ func (a *Admitted) fit(env Env) error {
 		return nil
 	}
 	job := &a.Spec.Job
-	in := memoryInput(a.Config.Model, job, a.Table, env.workers(job), int(job.Train.MicroBatch))
+	in := memoryInput(env.Device.Info(), a.Config.Model, job, a.Table, env.workers(job), int(job.Train.MicroBatch))
 	if err := shard.CheckMemory(in, a.Budget); err != nil {
 		return &DoesNotFitError{err}
 	}

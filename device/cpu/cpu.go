@@ -104,7 +104,16 @@ func (d *Device) Info() device.Info {
 		Peak:        d.peak,
 	}
 	info.Allocated = d.allocated
+	for dt := range info.PackedCopies {
+		info.PackedCopies[dt] = d.packedCopies(device.DType(dt))
+	}
 	return info
+}
+
+// packedCopies is how often a weight without edges is held in both its forms.
+func (d *Device) packedCopies(dt device.DType) int {
+	const n = 32
+	return int(d.products.PackedBytes(n, n, dt, device.FormForward|device.FormDX) / (n * n * dt.Size()))
 }
 
 func plural(threads int) string {
