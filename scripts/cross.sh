@@ -24,10 +24,10 @@ HASHES='TestBitsAreTheSameOnAllMachines|TestAClassKeepsItsBits|TestTheGenericPat
 HASHED=(./internal/exact ./device/cpu ./worker/trainer)
 
 # Packages whose tests are run under emulation, ten times slower. Left out are those whose tests
-# start processes of their own program, which an emulated one cannot, and those
-# without arithmetic or formats.
+# start processes of their own program, which an emulated one cannot, or hold others to
+# times, and those without arithmetic or formats.
 EMULATED=(./internal/exact ./internal/half ./internal/crc32c ./internal/strictjson ./jobspec ./shard ./optim
-	./device/... ./model/... ./eval ./allreduce ./worker/trainer ./checkpoint ./data ./tokenizer/...)
+	./device/... ./model/... ./eval ./worker/trainer ./checkpoint ./data ./tokenizer/...)
 
 say() { echo "cross: $*"; }
 
