@@ -76,7 +76,7 @@ func submission(request string, raw []byte) (*fsm.Submit, error) {
 	}
 	return &fsm.Submit{
 		Request: request, Name: j.Name, Spec: raw, WorldSize: j.Cluster.WorldSize, WorkersMin: j.Cluster.Workers.Min,
-		WorkersMax: j.Cluster.Workers.Max, Class: j.Train.NumericClass, Store: j.Checkpoint.Store,
+		WorkersMax: j.Cluster.Workers.Max, Class: j.Train.Kernels(), Store: j.Checkpoint.Store,
 	}, nil
 }
 

@@ -60,8 +60,8 @@ type Train struct {
 	Epochs                  float64                 `json:"epochs,omitempty" doc:"passes over the training data; give this or steps"`
 	GlobalBatch             int                     `json:"globalBatch" doc:"sequences per optimizer step over all ranks; a multiple of cluster.worldSize"`
 	MicroBatch              MicroBatch              `json:"microBatch" doc:"sequences per forward and backward on one rank: auto, or a divisor of globalBatch / worldSize; never changes the bits"`
-	Precision               Precision               `json:"precision" doc:"bf16 (fp32 master weights and sums) or fp32"`
-	NumericClass            string                  `json:"numericClass" doc:"auto, or the kernels to pin: amx-bf16, avx512, generic"`
+	Precision               Precision               `json:"precision" doc:"bf16 (fp32 master weights and sums), fp32, or high: fp32 whose products are three of bf16, for kernels that end with -high"`
+	NumericClass            string                  `json:"numericClass" doc:"auto, or the kernels to pin, as skein doctor lists them: amx-bf16, avx512, avx2, generic and others"`
 	ActivationCheckpointing ActivationCheckpointing `json:"activationCheckpointing" doc:"none; selective: compute each layer's first MLP product again; full: keep only each layer's input and compute the rest again. Less memory, more time, the same bits"`
 	Optimizer               Optimizer               `json:"optimizer"`
 	Schedule                Schedule                `json:"schedule"`
@@ -141,4 +141,16 @@ func (j *Job) Path(p string) string {
 		return p
 	}
 	return filepath.Join(j.dir, p)
+}
+
+// high stands for the best kernels of precision high.
+const high = "high"
+
+// Kernels are what the job has to be computed with: the ones that it names, auto, or "high" for
+// the best that a machine has of precision high.
+func (t *Train) Kernels() string {
+	if t.Precision == PrecisionHigh && t.NumericClass == Auto {
+		return high
+	}
+	return t.NumericClass
 }

@@ -38,6 +38,7 @@ const (
 
 	PrecisionBF16 Precision = "bf16"
 	PrecisionFP32 Precision = "fp32"
+	PrecisionHigh Precision = "high"
 
 	ActivationCheckpointingNone      ActivationCheckpointing = "none"
 	ActivationCheckpointingSelective ActivationCheckpointing = "selective"

@@ -118,8 +118,11 @@ func (c *checker) train(j *Job) {
 	c.between("train.steps", t.Steps, 0, stepsMax)
 	c.that(t.Epochs >= 0 && t.Epochs <= 1e6, "train.epochs", "is %g; it must be more than 0 and at most 1e6", t.Epochs)
 	c.batches(t, j.Cluster.WorldSize)
-	c.oneOf("train.precision", string(t.Precision), []string{string(PrecisionBF16), string(PrecisionFP32)}, later{"high": "fp32 by three bf16 products is not in this release; use fp32 (exact) or bf16"})
+	c.oneOf("train.precision", string(t.Precision), []string{string(PrecisionBF16), string(PrecisionFP32), string(PrecisionHigh)}, nil)
 	c.that(classShape.MatchString(t.NumericClass), "train.numericClass", "is %s; it is auto, or the name of kernels that skein doctor lists", shown(t.NumericClass))
+	if isHigh := t.NumericClass == high || strings.HasSuffix(t.NumericClass, "-"+high); t.NumericClass != Auto {
+		c.that(isHigh == (t.Precision == PrecisionHigh), "train.numericClass", "is %s, but train.precision is %s: kernels that end with -high are for precision high, and for that alone; leave it at auto", shown(t.NumericClass), t.Precision)
+	}
 	c.oneOf("train.activationCheckpointing", string(t.ActivationCheckpointing), []string{string(ActivationCheckpointingNone), string(ActivationCheckpointingSelective), string(ActivationCheckpointingFull)}, nil)
 	c.optimizer(&t.Optimizer)
 	s := t.Schedule

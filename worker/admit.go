@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data"
@@ -146,6 +147,9 @@ func (a *Admitted) resolve(env Env, job *jobspec.Job) error {
 	}
 	if a.Budget, err = budget(env, job); err != nil {
 		return err
+	}
+	if in := env.Device.Info(); strings.HasSuffix(in.Path, "-high") != (job.Train.Precision == jobspec.PrecisionHigh) {
+		return fmt.Errorf("train.precision: is %s, and the kernels %s that were asked for are not for it; leave the choice of kernels to train.numericClass: auto", job.Train.Precision, in.Path)
 	}
 	var micro int
 	micro, a.Memory = microBatch(env.Device.Info(), c, job, a.Table, env.workers(job), a.Budget)

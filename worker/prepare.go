@@ -70,7 +70,7 @@ func prepare(ctx context.Context, env Env, p PrepareConfig) (Preparation, error)
 		return Preparation{}, fmt.Errorf("model.base: %w: %s is not there on this worker; check the path, submit with --upload where the files are, or put them where all workers see them",
 			errUnreachable, job.Path(job.Model.Base))
 	}
-	done, err := r.open(job.Train.NumericClass)
+	done, err := r.open(job.Train.Kernels())
 	if err != nil {
 		return Preparation{}, fmt.Errorf("%w: %w", errUnreachable, err)
 	}

@@ -47,9 +47,9 @@ func runDoctor(std streams, folder, output string) error {
 		return err
 	}
 	m := machine.Look(folder)
-	d := diagnosis{Version: version, Go: runtime.Version(), Machine: m, Threads: m.Threads(), Paths: cpu.Paths(), Advice: []string{}}
+	d := diagnosis{Version: version, Go: runtime.Version(), Machine: m, Threads: m.Threads(), Paths: append(cpu.Paths(), cpu.HighPaths()...), Advice: []string{}}
 	for _, p := range d.Paths {
-		if p.Available && d.Chosen == "" {
+		if p.Available && !p.High && d.Chosen == "" {
 			d.Chosen = p.Name
 		}
 	}
@@ -111,7 +111,7 @@ func (d *diagnosis) text() string {
 	row("open files", "%d", m.OpenFiles)
 	row("disk", "%s free of %s under %s", console.Bytes(m.DiskFree), console.Bytes(m.DiskTotal), m.DiskFolder)
 	for _, p := range d.Paths {
-		row("kernels", "%-12s %-16s %s", p.Name, p.Class, d.about(p))
+		row("kernels", "%-16s %-19s %s", p.Name, p.Class, d.about(p))
 	}
 	for _, a := range d.Advice {
 		row("advice", "%s", a)

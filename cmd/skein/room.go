@@ -40,7 +40,7 @@ func (room) env(class string, threads int, cache string, emit func(console.Event
 
 // jobEnv is env for a job.
 func (r room) jobEnv(job *jobspec.Job, cache string, emit func(console.Event)) (worker.Env, *cpu.Device, error) {
-	return r.env(job.Train.NumericClass, job.Resources.Threads, cache, emit)
+	return r.env(job.Train.Kernels(), job.Resources.Threads, cache, emit)
 }
 
 // Train implements engine.
@@ -129,10 +129,10 @@ func planned(adm *worker.Admitted) *planReport {
 
 // dtype is the device's word for a precision.
 func dtype(p jobspec.Precision) device.DType {
-	if p == jobspec.PrecisionFP32 {
-		return device.F32
+	if p == jobspec.PrecisionBF16 {
+		return device.BF16
 	}
-	return device.BF16
+	return device.F32
 }
 
 // Eval implements engine.
@@ -177,9 +177,10 @@ func classes(want string) ([]string, error) {
 		want = os.Getenv(cpu.PathVariable)
 	}
 	var offered []string
-	for _, p := range cpu.Paths() {
+	for _, p := range append(cpu.Paths(), cpu.HighPaths()...) {
 		switch {
 		case want != "" && want != p.Name && want != p.Class:
+		case want == "" && p.High && p.Behind != "": // fp32 is faster and better
 		case p.Available:
 			offered = append(offered, p.Class)
 		case want != "":

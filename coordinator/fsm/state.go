@@ -292,14 +292,15 @@ func (j *Job) Began() int64 {
 }
 
 // Has tells whether a worker can compute in the job's numeric class: the exact class
-// of a resolved job, or the kernel that the spec names, or any if it names none.
+// of a resolved job, or the kernel that the spec names, or any if it names none, or any of
+// precision high if it names that.
 func (w *Worker) Has(class string) bool {
 	if class == "" || class == "auto" {
 		return true
 	}
 	return slices.ContainsFunc(w.Classes, func(c string) bool {
 		kernel, _, _ := strings.Cut(c, " ")
-		return c == class || kernel == class
+		return c == class || kernel == class || class == "high" && strings.HasSuffix(kernel, "-high")
 	})
 }
 

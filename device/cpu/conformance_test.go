@@ -23,19 +23,28 @@ func opener(t *testing.T, path string, threads int) func() device.Device {
 // gradient of the head goes through one rounding more.
 var tolerances = devicetest.Tolerance{F32: 4e-6, BF16: 1e-2}
 
+// highTolerances are of paths whose F32 products are three of BF16.
+var highTolerances = devicetest.Tolerance{F32: 5e-5, BF16: 1e-2}
+
+func allPaths() []cpu.PathStatus { return append(cpu.Paths(), cpu.HighPaths()...) }
+
 func TestEveryPathConforms(t *testing.T) {
-	for _, p := range cpu.Paths() {
+	for _, p := range allPaths() {
 		t.Run(p.Name, func(t *testing.T) {
 			if !p.Available {
 				t.Skipf("SKIPPED: this machine lacks %s", p.Why)
 			}
-			devicetest.Run(t, opener(t, p.Name, 2), tolerances)
+			tol := tolerances
+			if p.High {
+				tol = highTolerances
+			}
+			devicetest.Run(t, opener(t, p.Name, 2), tol)
 		})
 	}
 }
 
 func TestNoResultDependsOnTheNumberOfThreads(t *testing.T) {
-	for _, p := range cpu.Paths() {
+	for _, p := range allPaths() {
 		t.Run(p.Name, func(t *testing.T) {
 			if !p.Available {
 				t.Skipf("SKIPPED: this machine lacks %s", p.Why)
@@ -45,8 +54,18 @@ func TestNoResultDependsOnTheNumberOfThreads(t *testing.T) {
 	}
 }
 
-func TestOperationsDoNotAllocate(t *testing.T) {
+// Paths avx2 and avx512 are two forms of the same sources, which have as many lanes.
+func TestAVX2GivesTheBitsOfAVX512(t *testing.T) {
 	for _, p := range cpu.Paths() {
+		if (p.Name == "avx2" || p.Name == "avx512") && !p.Available {
+			t.Skipf("SKIPPED: this machine lacks %s", p.Why)
+		}
+	}
+	devicetest.Agree(t, opener(t, "avx512", 2), opener(t, "avx2", 2))
+}
+
+func TestOperationsDoNotAllocate(t *testing.T) {
+	for _, p := range allPaths() {
 		t.Run(p.Name, func(t *testing.T) {
 			if !p.Available {
 				t.Skipf("SKIPPED: this machine lacks %s", p.Why)

@@ -22,8 +22,9 @@ import (
 
 // Options say how to open the device. Zero values mean the default.
 type Options struct {
-	// Path is a name that Paths lists. "" and "auto" are the best one that this machine can run, or
-	// the one that the environment variable SKEIN_CPU_PATH names.
+	// Path is a name that Paths or HighPaths lists, or "high" for the best of the latter. "" and
+	// "auto" are the best of Paths that this machine can run, or what the environment
+	// variable SKEIN_CPU_PATH names.
 	Path string
 	// Threads is the number of threads, GOMAXPROCS by default.
 	Threads int

@@ -22,6 +22,7 @@ type path struct {
 	missing  func() string // what the host lacks, "" if nothing
 	behind   func() string // a path further down that is faster here, "" if none
 	rate     func(native.Rates) float64
+	high     bool // f32 products are three of bf16: a precision of its own, never chosen unasked
 	build    func() (kernel.Table, kernel.Products, error)
 }
 
@@ -45,6 +46,20 @@ var paths = []path{
 		rate: func(r native.Rates) float64 { return r.AVX2 },
 	},
 	{name: "generic", revision: 1, missing: func() string { return "" }, build: generic},
+}
+
+// highPaths are those of precision high.
+var highPaths = []path{
+	{
+		name: "amx-bf16" + gemm.HighSuffix, revision: 1, missing: missingAMX, high: true, build: withNative("amx-bf16" + gemm.HighSuffix),
+		behind: func() string { return slowHigh(native.Probe().AMXBF16) },
+		rate:   func(r native.Rates) float64 { return r.AMXBF16 / 3 },
+	},
+	{
+		name: "avx512-bf16" + gemm.HighSuffix, revision: 1, missing: missingPairs, high: true, build: withNative("avx512-bf16" + gemm.HighSuffix),
+		behind: func() string { return slowHigh(native.Probe().AVX512BF16) },
+		rate:   func(r native.Rates) float64 { return r.AVX512BF16 / 3 },
+	},
 }
 
 func missingAVX2() string {
@@ -111,11 +126,19 @@ func withNative(name string) func() (kernel.Table, kernel.Products, error) {
 		if err != nil {
 			return kernel.Table{}, nil, err
 		}
-		return overlay(genericTable(), native.Table(name)), products, nil
+		return overlay(genericTable(), native.Table(strings.TrimSuffix(name, gemm.HighSuffix))), products, nil
 	}
 }
 
 func (p path) class() string { return fmt.Sprintf("%s r%d", p.name, p.revision) }
+
+// slowHigh: three products of that rate have to beat one of f32, which is also more precise.
+func slowHigh(bf16 float64) string {
+	if bf16/3 <= native.Probe().AVX512 {
+		return "fp32 on avx512"
+	}
+	return ""
+}
 
 // PathStatus tells whether a path can run here.
 type PathStatus struct {
@@ -127,13 +150,22 @@ type PathStatus struct {
 	// Rate is what one core did in registers with the path's bf16 products, in GF/s (10⁹ flop a
 	// second), when the paths were put in order; 0 where it was not measured.
 	Rate float64
+	High bool // of precision high
 }
 
 // Paths lists the known paths, the preferred one first.
 func Paths() []PathStatus {
+	return statuses(ordered())
+}
+
+// HighPaths lists the paths of precision high, whose F32 products are three of BF16: the name
+// "high" opens the first of them that is available and behind no other.
+func HighPaths() []PathStatus { return statuses(highPaths) }
+
+func statuses(paths []path) []PathStatus {
 	var list []PathStatus
-	for _, p := range ordered() {
-		s := PathStatus{Name: p.name, Class: p.class(), Why: p.missing()}
+	for _, p := range paths {
+		s := PathStatus{Name: p.name, Class: p.class(), Why: p.missing(), High: p.high}
 		if s.Available = s.Why == ""; s.Available && p.behind != nil {
 			s.Behind = p.behind()
 		}
@@ -169,9 +201,12 @@ func choosePath(name string) (path, error) {
 			source = PathVariable + "="
 		}
 	}
+	if name == gemm.HighSuffix[1:] {
+		return chooseHigh()
+	}
 	var names, able []string
 	var lacks string
-	for _, p := range ordered() {
+	for _, p := range append(ordered(), highPaths...) {
 		why := p.missing()
 		switch auto := name == "" || name == "auto"; {
 		case why == "" && (auto || name == p.name):
@@ -187,4 +222,20 @@ func choosePath(name string) (path, error) {
 		return path{}, fmt.Errorf("cpu: path %s%s can not run here: this machine lacks %s; it can run %s", source, name, lacks, strings.Join(able, ", "))
 	}
 	return path{}, fmt.Errorf("cpu: unknown path %s%q, use auto or one of %s", source, name, strings.Join(names, ", "))
+}
+
+// chooseHigh is the best path of precision high, unless fp32 would be faster here.
+func chooseHigh() (path, error) {
+	var why []string
+	for _, s := range HighPaths() {
+		switch {
+		case !s.Available:
+			why = append(why, fmt.Sprintf("%s needs %s", s.Name, s.Why))
+		case s.Behind != "":
+			why = append(why, fmt.Sprintf("%s would do %.0f GF/s a core, where %s does %.0f", s.Name, s.Rate, s.Behind, native.Probe().AVX512))
+		default:
+			return choosePath(s.Name)
+		}
+	}
+	return path{}, fmt.Errorf("cpu: precision high is of no use here: %s; use fp32 or bf16", strings.Join(why, "; "))
 }

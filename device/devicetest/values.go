@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"strings"
 	"testing"
 
 	"github.com/skein-ml/skein/device"
@@ -36,11 +37,18 @@ func kind(x float64) string {
 	return "finite"
 }
 
+// notFinite is Inf or NaN.
+const notFinite = "Inf or NaN"
+
 // expectKinds compares kinds; want gives "" where any will do.
 func expectKinds(t *testing.T, name string, got []float64, want func(i int) string) {
 	t.Helper()
 	for i, x := range got {
-		if w := want(i); w != "" && kind(x) != w {
+		w := want(i)
+		if w == notFinite && kind(x) != "finite" {
+			continue
+		}
+		if w != "" && kind(x) != w {
 			t.Errorf("%s: element %d is %g, want %s", name, i, x, w)
 			return
 		}
@@ -51,6 +59,10 @@ func expectKinds(t *testing.T, name string, got []float64, want func(i int) stri
 // zeros where a lazy product would skip them.
 func productsPropagate(t *testing.T, d device.Device, dt device.DType) {
 	const rows, in, out = 5, 37, 35
+	infinite := func(sign string) string { return sign + "Inf" }
+	if dt == device.F32 && strings.HasSuffix(d.Info().Path, "-high") {
+		infinite = func(string) string { return notFinite } // it also meets the low half of its factor, perhaps 0
+	}
 	s := newSource("products")
 	positive := func(rows, cols int) mat {
 		m := s.normal(rows, cols)
@@ -78,14 +90,14 @@ func productsPropagate(t *testing.T, d device.Device, dt device.DType) {
 		case row == 3 || (row == 1 && col == 7):
 			return "NaN"
 		case row == 1:
-			return "+Inf"
+			return infinite("+")
 		}
 		return "finite"
 	})
 	expectKinds(t, "dx", r.read(dx), func(i int) string {
 		switch i / in {
 		case 2:
-			return "-Inf"
+			return infinite("-")
 		case 4:
 			return "NaN"
 		}
@@ -96,9 +108,9 @@ func productsPropagate(t *testing.T, d device.Device, dt device.DType) {
 		case o == 1 || c == 2 || (o == out-1 && c == in-1):
 			return "NaN" // the last is −Inf + Inf
 		case o == out-1:
-			return "-Inf"
+			return infinite("-")
 		case c == in-1:
-			return "+Inf"
+			return infinite("+")
 		}
 		return "finite"
 	})

@@ -112,46 +112,8 @@ func (v vector) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int
 		Cols: int64(src.Cols), Row: int64(row), Out: int64(out), Bf16: flag(v.bf16)}, v.set)
 }
 
-// tiles is the engine of bf16 products on AMX. The kernels continue sums across slices,
-// so that only the step of 32 terms, which the hardware fixes, orders them.
-type tiles struct{}
-
-func (tiles) geometry() geometry {
-	return geometry{mr: 32, kUnit: 32, kStep: 32, kSlice: 512, kChunk: 2048, rowsMax: 256}
-}
-
-func (tiles) isa() native.ISA { return native.AVX512 }
-
-func (tiles) leftSize() int  { return 2 }
-func (tiles) rightSize() int { return 2 }
-func (tiles) wideSize() int  { return 2 }
-
-// A multiply is too short here to hide the interleaving of rows.
-func (tiles) readsRows() bool { return false }
-
-func (tiles) packLeft(dst, src unsafe.Pointer, ld, rows, k int, transposed bool) {
-	native.AMXPackLeft(&native.AMXPackLeftArgs{Src: src, Dst: dst, LD: int64(ld), Rows: int64(rows), K: int64(k), Transposed: flag(transposed)})
-}
-
-func (tiles) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
-	native.AMXPackRight(&native.AMXPackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k)})
-}
-
-func (tiles) weightSlice(p, _ unsafe.Pointer, _ int) unsafe.Pointer { return p }
-
-func (tiles) multiply(m product) {
-	native.GemmAMX(&native.GemmAMXArgs{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
-		Steps: int64(m.k / 32), Panels: int64((m.rows + 31) / 32), Acc: flag(m.acc)})
-}
-
-func (tiles) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {
-	native.AMXPackForward(&native.AMXPackForwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows), K: int64(k), Col: int64(col)})
-}
-
-func (tiles) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int) {
-	native.AMXPackBackward(&native.AMXPackBackwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
-		Cols: int64(src.Cols), Row: int64(row), Out: int64(out)})
-}
+// isBF16 is how kernels are told of a type.
+func isBF16(dt device.DType) int64 { return flag(dt == device.BF16) }
 
 // rowsOf views rows [lo, hi) of m from column col on.
 func rowsOf(m kernel.Matrix, lo, hi, col int) kernel.Matrix {
@@ -159,6 +121,3 @@ func rowsOf(m kernel.Matrix, lo, hi, col int) kernel.Matrix {
 	m.Rows, m.Cols = hi-lo, m.Cols-col
 	return m
 }
-
-// isBF16 is how kernels are told of a type.
-func isBF16(dt device.DType) int64 { return flag(dt == device.BF16) }

@@ -24,6 +24,7 @@ package gemm
 
 import (
 	"fmt"
+	"strings"
 	"unsafe"
 
 	"github.com/skein-ml/skein/device"
@@ -40,23 +41,37 @@ type Products struct {
 	pack  packTask
 }
 
-// New makes the products of path avx2, avx512, avx512-bf16 or amx-bf16. It fails where the path is
-// another one or the machine lacks it.
+// Paths that end with HighSuffix make f32 products of three bf16 products.
+const HighSuffix = "-high"
+
+// engines are those of each path, by the type of the left operand.
+var engines = []struct {
+	path      string
+	has       func(native.Set) bool
+	f32, bf16 engine
+}{
+	{"avx2", func(s native.Set) bool { return s.AVX2 }, vector{set: native.AVX2}, vector{bf16: true, set: native.AVX2}},
+	{"avx512", func(s native.Set) bool { return s.AVX512 }, vector{}, vector{bf16: true}},
+	{"avx512-bf16", func(s native.Set) bool { return s.AVX512BF16 }, vector{}, dots{}},
+	{"avx512-bf16-high", func(s native.Set) bool { return s.AVX512BF16 }, dots{tiles{halves{high: true}}}, dots{}},
+	{"amx-bf16", func(s native.Set) bool { return s.AMXBF16 }, vector{}, tiles{}},
+	{"amx-bf16-high", func(s native.Set) bool { return s.AMXBF16 }, tiles{halves{high: true}}, tiles{}},
+}
+
+// New makes the products of a path. It fails where there is no such path or the machine
+// lacks it.
 func New(path string) (*Products, error) {
 	have := native.Features()
-	switch {
-	case path == "avx2" && have.AVX2:
-		return &Products{f32: vector{set: native.AVX2}, bf16: vector{bf16: true, set: native.AVX2}}, nil
-	case path == "avx512" && have.AVX512:
-		return &Products{f32: vector{}, bf16: vector{bf16: true}}, nil
-	case path == "avx512-bf16" && have.AVX512BF16:
-		return &Products{f32: vector{}, bf16: dots{}}, nil
-	case path == "amx-bf16" && have.AMXBF16:
-		return &Products{f32: vector{}, bf16: tiles{}}, nil
-	case path == "amx-bf16" && have.AMXRefused != "":
-		return nil, fmt.Errorf("gemm: path %s cannot run: %s", path, have.AMXRefused)
-	case path == "avx2" || path == "avx512" || path == "avx512-bf16" || path == "amx-bf16":
-		return nil, fmt.Errorf("gemm: path %s cannot run: this machine has %s", path, have)
+	for _, e := range engines {
+		switch {
+		case e.path != path:
+		case e.has(have):
+			return &Products{f32: e.f32, bf16: e.bf16}, nil
+		case have.AMXRefused != "" && strings.HasPrefix(path, "amx"):
+			return nil, fmt.Errorf("gemm: path %s cannot run: %s", path, have.AMXRefused)
+		default:
+			return nil, fmt.Errorf("gemm: path %s cannot run: this machine has %s", path, have)
+		}
 	}
 	return nil, fmt.Errorf("gemm: no products for path %q", path)
 }

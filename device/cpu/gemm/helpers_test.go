@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -36,7 +37,8 @@ func (p testPool) Run(n int, t kernel.Task) {
 // testPaths are the paths that this machine can run; others are skipped by name.
 func testPaths(t testing.TB) []string {
 	var list []string
-	for _, path := range []string{"avx2", "avx512", "avx512-bf16", "amx-bf16"} {
+	for _, e := range engines {
+		path := e.path
 		if _, err := New(path); err != nil {
 			t.Logf("SKIPPED: %v", err)
 		} else {
@@ -48,6 +50,9 @@ func testPaths(t testing.TB) []string {
 	}
 	return list
 }
+
+// high reports whether a path makes f32 products of bf16 halves.
+func high(path string) bool { return strings.HasSuffix(path, HighSuffix) }
 
 // quick shrinks shapes where tile instructions are emulated, about 40 µs each.
 func quick() bool { return native.Features().AMXEmulated }

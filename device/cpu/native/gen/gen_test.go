@@ -19,9 +19,13 @@ func TestRegeneratingChangesNothing(t *testing.T) {
 }
 
 func TestUnsafeSourcesAreRefused(t *testing.T) {
-	header, err := os.ReadFile("../src/kernel.h")
-	if err != nil {
-		t.Fatal(err)
+	headers := map[string]string{}
+	for _, name := range []string{"kernel.h", "avx2.h"} {
+		b, err := os.ReadFile(filepath.Join("..", "src", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		headers[name] = string(b)
 	}
 	const open = "struct k {\n  float *x;\n  int64_t n;\n};\n"
 	for _, c := range []struct{ name, src, want string }{
@@ -29,7 +33,9 @@ func TestUnsafeSourcesAreRefused(t *testing.T) {
 		{"writable data", "static int count;\n" + open + "KERNEL(AVX2, k) { p->x[0] = (float)++count; }", "written to"},
 		{"a table of pointers", "static const char *const names[] = {\"a\", \"b\"};\n" + open +
 			"KERNEL(AVX2, k) { p->x[0] = *names[p->n]; }", "loader"},
-		{"a large stack", open + "KERNEL(AVX2, k) { volatile float b[2000]; b[p->n] = 1; p->x[0] = b[0]; }", "stack"},
+		{"AVX-512 in the form for AVX2", open + "KERNEL(BOTH, k) { __asm__ volatile(\"vpxord %%zmm1, %%zmm1, %%zmm1\" ::: \"xmm1\"); p->x[0] = 1; }",
+			"for AVX2: \"vpxord"},
+		{"a large stack", open + "KERNEL(AVX2, k) { volatile float b[3000]; b[p->n] = 1; p->x[0] = b[0]; }", "stack"},
 		{"an unbounded stack", open + "KERNEL(AVX2, k) { volatile float b[p->n]; b[1] = 1; p->x[0] = b[0]; }", "no bound"},
 		{"an unknown type", "struct k {\n  long n;\n};\nKERNEL(AVX2, k) { (void)p; }", "no Go counterpart"},
 		{"a kernel without arguments", "KERNEL(AVX2, k) { (void)p; }", "no struct"},
@@ -38,7 +44,9 @@ func TestUnsafeSourcesAreRefused(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(dir, "src"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(dir, "src", "kernel.h"), string(header))
+		for name, text := range headers {
+			write(t, filepath.Join(dir, "src", name), text)
+		}
 		write(t, filepath.Join(dir, "src", "k.c"), "#include \"kernel.h\"\n"+c.src+"\n")
 		err := run(dir, false, nil)
 		if errors.Is(err, errNoCompiler) {

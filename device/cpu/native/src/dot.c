@@ -2,7 +2,7 @@
 // multiply-adds. The right operand is in the pair form of the tiles (see amx.c), so weights are packed
 // alike; the left one is packed as panels of 12 rows, dwords of two k ([k/2][12]). As for
 // gemm_f32, 12 × 32 takes 24 accumulators. k is padded to steps of 32 with zeros in both.
-#include "gemm.h"
+#include "split.h"
 
 enum { MR = 12, NR = 32, STEP_BYTES = 2048 };
 
@@ -22,11 +22,13 @@ struct gemm_dot {
   int64_t out_stride;  // from row to row, in bytes
   int64_t steps;
   int64_t panels;
-  int64_t acc;  // 1: add to s, 0: overwrite it
+  int64_t acc;     // 1: add to s, 0: overwrite it
+  int64_t a_step;  // bytes from step to step of a: 768, or 1536 where there are two halves
+  int64_t b_step;  // and of b: 2048 or 4096
 };
 
 KERNEL(AVX512BF16, gemm_dot) {
-  const int32_t *a = p->a;
+  const char *a = p->a;
   float *s = p->s;
   const char *next = (const char *)p->next;
   const char *out = (const char *)p->out;
@@ -46,12 +48,12 @@ KERNEL(AVX512BF16, gemm_dot) {
     const char *b = p->b;
 #define ZERO(i) __m512 c##i##_0 = _mm512_setzero_ps(), c##i##_1 = c##i##_0;
     ROWS(ZERO)
-    for (int64_t k = steps; k > 0; k--, b += STEP_BYTES / 2) {
-      for (int j = 0; j < 16; j++, a += MR, b += 64) {
+    for (int64_t k = steps; k > 0; k--, a += p->a_step - 16 * MR * 4, b += p->b_step - 16 * 64) {
+      for (int j = 0; j < 16; j++, a += MR * 4, b += 64) {
         const __m512bh b0 = (__m512bh)_mm512_load_si512(b), b1 = (__m512bh)_mm512_load_si512(b + STEP_BYTES / 2);
 #define PAIR(i)                                            \
   {                                                        \
-    const __m512bh t = (__m512bh)_mm512_set1_epi32(a[i]);  \
+    const __m512bh t = (__m512bh)_mm512_set1_epi32(((const int32_t *)a)[i]);  \
     c##i##_0 = _mm512_dpbf16_ps(c##i##_0, t, b0);          \
     c##i##_1 = _mm512_dpbf16_ps(c##i##_1, t, b1);          \
   }
@@ -74,44 +76,51 @@ KERNEL(AVX512BF16, gemm_dot) {
 
 // DotPackLeft packs the left operand of GemmDot.
 struct dot_pack_left {
-  const void *src;  // bf16
+  const void *src;  // bf16, or f32 of which a half is packed
   void *dst;        // [⌈rows/12⌉][⌈k/32⌉·16][12] pairs
   int64_t ld;       // of src, in elements
   int64_t rows;
   int64_t k;
   int64_t transposed;  // 0: src is [rows][k]; 1: src is [k][rows]
+  int64_t part;        // enum part
+  int64_t step;        // bytes from step to step of dst: 768 or 1536
 };
 
-AVX512BF16 INLINE void dot_rows(const uint16_t *src, int64_t ld, int64_t rows, int64_t k, int32_t *dst) {
+AVX512BF16 INLINE void dot_rows(const struct dot_pack_left *p, enum part part) {
   const __mmask16 lanes = head16(MR);
-  for (; rows > 0; rows -= MR, src += MR * ld) {
-    for (int64_t kk = 0; kk < k; kk += 32) {
-      const __mmask32 m = head32(k - kk);
+  char *dst = p->dst;
+  for (int64_t r0 = 0; r0 < p->rows; r0 += MR) {
+    for (int64_t kk = 0; kk < p->k; kk += 32, dst += p->step) {
+      const __mmask32 m = head32(p->k - kk);
       __m512i r[16];
       for (int i = 0; i < 16; i++) {
-        r[i] = i < MR && i < rows ? _mm512_maskz_loadu_epi16(m, src + i * ld + kk) : _mm512_setzero_si512();
+        r[i] = i < MR && r0 + i < p->rows ? words(p->src, (r0 + i) * p->ld + kk, m, part) : _mm512_setzero_si512();
       }
       transpose16(r);  // a dword is a pair already
-      for (int i = 0; i < 16; i++, dst += MR) _mm512_mask_storeu_epi32(dst, lanes, r[i]);
+      for (int i = 0; i < 16; i++) _mm512_mask_storeu_epi32(dst + i * MR * 4, lanes, r[i]);
     }
   }
 }
 
-AVX512BF16 INLINE void dot_cols(const uint16_t *src, int64_t ld, int64_t rows, int64_t k, int32_t *dst) {
+AVX512BF16 INLINE void dot_cols(const struct dot_pack_left *p, enum part part) {
   const __mmask16 lanes = head16(MR);
-  for (; rows > 0; rows -= MR, src += MR) {
-    const __mmask16 m = head16(rows) & lanes;
-    for (int64_t kk = 0; kk < (k + 31) / 32 * 32; kk += 2, dst += MR) {
-      const __m256i low = kk < k ? _mm256_maskz_loadu_epi16(m, src + kk * ld) : _mm256_setzero_si256();
-      const __m256i high = kk + 1 < k ? _mm256_maskz_loadu_epi16(m, src + (kk + 1) * ld) : _mm256_setzero_si256();
-      const __m512i pair =
-          _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-      _mm512_mask_storeu_epi32(dst, lanes, pair);
+  char *dst = p->dst;
+  for (int64_t r = 0; r < p->rows; r += MR) {
+    const __mmask16 m = head16(p->rows - r) & lanes;
+    for (int64_t kk = 0; kk < p->k; kk += 32, dst += p->step) {
+      for (int64_t j = 0; j < 16; j++) {
+        const int64_t k = kk + 2 * j;
+        const __m256i low = k < p->k ? words16(p->src, k * p->ld + r, m, part) : _mm256_setzero_si256();
+        const __m256i high = k + 1 < p->k ? words16(p->src, (k + 1) * p->ld + r, m, part) : _mm256_setzero_si256();
+        const __m512i pair =
+            _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+        _mm512_mask_storeu_epi32(dst + j * MR * 4, lanes, pair);
+      }
     }
   }
 }
 
 KERNEL(AVX512BF16, dot_pack_left) {
-  if (p->transposed) dot_cols(p->src, p->ld, p->rows, p->k, p->dst);
-  else dot_rows(p->src, p->ld, p->rows, p->k, p->dst);
+#define LEFT(part) p->transposed ? dot_cols(p, part) : dot_rows(p, part)
+  FOR_PART(LEFT)
 }
