@@ -83,6 +83,10 @@ BENCH ?=
 bench: build oracle fetch ## compare with PyTorch in the same run; BENCH=prefix selects
 	@scripts/bench.sh '$(BENCH)'
 
+.PHONY: bench-quick
+bench-quick: build ## our side of the benchmarks alone, on little data, to see that it runs
+	@scripts/bench.sh --quick
+
 CROSS ?=
 .PHONY: cross
 cross: ## other machines: macOS builds; the hashes with GOAMD64=v3 and, under QEMU, as arm64; its tests (CROSS=short: not)

@@ -31,28 +31,51 @@ type Workload struct {
 // Tokens is how many tokens a step has.
 func (w Workload) Tokens() int { return w.Batch * w.SeqLen }
 
-// Workloads lists the training steps.
-func Workloads() []Workload {
+// Flop is what a step's products ask for: six for each weight of a matrix and token, and
+// attention's two products forward and four backward over pairs of tokens that see each
+// other. What is computed again to save memory does not count.
+func (w Workload) Flop() float64 {
+	var weights float64
+	for _, t := range w.Model.Tensors() {
+		if !t.Vector && t.Name != w.Model.PositionsName() && (w.Model.Tied || t.Name != w.Model.EmbeddingName()) {
+			weights += float64(t.Elements())
+		}
+	}
+	t := float64(w.SeqLen)
+	pairs := float64(w.Batch) * t * (t + 1) / 2
+	attention := 6 * 2 * pairs * float64(w.Model.Heads*w.Model.HeadDim*w.Model.Layers)
+	return 6*weights*float64(w.Tokens()) + attention
+}
+
+// Workloads lists the training steps. The quick ones are the same on little data, for
+// seeing that they run.
+func Workloads(quick bool) []Workload {
 	gpt2, smol := GPT2(), SmolLM2()
-	return []Workload{
+	list := []Workload{
 		{"gpt2-bf16-step", gpt2, device.BF16, 4, 512},
 		{"gpt2-f32-step", gpt2, device.F32, 4, 512},
 		{"smollm2-bf16-step", smol, device.BF16, 4, 512},
 		{"smollm2-f32-step", smol, device.F32, 4, 512},
 		{"smollm2-bf16-long", smol, device.BF16, 1, 4096},
 	}
+	if quick {
+		for i := range list {
+			list[i].Batch, list[i].SeqLen = 1, list[i].SeqLen/8
+		}
+	}
+	return list
 }
 
 // Find is the workload called name.
-func Find(name string) (Workload, error) {
+func Find(name string, quick bool) (Workload, error) {
 	var names []string
-	for _, w := range Workloads() {
+	for _, w := range Workloads(quick) {
 		if w.Name == name {
 			return w, nil
 		}
 		names = append(names, w.Name)
 	}
-	return Workload{}, fmt.Errorf("there is no workload %q; there are %s", name, strings.Join(names, ", "))
+	return Workload{}, fmt.Errorf("there is no workload %q; there are %s, products, allocations and peak", name, strings.Join(names, ", "))
 }
 
 // GPT2 is the configuration of GPT-2 with 124M parameters.

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/binary"
+	"math"
 	"sync"
 	"time"
 	"unsafe"
@@ -14,19 +15,30 @@ import (
 // What it lacks or what could not be measured is 0.
 type Peak struct {
 	Threads     int     `json:"threads"`
-	F32Flops    float64 `json:"f32Flops"`    // multiply-adds in registers, flop a second
-	StreamBytes float64 `json:"streamBytes"` // bytes a second, of memory that is in no cache
+	F32Flops    float64 `json:"f32Flops"`    // multiply-adds of f32 in registers, flop a second
+	PairFlops   float64 `json:"pairFlops"`   // products of bf16 pairs in registers
+	TileFlops   float64 `json:"tileFlops"`   // products of bf16 tiles loaded from L1
+	StreamBytes float64 `json:"streamBytes"` // bytes a second, read from memory that is in no cache
 }
 
-// Flops is the limit beside which products are put.
-func (p Peak) Flops() float64 { return p.F32Flops }
+// Limit is the flop a second that products of a path in a precision are put beside: those
+// of the fastest instructions that the path may use.
+func (p Peak) Limit(path string, dt device.DType) float64 {
+	switch {
+	case dt != device.BF16:
+		return p.F32Flops
+	case path == "amx-bf16":
+		return p.TileFlops
+	}
+	return max(p.F32Flops, p.PairFlops)
+}
 
 // The lengths of the loops. A round is short, since the machine may be somebody else's for
 // a moment, and the best one counts.
 const (
 	peakRounds  = 24
-	fmaRounds   = 1 << 18
-	fmaFlop     = 512
+	roundFlop   = 1 << 27  // of vectors, for each thread
+	roundTiles  = 1 << 30  // of tiles
 	streamBytes = 64 << 20 // for each thread, far more than a core's share of any cache
 	streams     = 8        // that a thread reads at once: one alone does not keep memory busy
 )
@@ -34,19 +46,49 @@ const (
 // MeasurePeak measures with dev's memory; it takes about a second.
 func MeasurePeak(dev device.Device, threads int) (Peak, error) {
 	p := Peak{Threads: threads}
-	if native.Features().AVX512 {
-		p.F32Flops = fastest(threads, fmaRounds*fmaFlop, func(int) {
+	have := native.Features()
+	if have.AVX512 {
+		p.F32Flops = fastest(threads, roundFlop, func(int) {
 			var out [16]float32
-			native.PeakFMA(&native.PeakFMAArgs{Rounds: fmaRounds, Out: unsafe.Pointer(&out)})
+			native.PeakFMA(&native.PeakFMAArgs{Rounds: roundFlop / 512, Out: unsafe.Pointer(&out)})
 		})
 	}
+	if have.AVX512BF16 {
+		p.PairFlops = fastest(threads, roundFlop, func(int) {
+			var out [16]float32
+			native.PeakDot(&native.PeakDotArgs{Rounds: roundFlop / 1024, Out: unsafe.Pointer(&out)})
+		})
+	}
+	if have.AMXBF16 && !have.AMXEmulated {
+		operands := tileOperands()
+		p.TileFlops = fastest(threads, roundTiles, func(int) {
+			var out [1024]float32
+			native.PeakTiles(&native.PeakTilesArgs{Data: unsafe.Pointer(&operands[0]), Out: unsafe.Pointer(&out), Rounds: roundTiles / (8 * 65536)})
+		})
+	}
+	var err error
+	p.StreamBytes, err = stream(dev, threads)
+	return p, err
+}
+
+// tileOperands are random numbers in ±1: zeros would flatter the tiles by a fifth.
+func tileOperands() []uint16 {
+	data := make([]uint16, 16384)
+	for i := range data {
+		data[i] = uint16(math.Float32bits(float32(2*unit(uint64(i))-1)) >> 16)
+	}
+	return data
+}
+
+// stream is how fast all threads together read memory, 0 where the host cannot see dev's.
+func stream(dev device.Device, threads int) (float64, error) {
 	host, ok := dev.(device.HostAddressable)
 	if !ok {
-		return p, nil
+		return 0, nil
 	}
 	buf, err := dev.Alloc(int64(threads)*streamBytes, device.KindWorkspace)
 	if err != nil {
-		return p, err
+		return 0, err
 	}
 	defer dev.Free(buf)
 	memory := host.Host(buf)
@@ -54,10 +96,9 @@ func MeasurePeak(dev device.Device, threads int) (Peak, error) {
 		memory[i] = byte(i)
 	}
 	sums := make([]uint64, threads)
-	p.StreamBytes = fastest(threads, streamBytes, func(i int) {
+	return fastest(threads, streamBytes, func(i int) {
 		sums[i] = read(memory[i*streamBytes : (i+1)*streamBytes])
-	})
-	return p, nil
+	}), nil
 }
 
 // fastest runs one loop a thread, all at once, and gives the best total rate of work, which

@@ -24,11 +24,12 @@ type key struct{ op, shape string }
 
 // Cost is what one operation at one shape has cost.
 type Cost struct {
-	Op, Shape string
-	Calls     int
-	Seconds   float64
-	Flop      float64 // of products and attention, the least that the mathematics asks for
-	Bytes     float64 // of everything else, each operand read or written once
+	Op      string  `json:"op"`
+	Shape   string  `json:"shape,omitempty"`
+	Calls   int     `json:"calls"`
+	Seconds float64 `json:"seconds"`
+	Flop    float64 `json:"flop,omitempty"`  // of products and attention, which makes its scores again in the backward
+	Bytes   float64 `json:"bytes,omitempty"` // of everything else, each operand read or written once
 }
 
 // NewProfiler watches dev. Closing it closes dev.

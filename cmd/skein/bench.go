@@ -9,11 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skein-ml/skein/bench"
-	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
-	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/internal/machine"
-	"github.com/skein-ml/skein/model"
 )
 
 // benchConfig is skein bench.
@@ -24,6 +21,7 @@ type benchConfig struct {
 	Steps         int // timed, after one that is not
 	Micro         int
 	Checkpointing string
+	Quick         bool
 	Profile       bool
 	Lockstep      bool
 	Output        string
@@ -35,8 +33,7 @@ func newBench(std streams) *cobra.Command {
 		Use:   "bench [WORKLOAD]",
 		Short: "Time training steps of known models, and the machine itself",
 		Long: `Time a workload with random weights and data: it needs no files. Without an
-argument, list the workloads. "peak" is what the machine can do in loops that do
-nothing else: multiply-adds in registers, reads of memory.
+argument, list the workloads.
 
 Figures are the best of the timed steps. Only figures of one run compare well; make
 bench of the source tree compares with PyTorch, taking turns.`,
@@ -61,9 +58,10 @@ bench of the source tree compares with PyTorch, taking turns.`,
 	f.IntVar(&c.Threads, "threads", 0, "compute threads; 0: one for each core")
 	f.IntVar(&c.Steps, "steps", 3, "steps to time, after one to warm up")
 	f.IntVar(&c.Micro, "micro-batch", 0, "sequences of a micro-batch; 0: all of the step")
-	f.StringVar(&c.Checkpointing, "checkpointing", "none", "activations to keep: none or full")
+	f.StringVar(&c.Checkpointing, "checkpointing", "none", "activations to compute again: none, selective or full")
+	f.BoolVar(&c.Quick, "quick", false, "a sixteenth of the data or less, to see that it runs")
 	f.BoolVar(&c.Profile, "profile", false, "show where the time went, by operation")
-	f.BoolVar(&c.Lockstep, "lockstep", false, "take a step for each line of standard input: somebody else compares")
+	f.BoolVar(&c.Lockstep, "lockstep", false, "take a step, or time a product, for each line of standard input, and answer with JSON")
 	outputFlag(cmd, &c.Output)
 	return cmd
 }
@@ -72,13 +70,15 @@ func runBench(ctx context.Context, std streams, c benchConfig) error {
 	if err := oneOf("output", c.Output, outputText, outputJSON); err != nil {
 		return err
 	}
-	if c.Steps < 1 {
+	if err := oneOf("checkpointing", c.Checkpointing, "none", "selective", "full"); err != nil {
+		return err
+	}
+	switch {
+	case c.Steps < 1:
 		return usageError{fmt.Errorf("--steps is %d; time at least one", c.Steps)}
-	}
-	if c.Workload == "" {
-		return listWorkloads(std)
-	}
-	if c.Threads == 0 {
+	case c.Workload == "":
+		return listWorkloads(std, c)
+	case c.Threads == 0:
 		c.Threads = machine.Look(".").Threads()
 	}
 	dev, err := cpu.New(cpu.Options{Path: c.Path, Threads: c.Threads})
@@ -86,24 +86,44 @@ func runBench(ctx context.Context, std streams, c benchConfig) error {
 		return usageError{err}
 	}
 	defer dev.Close()
-	if c.Workload == "peak" {
+	switch c.Workload {
+	case "peak":
 		return benchPeak(std, dev, c)
+	case "products":
+		return benchProducts(ctx, std, dev, c)
+	case "allocations":
+		return benchAllocations(ctx, std, dev, c)
 	}
-	w, err := bench.Find(c.Workload)
+	w, err := bench.Find(c.Workload, c.Quick)
 	if err != nil {
 		return usageError{err}
 	}
 	return benchStep(ctx, std, dev, w, c)
 }
 
-func listWorkloads(std streams) error {
-	var b strings.Builder
-	for _, w := range bench.Workloads() {
-		fmt.Fprintf(&b, "%-18s %s, %d sequences of %d tokens, AdamW\n", w.Name, w.Precision, w.Batch, w.SeqLen)
+func listWorkloads(std streams, c benchConfig) error {
+	type entry struct {
+		Name      string  `json:"name"`
+		Precision string  `json:"precision"`
+		Batch     int     `json:"batch"`
+		SeqLen    int     `json:"seqLen"`
+		Flop      float64 `json:"flop"` // of a step's products
 	}
-	fmt.Fprintf(&b, "%-18s what the machine can do\n", "peak")
-	_, err := fmt.Fprint(std.out, b.String())
-	return err
+	var b strings.Builder
+	var list struct {
+		Workloads []entry         `json:"workloads"`
+		Products  []bench.Product `json:"products"`
+	}
+	row := func(name, what string) { fmt.Fprintf(&b, "%-18s %s\n", name, what) }
+	for _, w := range bench.Workloads(c.Quick) {
+		list.Workloads = append(list.Workloads, entry{w.Name, w.Precision.String(), w.Batch, w.SeqLen, w.Flop()})
+		row(w.Name, fmt.Sprintf("a training step: %s, %d × %d tokens, AdamW", w.Precision, w.Batch, w.SeqLen))
+	}
+	list.Products = bench.Products(c.Quick)
+	row("products", fmt.Sprintf("the %d products of these steps, one by one", len(list.Products)))
+	row("allocations", "how often a steady step allocates")
+	row("peak", "what the machine can do: arithmetic in registers, reading of memory")
+	return std.report(c.Output, list, b.String())
 }
 
 func benchPeak(std streams, dev *cpu.Device, c benchConfig) error {
@@ -111,107 +131,108 @@ func benchPeak(std streams, dev *cpu.Device, c benchConfig) error {
 	if err != nil {
 		return err
 	}
-	return std.report(c.Output, p, fmt.Sprintf("%s\nmultiply-adds in registers, f32  %8.1f GF/s\nmemory read                      %8.1f GB/s\n",
-		dev.Info().Name, p.F32Flops/1e9, p.StreamBytes/1e9))
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", dev.Info().Name)
+	for _, x := range []struct {
+		what, unit string
+		value      float64
+	}{
+		{"f32 multiply-adds", "GF/s", p.F32Flops}, {"bf16 pairs", "GF/s", p.PairFlops}, {"bf16 tiles", "GF/s", p.TileFlops},
+		{"memory read", "GB/s", p.StreamBytes},
+	} {
+		if x.value > 0 {
+			fmt.Fprintf(&b, "%-18s %8.1f %s\n", x.what, x.value/1e9, x.unit)
+		}
+	}
+	return std.report(c.Output, p, b.String())
 }
 
-// stepReport is what a workload's steps have cost.
-type stepReport struct {
-	Name            string     `json:"name"`
-	Device          string     `json:"device"`
-	Class           string     `json:"class"`
-	Tokens          int        `json:"tokens"` // of a step
-	Seconds         []float64  `json:"seconds"`
-	TokensPerSecond float64    `json:"tokensPerSecond"` // of the best step
-	Loss            float64    `json:"loss"`            // of the last one
-	DeviceBytes     int64      `json:"deviceBytes"`     // most in use at once
-	ResidentBytes   int64      `json:"residentBytes"`   // most that the process had in memory, 0 if unknown
-	Peak            bench.Peak `json:"peak,omitzero"`
-	table           string
-}
-
-func benchStep(ctx context.Context, std streams, dev *cpu.Device, w bench.Workload, c benchConfig) error {
-	if err := oneOf("checkpointing", c.Checkpointing, "none", "full"); err != nil {
-		return err
+func benchProducts(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+	if c.Lockstep {
+		return benchProductsAsked(ctx, std, dev, c)
 	}
-	choices := bench.Choices{Micro: c.Micro}
-	if c.Checkpointing == "full" {
-		choices.Checkpointing = model.CheckpointFull
-	}
-	var on device.Device = dev
-	var profiler *bench.Profiler
-	var peak bench.Peak
-	if c.Profile {
-		profiler = bench.NewProfiler(dev)
-		on = profiler
-	}
-	s, err := bench.NewStepper(on, w, choices)
+	peak, err := bench.MeasurePeak(dev, c.Threads)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	if c.Lockstep {
-		return lockstep(ctx, std, s, dev)
-	}
-	if _, err := s.Step(ctx); err != nil { // faults pages in
-		return err
-	}
-	if profiler != nil {
-		profiler.Reset()
-	}
-	r := stepReport{Name: w.Name}
-	for range c.Steps {
-		round, err := s.Step(ctx)
+	fmt.Fprintf(std.out, "%-28s %16s %9s %8s %8s\n", dev.Info().Name, "rows×in×out", "ms", "GF/s", "of peak")
+	for _, p := range bench.Products(c.Quick) {
+		b, err := bench.NewBench(dev, p)
 		if err != nil {
 			return err
 		}
-		r.add(round)
-	}
-	r.complete(w, dev)
-	if profiler != nil {
-		costs, wall := profiler.Report()
-		if peak, err = bench.MeasurePeak(dev, c.Threads); err != nil {
-			return err
+		var rounds []float64
+		for range c.Steps {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			s, err := b.Round()
+			if err != nil {
+				return err
+			}
+			rounds = append(rounds, s)
 		}
-		r.Peak, r.table = peak, "\n"+bench.Table(costs, wall, c.Steps, peak)
-	}
-	return std.report(c.Output, r, r.text())
-}
-
-// lockstep takes a step for each line that it reads and answers with a line of JSON, so
-// that another program can let the steps of several take turns.
-func lockstep(ctx context.Context, std streams, s *bench.Stepper, dev *cpu.Device) error {
-	var r stepReport
-	for lines := bufio.NewScanner(std.in); lines.Scan(); {
-		round, err := s.Step(ctx)
-		if err != nil {
-			return err
-		}
-		r = stepReport{Name: s.Name}
-		r.add(round)
-		r.complete(s.Workload, dev)
-		if err := std.object(r); err != nil {
-			return err
-		}
+		b.Close()
+		rate := p.Flop() / bench.Best(rounds)
+		fmt.Fprintf(std.out, "%-28s %16s %9.3f %8.1f %8s\n", p.Name, fmt.Sprintf("%d×%d×%d", p.Rows, p.In, p.Out), bench.Best(rounds)*1e3, rate/1e9,
+			bench.Share(rate, peak.Limit(dev.Info().Path, p.DT)))
 	}
 	return nil
 }
 
-func (r *stepReport) add(round bench.Round) {
-	r.Seconds, r.Loss = append(r.Seconds, round.Seconds), round.Loss
-}
-
-func (r *stepReport) complete(w bench.Workload, dev *cpu.Device) {
-	info := dev.Info()
-	r.Device, r.Class, r.Tokens, r.DeviceBytes, r.ResidentBytes = info.Name, info.Class, w.Tokens(), info.Peak, bench.ResidentPeak()
-	r.TokensPerSecond = float64(w.Tokens()) / bench.Best(r.Seconds)
-}
-
-func (r *stepReport) text() string {
-	var each []string
-	for _, s := range r.Seconds {
-		each = append(each, fmt.Sprintf("%.3f", s))
+// benchProductsAsked times the product that each line names.
+func benchProductsAsked(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+	known := map[string]bench.Product{}
+	for _, p := range bench.Products(c.Quick) {
+		known[p.Name] = p
 	}
-	return fmt.Sprintf("%s  %.1f tok/s  steps %s s  loss %.4f  device %s  resident %s  (%s, %s)\n%s", r.Name, r.TokensPerSecond,
-		strings.Join(each, " "), r.Loss, console.Bytes(r.DeviceBytes), console.Bytes(r.ResidentBytes), r.Device, r.Class, r.table)
+	var b *bench.Bench
+	defer func() {
+		if b != nil {
+			b.Close()
+		}
+	}()
+	for lines := bufio.NewScanner(std.in); lines.Scan() && ctx.Err() == nil; {
+		p, ok := known[lines.Text()]
+		if !ok {
+			return usageError{fmt.Errorf("there is no product %q; skein bench products lists them", lines.Text())}
+		}
+		if b == nil || b.Name != p.Name {
+			if b != nil {
+				b.Close()
+			}
+			var err error
+			if b, err = bench.NewBench(dev, p); err != nil {
+				return err
+			}
+		}
+		s, err := b.Round()
+		if err != nil {
+			return err
+		}
+		if err := std.object(map[string]any{"seconds": []float64{s}}); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// allocationSteps are few: a step that allocates does so every time.
+const allocationSteps = 3
+
+func benchAllocations(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+	w, err := bench.Find("smollm2-bf16-step", true) // their number does not depend on how much data there is
+	if err != nil {
+		return err
+	}
+	s, err := bench.NewStepper(dev, w, bench.Choices{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	count, bytes, err := bench.Allocations(ctx, s, allocationSteps)
+	if err != nil {
+		return err
+	}
+	return std.report(c.Output, map[string]float64{"allocations": count, "bytes": bytes}, fmt.Sprintf("allocations in a steady step: %.0f, of %.0f bytes\n", count, bytes))
 }
