@@ -35,6 +35,20 @@ func EvenPlacement(worldSize, workers int) (Placement, error) {
 	return p, nil
 }
 
+// NewPlacement puts a block of consecutive ranks on each worker, in order.
+func NewPlacement(blocks []int) (Placement, error) {
+	var p Placement
+	for w, n := range blocks {
+		if n < 1 {
+			return Placement{}, fmt.Errorf("placement: worker %d hosts %d ranks: a worker needs a rank", w, n)
+		}
+		for range n {
+			p.worker = append(p.worker, w)
+		}
+	}
+	return p, CheckWorldSize(len(p.worker))
+}
+
 // WorldSize is the number of ranks.
 func (p Placement) WorldSize() int { return len(p.worker) }
 

@@ -19,33 +19,35 @@ type rank struct {
 	mem    memory
 	grads  model.Grads
 	ids    device.Tensor // [1, slots] I32: which rows of the embedding the sparse rows are
+	done   int64         // step whose gradients are complete here
 	loss   float64       // sum of token losses of this step
 	tokens int64         // targets of this step
 }
 
-func (t *Trainer) newRanks() error {
+func (t *Trainer) newRank(id shard.Rank) (_ *rank, err error) {
 	share := t.cfg.Batch.Global / t.cfg.WorldSize
 	slots := min(share*t.cfg.Batch.SeqLen, t.cfg.Model.Vocab)
-	for _, id := range t.cfg.Placement.Ranks(t.cfg.Worker) {
-		r := &rank{id: id, mem: memory{dev: t.dev}}
-		t.ranks = append(t.ranks, r)
-		r.grads.Slots = &model.Slots{}
-		for b := range t.table.Buckets() {
-			flat, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
-			if err != nil {
-				return err
-			}
-			r.grads.Flat = append(r.grads.Flat, flat)
+	r := &rank{id: id, mem: memory{dev: t.dev}}
+	defer func() {
+		if err != nil {
+			r.mem.free()
 		}
-		var err error
-		if r.grads.Sparse, err = r.mem.tensor(device.KindGradients, device.F32, slots, t.cfg.Model.Hidden); err != nil {
-			return err
+	}()
+	r.grads.Slots = &model.Slots{}
+	for b := range t.table.Buckets() {
+		flat, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
+		if err != nil {
+			return nil, err
 		}
-		if r.ids, err = r.mem.tensor(device.KindGradients, device.I32, 1, slots); err != nil {
-			return err
-		}
+		r.grads.Flat = append(r.grads.Flat, flat)
 	}
-	return nil
+	if r.grads.Sparse, err = r.mem.tensor(device.KindGradients, device.F32, slots, t.cfg.Model.Hidden); err != nil {
+		return nil, err
+	}
+	if r.ids, err = r.mem.tensor(device.KindGradients, device.I32, 1, slots); err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // rankBatch is the samples that one rank reads in one step.

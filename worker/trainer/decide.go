@@ -15,7 +15,7 @@ type cells struct {
 }
 
 func (t *Trainer) newCells() (err error) {
-	n := len(t.ranks) * t.table.Buckets()
+	n := t.cfg.WorldSize * t.table.Buckets() // as many ranks as may ever be here
 	t.cells = cells{mem: memory{dev: t.dev}, host: make([]float64, n)}
 	t.cells.norms, err = t.cells.mem.tensor(device.KindStaging, device.F64, n, 1)
 	return err
@@ -30,7 +30,8 @@ func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 			t.dev.SqNorm(t.stream, t.cells.norms.RowRange(cell, cell+1), t.sum(b, t.table.Bucket(b).Piece(r.id)))
 		}
 	}
-	t.dev.Download(t.stream, device.HostBytes(t.cells.host), t.cells.norms.Buf)
+	n := len(t.ranks) * buckets
+	t.dev.Download(t.stream, device.HostBytes(t.cells.host[:n]), t.cells.norms.RowRange(0, n).Buf)
 	if err := t.stream.Record().Wait(); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/device"
@@ -17,16 +19,22 @@ var errUnlinked = errors.New("not connected to the other workers of the job")
 // unlinked stands in for a link until there is one.
 type unlinked struct{}
 
-func (unlinked) ready(*rank, int) error               { return errUnlinked }
-func (unlinked) rowsReady(*rank) error                { return errUnlinked }
-func (unlinked) reduce(context.Context) error         { return errUnlinked }
-func (unlinked) average(context.Context, int64) error { return errUnlinked }
-func (unlinked) begin(int64) error                    { return errUnlinked }
-func (unlinked) changed(int) error                    { return errUnlinked }
-func (unlinked) gathered(context.Context, int) error  { return errUnlinked }
+func (unlinked) ready(*rank, int) error              { return errUnlinked }
+func (unlinked) rowsReady(*rank) error               { return errUnlinked }
+func (unlinked) reduce(context.Context) error        { return errUnlinked }
+func (unlinked) begin(int64) error                   { return errUnlinked }
+func (unlinked) changed(int) error                   { return errUnlinked }
+func (unlinked) gathered(context.Context, int) error { return errUnlinked }
 func (unlinked) decide(context.Context, []allreduce.Vote) (allreduce.Decision, error) {
 	return allreduce.Decision{}, errUnlinked
 }
+
+// sealed stands in where a worker has left its generation: what it applies then, nobody
+// hears of.
+type sealed struct{ unlinked }
+
+func (sealed) begin(int64) error { return nil }
+func (sealed) changed(int) error { return nil }
 
 // linked is the collective of ranks on several workers. The link reads gradients and
 // writes sums and weights in host memory: the device's own where the host can address
@@ -36,13 +44,16 @@ type linked struct {
 	link *allreduce.Link
 	mem  memory
 
-	begun    bool // the reduce of the step under way
-	mirrored bool
-	first    shard.Rank
-	grads    [][][]byte // by hosted rank and bucket
-	rows     [][]byte   // by hosted rank
-	sums     [][]byte   // by bucket: what is held
-	work     [][]byte   // by bucket
+	begun  bool // the reduce of the step under way
+	copied bool // host memory is a copy of the device's
+	first  shard.Rank
+	grads  [][][]byte // by hosted rank and bucket
+	rows   [][]byte   // by hosted rank
+	sums   [][][]byte // by rank and bucket: of the segments here
+	work   [][]byte   // by bucket
+
+	mu    sync.Mutex
+	state []*[states][][]byte // by rank, of what is on its way: by kind and bucket
 
 	// Where another worker's sparse rows stand while they are added.
 	stageIDs, stageRows device.Tensor
@@ -73,22 +84,21 @@ func (t *Trainer) Arithmetic() allreduce.Arithmetic {
 func (t *Trainer) Join(link *allreduce.Link) { t.peers.(*linked).link = link }
 
 func (t *Trainer) newLinked() (*linked, error) {
-	l := &linked{t: t, mem: memory{dev: t.dev}, first: t.ranks[0].id}
-	host := func(x device.Tensor) []byte { return make([]byte, x.Buf.Bytes()) }
-	if d, ok := t.dev.(device.HostAddressable); ok {
-		host = func(x device.Tensor) []byte { return d.Host(x.Buf) }
-	} else {
-		l.mirrored = true
+	l := &linked{t: t, mem: memory{dev: t.dev}, first: t.ranks[0].id, state: make([]*[states][][]byte, t.cfg.WorldSize)}
+	if _, ok := t.dev.(device.HostAddressable); !ok {
+		l.copied = true
 	}
 	for _, r := range t.ranks {
-		var flat [][]byte
-		for _, g := range r.grads.Flat {
-			flat = append(flat, host(g))
+		l.grads, l.rows = append(l.grads, l.hosts(r.grads.Flat)), append(l.rows, l.host(r.grads.Sparse))
+	}
+	for r, s := range t.segments {
+		l.sums = append(l.sums, nil)
+		if s != nil && t.keeps(shard.Rank(r)) {
+			l.sums[r] = l.hosts(s.sum)
 		}
-		l.grads, l.rows = append(l.grads, flat), append(l.rows, host(r.grads.Sparse))
 	}
 	for b := range t.table.Buckets() {
-		l.sums, l.work = append(l.sums, host(t.sums.flat[b])), append(l.work, host(t.model.Bucket(b)))
+		l.work = append(l.work, l.host(t.model.Bucket(b)))
 	}
 	slots := t.ranks[0].grads.Sparse.Rows
 	var err error
@@ -102,6 +112,22 @@ func (t *Trainer) newLinked() (*linked, error) {
 	return l, nil
 }
 
+// host is a tensor's memory as the host sees it, or room for a copy.
+func (l *linked) host(x device.Tensor) []byte {
+	if d, ok := l.t.dev.(device.HostAddressable); ok {
+		return d.Host(x.Buf)
+	}
+	return make([]byte, x.Buf.Bytes())
+}
+
+func (l *linked) hosts(list []device.Tensor) [][]byte {
+	var memory [][]byte
+	for _, x := range list {
+		memory = append(memory, l.host(x))
+	}
+	return memory
+}
+
 // Gradient implements [allreduce.LinkMemory].
 func (l *linked) Gradient(rank shard.Rank, bucket int, r shard.Range) []byte {
 	return l.grads[rank-l.first][bucket][r.Lo*4 : r.Hi*4]
@@ -109,13 +135,40 @@ func (l *linked) Gradient(rank shard.Rank, bucket int, r shard.Range) []byte {
 
 // Reduced implements [allreduce.LinkMemory].
 func (l *linked) Reduced(bucket int, r shard.Range) []byte {
-	base := l.t.state.held[bucket].Lo
-	return l.sums[bucket][(r.Lo-base)*4 : (r.Hi-base)*4]
+	rank, piece := l.t.piece(bucket, r.Lo)
+	return l.sums[rank][bucket][(r.Lo-piece.Lo)*4 : (r.Hi-piece.Lo)*4]
+}
+
+// Mirror implements [allreduce.MirrorMemory].
+func (l *linked) Mirror(bucket int, r shard.Range) []byte { return l.Reduced(bucket, r) }
+
+// State implements [allreduce.StateMemory]: room for what the segments here lack.
+func (l *linked) State(rank shard.Rank, part, bucket int, r shard.Range) []byte {
+	s := l.t.segments[rank]
+	if s == nil || s.ready || !l.t.keeps(rank) {
+		return nil
+	}
+	piece := l.t.table.Bucket(bucket).Piece(rank)
+	return l.stateOf(s)[part][bucket][(r.Lo-piece.Lo)*4 : (r.Hi-piece.Lo)*4]
+}
+
+// stateOf is the host's view of a segment's state, for a while.
+func (l *linked) stateOf(s *segment) *[states][][]byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.state[s.rank] == nil {
+		var all [states][][]byte
+		for kind := range all {
+			all[kind] = l.hosts(s.state[kind])
+		}
+		l.state[s.rank] = &all
+	}
+	return l.state[s.rank]
 }
 
 // Gathered implements [allreduce.LinkMemory].
 func (l *linked) Gathered(bucket int, r shard.Range) []byte {
-	if l.replicated() {
+	if l.t.replicated() {
 		return l.Reduced(bucket, r)
 	}
 	size := int64(l.ElemBytes())
@@ -124,27 +177,24 @@ func (l *linked) Gathered(bucket int, r shard.Range) []byte {
 
 // ElemBytes implements [allreduce.LinkMemory].
 func (l *linked) ElemBytes() int {
-	if l.replicated() {
+	if l.t.replicated() {
 		return 4
 	}
 	return int(l.t.cfg.Precision.Size())
 }
 
-// replicated tells whether the optimizer is: then sums are gathered, not weights.
-func (l *linked) replicated() bool { return l.t.cfg.Stage < shard.StageOptimizer }
-
-// fetch makes a stretch of a mirror what the device has.
+// fetch makes a stretch of host memory what the device has.
 func (l *linked) fetch(host []byte, x device.Tensor) error {
-	if !l.mirrored {
+	if !l.copied {
 		return l.t.stream.Record().Wait()
 	}
 	l.t.dev.Download(l.t.stream, host, x.Buf)
 	return l.t.stream.Record().Wait()
 }
 
-// put makes the device's memory what a mirror has.
+// put makes the device's memory what a copy has.
 func (l *linked) put(x device.Tensor, host []byte) {
-	if l.mirrored {
+	if l.copied {
 		l.t.dev.Upload(l.t.stream, x.Buf, host)
 	}
 }
@@ -174,16 +224,38 @@ func (l *linked) rowsReady(r *rank) error {
 	return nil
 }
 
+// reduce waits for the sums of what is hosted here, and sends them on to who keeps them too.
 func (l *linked) reduce(ctx context.Context) error {
 	l.begun = false
 	t := l.t
-	for b := range t.table.Buckets() {
+	if err := l.compare(ctx); err != nil {
+		return err
+	}
+	for b := range slices.Backward(t.fresh) { // the order in which they come
 		if err := l.link.WaitReduced(ctx, b); err != nil {
 			return err
 		}
-		own := t.owns(b)
-		l.put(t.sum(b, own), l.Reduced(b, own))
+		for _, r := range t.ranks {
+			l.put(t.segments[r.id].sum[b], l.sums[r.id][b])
+		}
+		if b != embedding {
+			if err := l.announce(ctx, b); err != nil {
+				return err
+			}
+		}
 	}
+	if err := l.addRows(ctx); err != nil {
+		return err
+	}
+	if err := l.announce(ctx, embedding); err != nil {
+		return err
+	}
+	return l.collect(ctx)
+}
+
+// addRows adds the sparse rows of all ranks.
+func (l *linked) addRows(ctx context.Context) error {
+	t := l.t
 	all, err := l.link.WaitRows(ctx)
 	if err != nil {
 		return err
@@ -196,7 +268,62 @@ func (l *linked) reduce(ctx context.Context) error {
 		ids[i] = r.IDs
 	}
 	t.addSparse(ids, func(part allreduce.Rows) (device.Tensor, device.Tensor) { return l.stage(all[part.Rank], part) })
+	for _, r := range t.ranks {
+		if err := l.fetch(l.sums[r.id][embedding], t.segments[r.id].sum[embedding]); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// announce says that the sums of a bucket are final here.
+func (l *linked) announce(ctx context.Context, bucket int) error {
+	switch {
+	case l.t.replicated(): // once all are final: see collect
+		return ctx.Err()
+	case l.t.cfg.Mirror:
+		l.link.MirrorReady(bucket)
+	}
+	return nil
+}
+
+// collect waits for the sums of what others host and this worker keeps too. A worker votes
+// when it has them, so a decision says that every sum stands twice.
+func (l *linked) collect(ctx context.Context) error {
+	t := l.t
+	if t.replicated() {
+		if err := l.link.BeginGather(ctx, t.step+1); err != nil {
+			return err
+		}
+		for b := range t.table.Buckets() {
+			l.link.GatherReady(b)
+		}
+	}
+	for b := range t.table.Buckets() {
+		var err error
+		switch {
+		case t.replicated():
+			err = l.link.WaitGathered(ctx, b)
+		case len(t.mirrors) > 0:
+			err = l.link.WaitMirrored(ctx, b)
+		}
+		if err != nil {
+			return err
+		}
+		for r, s := range t.segments {
+			if s != nil && t.keeps(shard.Rank(r)) && !t.hosts(shard.Rank(r)) {
+				l.put(s.sum[b], l.sums[r][b])
+			}
+		}
+	}
+	if len(t.filling) == 0 {
+		return nil
+	}
+	if err := l.receiveMoves(ctx, t.filling); err != nil {
+		return err
+	}
+	t.filling = nil
+	return l.link.WaitSent(ctx)
 }
 
 // check refuses rows that the model has no place for: they came from the network.
@@ -228,33 +355,8 @@ func (l *linked) decide(ctx context.Context, votes []allreduce.Vote) (allreduce.
 	return l.link.Vote(ctx, votes)
 }
 
-// average gathers the sums, for an optimizer that is replicated.
-func (l *linked) average(ctx context.Context, step int64) error {
-	if !l.replicated() {
-		return nil
-	}
-	t := l.t
-	if err := l.link.BeginGather(ctx, step); err != nil {
-		return err
-	}
-	for b := range t.table.Buckets() {
-		own := t.owns(b)
-		if err := l.fetch(l.Reduced(b, own), t.sum(b, own)); err != nil {
-			return err
-		}
-		l.link.GatherReady(b)
-	}
-	for b := range t.table.Buckets() {
-		if err := l.link.WaitGathered(ctx, b); err != nil {
-			return err
-		}
-		l.put(t.sums.flat[b], l.sums[b])
-	}
-	return nil
-}
-
 func (l *linked) begin(step int64) error {
-	if l.replicated() {
+	if l.t.replicated() {
 		return nil
 	}
 	ctx := l.t.ctx
@@ -265,11 +367,11 @@ func (l *linked) begin(step int64) error {
 }
 
 func (l *linked) changed(bucket int) error {
-	if l.replicated() {
+	if l.t.replicated() {
 		return nil
 	}
-	own := l.t.owns(bucket)
-	if err := l.fetch(l.Gathered(bucket, own), l.t.model.Bucket(bucket).ColRange(int(own.Lo), int(own.Hi))); err != nil {
+	own, size := l.t.owns(bucket), int64(l.ElemBytes())
+	if err := l.fetch(l.work[bucket][own.Lo*size:own.Hi*size], l.t.model.Bucket(bucket).ColRange(int(own.Lo), int(own.Hi))); err != nil {
 		return err
 	}
 	l.link.GatherReady(bucket)
@@ -277,12 +379,61 @@ func (l *linked) changed(bucket int) error {
 }
 
 func (l *linked) gathered(ctx context.Context, bucket int) error {
-	if l.replicated() {
+	if l.t.replicated() {
 		return nil
 	}
 	if err := l.link.WaitGathered(ctx, bucket); err != nil {
 		return err
 	}
 	l.put(l.t.model.Bucket(bucket), l.work[bucket])
+	return nil
+}
+
+// sendMoves queues what this worker has to send. The link reads it until it has gone.
+func (l *linked) sendMoves(moves []Move) error {
+	t := l.t
+	for _, m := range moves {
+		if m.From != t.cfg.Worker {
+			continue
+		}
+		s := t.segments[m.Rank]
+		if s == nil || !s.ready {
+			return fmt.Errorf("the state of rank %d is to come from here, and is not here", m.Rank)
+		}
+		host := l.stateOf(s)
+		for b := range t.table.Buckets() {
+			var parts [states][]byte
+			for kind := range parts {
+				if err := l.fetch(host[kind][b], s.state[kind][b]); err != nil {
+					return err
+				}
+				parts[kind] = host[kind][b]
+			}
+			if err := l.link.SendState(m.To, m.Rank, b, t.step, parts); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// receiveMoves waits for what comes here.
+func (l *linked) receiveMoves(ctx context.Context, moves []Move) error {
+	t := l.t
+	for _, m := range moves {
+		if m.To != t.cfg.Worker {
+			continue
+		}
+		s := t.segments[m.Rank]
+		for b := range t.table.Buckets() {
+			if err := l.link.WaitState(ctx, m.Rank, b, t.step); err != nil {
+				return err
+			}
+			for kind := range s.state {
+				l.put(s.state[kind][b], l.stateOf(s)[kind][b])
+			}
+		}
+		s.ready = true
+	}
 	return nil
 }

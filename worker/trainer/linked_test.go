@@ -71,7 +71,7 @@ func newLinkedTeam(t testing.TB, open func(worker int) device.Device, g golden, 
 		m.links[w], err = allreduce.Connect(t.Context(), listeners[w], allreduce.LinkConfig{
 			Key: allreduce.Key{Job: "job", Generation: 1, SpecHash: "spec", Class: "class"}, Table: tr.Table(), Placement: placement, Worker: w,
 			Names: names, Next: listeners[(w+1)%workers].Addr(), Wire: c.Wire, Arithmetic: tr.Arithmetic(), Memory: mem, Decide: tr.Decide,
-			ChunkBytes: 1000,
+			ChunkBytes: 1000, Mirror: tr.cfg.Mirror, GatherFirst: tr.replicated(),
 		})
 		if err != nil {
 			return err
@@ -159,7 +159,7 @@ func TestEveryPlacementAndStageTrainsToTheSameBits(t *testing.T) {
 				want := hash(t, alone)
 				for workers := 1; workers <= 4; workers++ {
 					for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
-						c.Stage, c.Batch.Micro = stage, 1+workers%2
+						c.Stage, c.Batch.Micro, c.Mirror = stage, 1+workers%2, workers != 2
 						m := newTeam(t, func(int) device.Device { return newDevice(t, p.Name, 1) }, g, c, workers)
 						m.steps(t, 3)
 						if got := m.hash(t); got != want {
@@ -224,14 +224,14 @@ type savedStates map[string][]float32
 func statesOf(t testing.TB, tr *Trainer) savedStates {
 	t.Helper()
 	s := savedStates{}
-	for kind, flats := range tr.kinds() {
+	for kind := range checkpoint.Kind(states) {
 		for b := range tr.table.Buckets() {
 			for _, x := range tr.table.Bucket(b).Tensors() {
 				values := make([]float32, x.Bucket.Len())
-				if err := tr.download(flats[b], x.Bucket.Lo, values); err != nil {
+				if err := tr.ReadState(kind, b, x.Bucket.Lo, device.HostBytes(values)); err != nil {
 					t.Fatal(err)
 				}
-				s[fmt.Sprint(checkpoint.Kind(kind), x.Tensor)] = values
+				s[fmt.Sprint(kind, x.Tensor)] = values
 			}
 		}
 	}

@@ -5,51 +5,24 @@ import (
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/device"
-	"github.com/skein-ml/skein/shard"
 )
-
-// sums are R(k) of what this worker holds.
-type sums struct {
-	mem  memory
-	flat []device.Tensor // per bucket [1, held] F32
-}
-
-func (t *Trainer) newSums() error {
-	t.sums.mem.dev = t.dev
-	for b := range t.table.Buckets() {
-		x, err := t.sums.mem.tensor(device.KindGradients, device.F32, 1, int(t.state.held[b].Len()))
-		if err != nil {
-			return err
-		}
-		t.sums.flat = append(t.sums.flat, x)
-	}
-	if !t.Alone() {
-		t.peers = unlinked{}
-		return nil
-	}
-	return t.newLocal()
-}
-
-// sum is a stretch of a bucket's reduced gradient.
-func (t *Trainer) sum(bucket int, r shard.Range) device.Tensor {
-	return t.at(t.sums.flat[bucket], bucket, r)
-}
 
 // local is the collective of ranks that are all hosted here: hops are operations of
 // the device, and whoever computes new weights has them.
 type local struct {
 	t     *Trainer
 	ring  *allreduce.Local
+	mem   memory
 	begun bool
 	round device.Tensor // [1, longest piece] BF16: staging of a bf16 wire
 }
 
 func (t *Trainer) newLocal() error {
-	l := &local{t: t}
+	l := &local{t: t, mem: memory{dev: t.dev}}
 	if t.cfg.Wire == allreduce.WireBF16 {
 		piece := int(t.table.BucketMax()) / t.cfg.WorldSize
 		var err error
-		if l.round, err = t.sums.mem.tensor(device.KindStaging, device.BF16, 1, piece); err != nil {
+		if l.round, err = l.mem.tensor(device.KindStaging, device.BF16, 1, piece); err != nil {
 			return err
 		}
 	}
@@ -112,15 +85,16 @@ func (l *local) decide(_ context.Context, votes []allreduce.Vote) (allreduce.Dec
 	return l.t.Decide(votes)
 }
 
-func (l *local) average(context.Context, int64) error { return nil }
-func (l *local) begin(int64) error                    { return nil }
-func (l *local) changed(int) error                    { return nil }
-func (l *local) gathered(context.Context, int) error  { return nil }
+func (l *local) begin(int64) error                   { return nil }
+func (l *local) changed(int) error                   { return nil }
+func (l *local) gathered(context.Context, int) error { return nil }
+
+// embedding is the bucket of the embedding, which is the first tensor in it.
+const embedding = 0
 
 // addSparse adds all ranks' embedding rows, ids by rank, to the hosted pieces that they
 // fall in, after the dense fold and in the order of the ranks.
 func (t *Trainer) addSparse(ids [][]int32, rows func(allreduce.Rows) (ids, rows device.Tensor)) {
-	const embedding = 0 // its bucket, and the tensor is the first in it
 	width := int64(t.cfg.Model.Hidden)
 	for _, r := range t.ranks {
 		piece := t.table.Bucket(embedding).Piece(r.id)

@@ -18,21 +18,47 @@ type States interface {
 // pieces held here, with the working weights made from them on their way to all.
 func (t *Trainer) Restore(src States, step, taken int64) error {
 	host := make([]float32, stretchElems)
-	for kind, flats := range t.kinds() {
+	for kind := range checkpoint.Kind(states) {
+		read := func(x string, off int64, part []float32) error { return src.ReadRange(x, kind, off, part) }
+		if err := t.load(int(kind), host, read); err != nil {
+			return err
+		}
+	}
+	return t.begins(step, taken)
+}
+
+// load sets one kind of state of everything that belongs here, tensor by tensor.
+func (t *Trainer) load(kind int, host []float32, read func(tensor string, off int64, part []float32) error) error {
+	t.dropOthers()
+	return t.each(func(s *segment) error {
 		for b := range t.table.Buckets() {
-			for _, x := range t.table.SpansOf(b, t.state.held[b].Lo, t.state.held[b].Hi) {
+			piece := t.table.Bucket(b).Piece(s.rank)
+			for _, x := range t.table.SpansOf(b, piece.Lo, piece.Hi) {
 				for off, n := int64(0), x.Bucket.Len(); off < n; off += stretchElems {
 					part := host[:min(stretchElems, n-off)]
-					if err := src.ReadRange(x.Tensor, checkpoint.Kind(kind), x.Lo+off, part); err != nil {
+					if err := read(x.Tensor, x.Lo+off, part); err != nil {
 						return fmt.Errorf("reading %s: %w", x.Tensor, err)
 					}
 					lo := x.Bucket.Lo + off
-					t.dev.Upload(t.stream, t.at(flats[b], b, shard.Range{Lo: lo, Hi: lo + int64(len(part))}).Buf, device.HostBytes(part))
+					t.dev.Upload(t.stream, t.part(s, s.state[kind], b, shard.Range{Lo: lo, Hi: lo + int64(len(part))}).Buf, device.HostBytes(part))
 				}
 			}
 		}
+		return nil
+	})
+}
+
+// begins makes a step that was loaded the trainer's, and its working weights everybody's.
+func (t *Trainer) begins(step, taken int64) error {
+	t.step, t.taken, t.last, t.pending, t.summed = step, taken, nil, nil, 0
+	for _, r := range t.ranks {
+		r.done = 0
 	}
-	t.step, t.taken = step, taken
+	for _, s := range t.segments {
+		if s != nil {
+			s.ready = true
+		}
+	}
 	return t.refresh()
 }
 
@@ -42,16 +68,13 @@ func (t *Trainer) ReadState(kind checkpoint.Kind, bucket int, lo int64, le []byt
 	if len(le) == 0 {
 		return nil
 	}
-	s := t.dev.Stream(device.StreamCopy)
-	x := t.at(t.kinds()[kind][bucket], bucket, shard.Range{Lo: lo, Hi: lo + int64(len(le)/4)})
-	t.dev.Download(s, le, x.Buf)
-	return s.Record().Wait()
-}
-
-// kinds are the flat buckets of each kind of state, by [checkpoint.Kind].
-func (t *Trainer) kinds() [3][]device.Tensor {
-	s := &t.state
-	return [3][]device.Tensor{checkpoint.Master: s.master, checkpoint.Moment1: s.m, checkpoint.Moment2: s.v}
+	stream := t.dev.Stream(device.StreamCopy)
+	_ = t.inPieces(bucket, shard.Range{Lo: lo, Hi: lo + int64(len(le)/4)}, func(s *segment, r shard.Range) error {
+		at := (r.Lo - lo) * 4
+		t.dev.Download(stream, le[at:at+r.Len()*4], t.part(s, s.state[kind], bucket, r).Buf)
+		return nil
+	})
+	return stream.Record().Wait()
 }
 
 // StepsTaken is how many steps were not skipped: Adam's count.

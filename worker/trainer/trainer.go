@@ -12,6 +12,7 @@ package trainer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
@@ -37,8 +38,11 @@ type Config struct {
 
 	// Placement says where ranks are hosted, and Worker which of its workers this is. The
 	// zero Placement hosts all ranks here.
+	// Mirror has every worker keep the previous one's optimizer state too. [Trainer.Place]
+	// changes all three.
 	Placement shard.Placement
 	Worker    int
+	Mirror    bool
 
 	// Checkpointing never changes a bit.
 	Checkpointing model.Checkpointing
@@ -93,17 +97,23 @@ type Trainer struct {
 	table   shard.Table
 	model   *model.Model
 	ranks   []*rank // hosted here, ascending
-	state   state
-	sums    sums
-	peers   collective
-	cells   cells
-	batch   rankBatch
+	mirrors []shard.Rank
+	// segments is by rank; nil where another worker has it.
+	segments []*segment
+	peers    collective
+	cells    cells
+	batch    rankBatch
 
-	step  int64 // last step decided, applied and counted
-	taken int64 // steps that were not skipped: Adam's t
-	fresh []bool
-	held  <-chan struct{} // until it is closed, the state must not change; nil: it may
-	asks  allreduce.Requests
+	step    int64               // last step decided, applied and counted
+	taken   int64               // steps that were not skipped: Adam's t
+	last    *allreduce.Decision // of step; nil where the trainer began
+	pending *allreduce.Decision // of step+1, decided and not applied yet
+	summed  int64               // step whose R(k) is complete in all segments that belong here
+	filling []Move              // that the next step waits for
+	staging []byte
+	fresh   []bool
+	held    <-chan struct{} // until it is closed, the state must not change; nil: it may
+	asks    allreduce.Requests
 
 	// Of the step under way, for the model's hooks.
 	ctx     context.Context
@@ -119,12 +129,10 @@ type collective interface {
 	ready(r *rank, bucket int) error
 	// rowsReady says that its sparse rows are complete too.
 	rowsReady(r *rank) error
-	// reduce waits until the sums of all pieces held here are complete.
+	// reduce waits until the sums of all segments that belong here are complete.
 	reduce(ctx context.Context) error
 	// decide makes or learns the decision from the votes of the hosted ranks.
 	decide(ctx context.Context, votes []allreduce.Vote) (allreduce.Decision, error)
-	// average makes the sums complete where a replicated optimizer needs all of them.
-	average(ctx context.Context, step int64) error
 	// changed says that new working weights of pieces held here are there, bucket by
 	// bucket after begin.
 	begin(step int64) error
@@ -156,9 +164,22 @@ func (t Timing) Total() time.Duration {
 	return t.Data + t.Compute + t.Gather + t.Reduce + t.Hold + t.Apply
 }
 
-// New allocates a trainer. One of several workers is connected to the others by
+// New allocates a trainer in its place. One of several workers is connected to the others by
 // [Trainer.Join]. The weights are undefined until [Trainer.Import] or [Trainer.Restore].
-func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error) {
+func New(dev device.Device, cfg Config, samples Samples) (*Trainer, error) {
+	t, err := NewIdle(dev, cfg, samples)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Place(cfg.Placement, cfg.Worker, cfg.Mirror); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// NewIdle allocates what a trainer needs in any place. [Trainer.Place] gives it one.
+func NewIdle(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -166,12 +187,8 @@ func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Placement.WorldSize() == 0 {
-		if cfg.Placement, err = shard.EvenPlacement(cfg.WorldSize, 1); err != nil {
-			return nil, err
-		}
-	}
-	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table}
+	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table,
+		segments: make([]*segment, cfg.WorldSize), peers: unlinked{}}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -186,10 +203,8 @@ func New(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err error)
 		return nil, err
 	}
 	t.fresh = make([]bool, table.Buckets())
-	for _, build := range []func() error{t.newState, t.newRanks, t.newSums, t.newCells} {
-		if err := build(); err != nil {
-			return nil, err
-		}
+	if err := t.newCells(); err != nil {
+		return nil, err
 	}
 	return t, nil
 }
@@ -212,11 +227,12 @@ func (t *Trainer) Close() {
 	for _, r := range t.ranks {
 		r.mem.free()
 	}
-	t.state.mem.free()
-	t.sums.mem.free()
-	if l, ok := t.peers.(*linked); ok {
-		l.mem.free()
+	for _, s := range t.segments {
+		if s != nil {
+			s.mem.free()
+		}
 	}
+	t.unlink()
 	t.cells.mem.free()
 	if t.model != nil {
 		t.model.Close()
@@ -251,7 +267,8 @@ func (t *Trainer) Request(r allreduce.Requests) { t.asks |= r }
 // applied. So a checkpoint is written while the step is computed.
 func (t *Trainer) Hold(done <-chan struct{}) { t.held = done }
 
-// Step takes the next step. After an error other than from ctx the trainer is only good for Close.
+// Step takes the next step. After an error the trainer is only good for [Trainer.Seal] and
+// Close; the step may have been taken all the same.
 func (t *Trainer) Step(ctx context.Context) (Result, error) {
 	var res Result
 	t.ctx, t.timing = ctx, &res.Timing
@@ -268,13 +285,19 @@ func (t *Trainer) Step(ctx context.Context) (Result, error) {
 func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	clock := stopwatch{last: time.Now()}
 	for _, r := range t.ranks {
-		if err := t.compute(ctx, k, r, &clock, res); err != nil {
+		if r.done == k { // before a failure
+			err = t.again(r)
+		} else if err = t.compute(ctx, k, r, &clock, res); err == nil {
+			r.done = k
+		}
+		if err != nil {
 			return fmt.Errorf("rank %d: %w", r.id, err)
 		}
 	}
 	if err := t.peers.reduce(ctx); err != nil {
 		return err
 	}
+	t.summed = k
 	votes, err := t.vote(k)
 	if err != nil {
 		return err
@@ -282,14 +305,30 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	if res.Decision, err = t.peers.decide(ctx, votes); err != nil {
 		return err
 	}
+	t.pending = &res.Decision
 	res.Timing.Reduce += clock.lap()
 	if err := t.wait(ctx); err != nil {
 		return err
 	}
 	res.Timing.Hold += clock.lap()
-	err = t.apply(ctx, res.Decision)
+	err = t.apply(res.Decision)
 	res.Timing.Apply += clock.lap()
 	return err
+}
+
+// again sends a rank's gradients on their way that are complete already.
+func (t *Trainer) again(r *rank) error {
+	for b := range t.fresh {
+		if err := t.NeedWeights(b); err != nil {
+			return err
+		}
+	}
+	for b := range slices.Backward(t.fresh) {
+		if err := t.peers.ready(r, b); err != nil {
+			return err
+		}
+	}
+	return t.peers.rowsReady(r)
 }
 
 // wait waits until nobody holds the state.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/data"
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
@@ -140,6 +141,7 @@ var variants = []variant{
 	{"ZeRO-0", 2, func(c *Config) { c.Stage = shard.StageReplicated }},
 	{"micro-batch 2", 2, func(c *Config) { c.Batch.Micro = 2 }},
 	{"micro-batch 4", 2, func(c *Config) { c.Batch.Micro = 4 }},
+	{"selective checkpointing, micro-batch 2", 2, func(c *Config) { c.Checkpointing, c.Batch.Micro = model.CheckpointSelective, 2 }},
 	{"full checkpointing", 2, func(c *Config) { c.Checkpointing = model.CheckpointFull }},
 	{"full checkpointing, micro-batch 4, ZeRO-0", 4, func(c *Config) {
 		c.Checkpointing, c.Batch.Micro, c.Stage = model.CheckpointFull, 4, shard.StageReplicated
@@ -201,7 +203,7 @@ func TestAnInfiniteWeightSkipsTheStepAndNamesTheRank(t *testing.T) {
 	g := golden{modeltest.Load(t, "llama-tied-gqa")}
 	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(2, 2))
 	inf := []float32{float32(math.Inf(1))}
-	tr.dev.Upload(tr.stream, tr.state.master[2].ColRange(5, 6).Buf, device.HostBytes(inf))
+	tr.dev.Upload(tr.stream, tr.segments[0].state[checkpoint.Master][2].ColRange(5, 6).Buf, device.HostBytes(inf))
 	if err := tr.refresh(); err != nil {
 		t.Fatal(err)
 	}

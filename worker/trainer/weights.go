@@ -3,6 +3,7 @@ package trainer
 import (
 	"fmt"
 
+	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model/config"
 	"github.com/skein-ml/skein/shard"
@@ -14,30 +15,19 @@ const stretchElems = 1 << 20
 // Import sets the master weights to a model's, zeroes the moments and the step
 // number: the state of step 0.
 func (t *Trainer) Import(src config.Weights) error {
-	for b := range t.table.Buckets() {
-		for _, x := range t.table.SpansOf(b, t.state.held[b].Lo, t.state.held[b].Hi) {
-			if err := t.importSpan(src, b, x); err != nil {
-				return err
-			}
-		}
-		t.dev.Fill(t.stream, t.state.m[b], 0)
-		t.dev.Fill(t.stream, t.state.v[b], 0)
+	if err := t.load(int(checkpoint.Master), make([]float32, stretchElems), src.ReadRange); err != nil {
+		return err
 	}
-	t.step, t.taken = 0, 0
-	return t.refresh()
-}
-
-func (t *Trainer) importSpan(src config.Weights, bucket int, x shard.Span) error {
-	host := make([]float32, min(stretchElems, x.Bucket.Len()))
-	for off := int64(0); off < x.Bucket.Len(); off += stretchElems {
-		part := host[:min(stretchElems, x.Bucket.Len()-off)]
-		if err := src.ReadRange(x.Tensor, x.Lo+off, part); err != nil {
-			return fmt.Errorf("reading %s: %w", x.Tensor, err)
+	for _, s := range t.segments {
+		if s == nil {
+			continue
 		}
-		lo := x.Bucket.Lo + off
-		t.dev.Upload(t.stream, t.at(t.state.master[bucket], bucket, shard.Range{Lo: lo, Hi: lo + int64(len(part))}).Buf, device.HostBytes(part))
+		for b := range t.table.Buckets() {
+			t.dev.Fill(t.stream, s.state[checkpoint.Moment1][b], 0)
+			t.dev.Fill(t.stream, s.state[checkpoint.Moment2][b], 0)
+		}
 	}
-	return nil
+	return t.begins(0, 0)
 }
 
 // refresh makes the working weights anew from the masters.
@@ -46,8 +36,12 @@ func (t *Trainer) refresh() error {
 		return err
 	}
 	for b := range t.table.Buckets() {
-		held := t.state.held[b]
-		t.dev.Cast(t.stream, t.model.Bucket(b).ColRange(int(held.Lo), int(held.Hi)), t.state.master[b])
+		for _, s := range t.segments {
+			if s != nil && t.applies(s.rank) {
+				piece := t.table.Bucket(b).Piece(s.rank)
+				t.dev.Cast(t.stream, t.model.Bucket(b).ColRange(int(piece.Lo), int(piece.Hi)), s.state[checkpoint.Master][b])
+			}
+		}
 		t.fresh[b] = false
 		if err := t.peers.changed(b); err != nil {
 			return err
@@ -83,13 +77,7 @@ func (w masters) ReadRange(name string, elemOff int64, dst []float32) error {
 	if elemOff < 0 || lo+int64(len(dst)) > span.Bucket.Hi {
 		return fmt.Errorf("elements [%d, %d) of %s, which has %d", elemOff, elemOff+int64(len(dst)), name, span.Bucket.Len())
 	}
-	return w.t.download(w.t.state.master[b], lo, dst)
-}
-
-// download reads elements from lo of a flat F32 tensor.
-func (t *Trainer) download(flat device.Tensor, lo int64, dst []float32) error {
-	t.dev.Download(t.stream, device.HostBytes(dst), flat.ColRange(int(lo), int(lo)+len(dst)).Buf)
-	return t.stream.Record().Wait()
+	return w.t.ReadState(checkpoint.Master, b, lo, device.HostBytes(dst))
 }
 
 // WeightsHash is the identity of the master weights, see [shard.WeightsHash]. All ranks
@@ -103,7 +91,7 @@ func (t *Trainer) WeightsHash() (shard.Digest, error) {
 	for b := range t.table.Buckets() {
 		for lo, n := int64(0), t.table.Bucket(b).Padded; lo < n; lo += stretchElems {
 			part := host[:min(stretchElems, n-lo)]
-			if err := t.download(t.state.master[b], lo, part); err != nil {
+			if err := t.ReadState(checkpoint.Master, b, lo, device.HostBytes(part)); err != nil {
 				return shard.Digest{}, err
 			}
 			if err := h.Write(b, lo, device.HostBytes(part)); err != nil {
