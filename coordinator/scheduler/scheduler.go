@@ -170,33 +170,44 @@ func (d *decision) pause(j *fsm.Job) time.Duration {
 	return pause
 }
 
-// preparer picks a free worker of the numeric class that most workers have, because a
-// job that leaves its class open gets its preparer's. Who tried last comes last.
+// preparer picks a free worker. A job that leaves its class open gets the best one of its
+// preparer, so that has to be a class in which the job's least number of workers can
+// compute, if there is one: what a worker lists first need not be what the others have
+// at all. Of such classes it is the one that is best for most, then the one that most have.
+// Who tried last comes last.
 func (d *decision) preparer(j *fsm.Job) *fsm.Worker {
-	free := d.free(j)
-	common := map[string]int{}
-	for name := range d.seen.Alive {
-		if w := d.s.Workers[name]; w != nil && len(w.Classes) > 0 {
-			common[w.Classes[0]]++
-		}
-	}
 	var best *fsm.Worker
-	score := func(w *fsm.Worker) int {
-		n := 0
-		if len(w.Classes) > 0 {
-			n = common[w.Classes[0]]
-		}
-		if w.Name == j.Preparation.Worker {
-			n = -1
-		}
-		return n
-	}
-	for _, w := range free {
-		if best == nil || score(w) > score(best) {
-			best = w
+	var bestScore [4]int
+	for _, w := range d.free(j) {
+		if score := d.suits(j, w); best == nil || slices.Compare(score[:], bestScore[:]) > 0 {
+			best, bestScore = w, score
 		}
 	}
 	return best
+}
+
+// suits weighs a worker as preparer; the first difference decides.
+func (d *decision) suits(j *fsm.Job, w *fsm.Worker) (score [4]int) {
+	if w.Name != j.Preparation.Worker {
+		score[0] = 1
+	}
+	if len(w.Classes) == 0 {
+		return score
+	}
+	first, have := w.Classes[0], 0
+	for _, other := range d.fit(j) {
+		if other.Has(first) {
+			have++
+		}
+	}
+	score[1] = min(have, j.WorkersMin)
+	for name := range d.seen.Alive {
+		if other := d.s.Workers[name]; other != nil && len(other.Classes) > 0 && other.Classes[0] == first {
+			score[2]++
+		}
+	}
+	score[3] = have
+	return score
 }
 
 // free lists the workers that could get work of the job now, by name.
