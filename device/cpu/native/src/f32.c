@@ -26,6 +26,10 @@ struct gemm_f32 {
   int64_t acc;  // 1: add to s, 0: overwrite it
 };
 
+#ifdef SKEIN_AVX2
+#include "f32_avx2.h"
+KERNEL(BOTH, gemm_f32) { gemm_avx2(p); }
+#else
 KERNEL(BOTH, gemm_f32) {
   const float *a = p->a;
   float *s = p->s;
@@ -72,6 +76,7 @@ KERNEL(BOTH, gemm_f32) {
     s += MR * NR;
   }
 }
+#endif
 
 // load reads up to 16 elements as f32; bf is a constant in every use.
 AVX512 INLINE __m512 load(const void *src, int64_t at, __mmask16 m, int bf) {
