@@ -147,6 +147,7 @@ var badSpecs = []badInput{
 	{"world size that does not divide", edit("job.yaml", "worldSize: 2", "worldSize: 3"), "", exitUsage, []string{"job.yaml:", "train.globalBatch", "8", "3", "use 6 or 9"}},
 	{"unknown key", edit("job.yaml", "learningRate", "learningrate"), "", exitUsage, []string{"job.yaml:12:", "learningrate", "train.optimizer.learningRate"}},
 	{"kernels that cannot run here", nil, "train.numericClass=abacus", exitFailure, []string{"abacus"}},
+	{"kernels of another precision", nil, "train.numericClass=amx-bf16-high", exitUsage, []string{"train.numericClass", "amx-bf16-high", "train.precision is bf16", "auto"}},
 	{"output that exists", write("trained/keep", "me"), "", exitFailure, []string{"output.export", "trained", "exists already", "choose another folder"}},
 	{"store inside the output", nil, "checkpoint.store=./trained/checkpoints", exitFailure, []string{"checkpoint.store", "output.export", "beside"}},
 	{"memory that the model does not fit in", func(t *testing.T, j workertest.Job) {
