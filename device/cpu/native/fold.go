@@ -42,8 +42,9 @@ func fold(dst, received, own []byte, dstSize int, last int64) {
 	}
 }
 
-// best is the instruction set to use where no path is asked for.
-func best() ISA {
+// best is the instruction set to use where no path is asked for. It is a variable so that
+// tests can choose the other one.
+var best = func() ISA {
 	if Features().AVX512 {
 		return AVX512
 	}

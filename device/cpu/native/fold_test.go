@@ -7,7 +7,19 @@ import (
 )
 
 func TestFoldsGiveTheBitsOfPlainGo(t *testing.T) {
-	avx512(t)
+	defer func(saved func() ISA) { best = saved }(best)
+	for isa, has := range map[ISA]bool{AVX512: Features().AVX512, AVX2: Features().AVX2} {
+		t.Run([]string{"avx512", "avx2"}[isa], func(t *testing.T) {
+			if !has {
+				t.Skip("SKIPPED: this machine lacks it")
+			}
+			best = func() ISA { return isa }
+			checkFolds(t)
+		})
+	}
+}
+
+func checkFolds(t *testing.T) {
 	rng := newRand(9)
 	for _, n := range append(widths, callElements+7) {
 		bytes := func(size int) []byte { return make([]byte, 1+n*size)[1:] } // unaligned
