@@ -25,11 +25,10 @@ type Rows struct {
 	Lo, Hi int
 }
 
-// SparseOrder lists what an owner adds to a piece, in order: one entry for each
-// rank that has rows there. The embedding is [vocab, width] and begins at element
-// base of its bucket; ids are by rank.
-func SparseOrder(piece shard.Range, base, width int64, ids [][]int32) []Rows {
-	var order []Rows
+// AppendSparseOrder lists what an owner adds to a piece, in order, behind what order has:
+// one entry for each rank that has rows there. The embedding is [vocab, width] and begins at
+// element base of its bucket; ids are by rank.
+func AppendSparseOrder(order []Rows, piece shard.Range, base, width int64, ids [][]int32) []Rows {
 	for r, own := range ids {
 		if invariant.Enabled {
 			invariant.Check(ascending(own), "ids of rank %d are not ascending and unique", r)

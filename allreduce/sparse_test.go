@@ -27,7 +27,7 @@ func TestSparseRowsReachEveryElementInRankOrder(t *testing.T) {
 		got := make([][]shard.Rank, table.Bucket(0).Padded)
 		for p := range worldSize {
 			piece := table.Bucket(0).Piece(shard.Rank(p))
-			for _, rows := range SparseOrder(piece, base, width, ids) {
+			for _, rows := range AppendSparseOrder(nil, piece, base, width, ids) {
 				for _, id := range ids[rows.Rank][rows.Lo:rows.Hi] {
 					in := Inside(piece, base, width, id)
 					if in.Len() <= 0 {

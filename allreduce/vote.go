@@ -129,19 +129,19 @@ func NotFinite(votes []Vote) (rank shard.Rank, buckets []int) {
 	return rank, buckets
 }
 
-// sortVotes puts votes into rank order and checks that there is one of each rank,
-// all about the same step.
+// sortVotes gives votes in rank order, the same slice where they are, and checks that there
+// is one of each rank, all about the same step.
 func sortVotes(votes []Vote, rule Rule) ([]Vote, error) {
 	if len(votes) != rule.WorldSize || len(votes) == 0 {
 		return nil, fmt.Errorf("%w: %d votes of %d ranks", ErrVotes, len(votes), rule.WorldSize)
 	}
-	byRank := make([]Vote, len(votes))
-	seen := make([]bool, len(votes))
-	for _, v := range votes {
+	var seen uint64 // a bit for each rank: there are at most [shard.WorldSizeMax]
+	sorted := true
+	for i, v := range votes {
 		switch {
 		case v.Rank < 0 || int(v.Rank) >= len(votes):
 			return nil, fmt.Errorf("%w: rank %d of %d", ErrVotes, v.Rank, len(votes))
-		case seen[v.Rank]:
+		case seen&(1<<v.Rank) != 0:
 			return nil, fmt.Errorf("%w: two votes of rank %d", ErrVotes, v.Rank)
 		case v.Step != votes[0].Step:
 			return nil, fmt.Errorf("%w: rank %d is at step %d, rank %d at step %d", ErrVotes, v.Rank, v.Step, votes[0].Rank, votes[0].Step)
@@ -150,7 +150,15 @@ func sortVotes(votes []Vote, rule Rule) ([]Vote, error) {
 		case v.Tokens < 0:
 			return nil, fmt.Errorf("%w: rank %d counts %d tokens", ErrVotes, v.Rank, v.Tokens)
 		}
-		byRank[v.Rank], seen[v.Rank] = v, true
+		seen |= 1 << v.Rank
+		sorted = sorted && int(v.Rank) == i
+	}
+	if sorted {
+		return votes, nil
+	}
+	byRank := make([]Vote, len(votes))
+	for _, v := range votes {
+		byRank[v.Rank] = v
 	}
 	return byRank, nil
 }

@@ -146,6 +146,9 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	} else if in.Mirror && workers > 1 {
 		m.Mirrors = m.Optimizer + m.Reduced // half a block of each neighbour
 	}
+	if worldSize == 1 {
+		m.Reduced = 0 // the gradients themselves
+	}
 	if in.Stage >= StageGradients && in.MicroBatches == 1 {
 		m.Gradients = 2*4*in.Table.BucketMax()*ranks + sparse // freed as soon as a bucket is reduced
 	}

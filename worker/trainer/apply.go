@@ -19,7 +19,8 @@ func (t *Trainer) apply(d allreduce.Decision) error {
 	if err := t.stream.Record().Wait(); err != nil {
 		return err
 	}
-	t.step, t.taken, t.last, t.pending = d.Step, d.Taken, &d, nil
+	t.record = d
+	t.step, t.taken, t.last, t.pending = d.Step, d.Taken, &t.record, nil
 	t.dropOthers()
 	return link
 }

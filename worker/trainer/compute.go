@@ -34,12 +34,8 @@ func (t *Trainer) newRank(id shard.Rank) (_ *rank, err error) {
 		}
 	}()
 	r.grads.Slots = &model.Slots{}
-	for b := range t.table.Buckets() {
-		flat, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
-		if err != nil {
-			return nil, err
-		}
-		r.grads.Flat = append(r.grads.Flat, flat)
+	if r.grads.Flat, err = t.newFlat(r); err != nil {
+		return nil, err
 	}
 	if r.grads.Sparse, err = r.mem.tensor(device.KindGradients, device.F32, slots, t.cfg.Model.Hidden); err != nil {
 		return nil, err
@@ -48,6 +44,29 @@ func (t *Trainer) newRank(id shard.Rank) (_ *rank, err error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// newFlat are a rank's gradients. In a world of one there is nothing to add, so they are the
+// sums of its segment.
+func (t *Trainer) newFlat(r *rank) (flat []device.Tensor, err error) {
+	if t.cfg.WorldSize == 1 {
+		s := t.segments[r.id]
+		if s == nil {
+			if s, err = t.newSegment(r.id); err != nil {
+				return nil, err
+			}
+			t.segments[r.id] = s
+		}
+		return s.sum, nil
+	}
+	for b := range t.table.Buckets() {
+		x, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
+		if err != nil {
+			return nil, err
+		}
+		flat = append(flat, x)
+	}
+	return flat, nil
 }
 
 // rankBatch is the samples that one rank reads in one step.
@@ -153,7 +172,7 @@ func (t *Trainer) NeedWeights(bucket int) error {
 	if err := t.peers.gathered(t.ctx, bucket); err != nil {
 		return err
 	}
-	t.timing.Gather += time.Since(began)
+	t.result.Timing.Gather += time.Since(began)
 	t.model.Repack(t.stream, bucket)
 	t.fresh[bucket] = true
 	return t.ctx.Err()

@@ -36,12 +36,12 @@ func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 		return nil, err
 	}
 	defer func() { t.asks = 0 }()
-	votes := make([]allreduce.Vote, len(t.ranks))
+	t.votes = t.votes[:0]
 	for i, r := range t.ranks {
 		norms := t.cells.host[i*buckets : (i+1)*buckets]
-		votes[i] = allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks}
+		t.votes = append(t.votes, allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks})
 	}
-	return votes, nil
+	return t.votes, nil
 }
 
 func finite(loss float64, norms []float64) bool {

@@ -15,6 +15,7 @@ type local struct {
 	mem   memory
 	begun bool
 	round device.Tensor // [1, longest piece] BF16: staging of a bf16 wire
+	ids   [][]int32     // by rank, of its sparse rows
 }
 
 func (t *Trainer) newLocal() error {
@@ -38,8 +39,12 @@ func (l *local) view(v allreduce.View) device.Tensor {
 	return l.t.ranks[v.Rank].grads.Flat[v.Bucket].ColRange(int(v.Range.Lo), int(v.Range.Hi))
 }
 
-// Copy implements [allreduce.Memory].
+// Copy implements [allreduce.Memory]. A ring of one copies its gradients to its sums, and
+// these are one thing, see newFlat.
 func (l *local) Copy(dst, src allreduce.View) {
+	if l.t.cfg.WorldSize == 1 {
+		return
+	}
 	l.t.dev.Copy(l.t.stream, l.view(dst).Buf, l.view(src).Buf)
 }
 
@@ -70,11 +75,14 @@ func (l *local) rowsReady(*rank) error { return nil }
 func (l *local) reduce(context.Context) error {
 	l.begun = false
 	t := l.t
-	ids := make([][]int32, len(t.ranks))
-	for i, r := range t.ranks {
-		ids[i] = r.grads.Slots.IDs
+	l.ids = l.ids[:0]
+	for _, r := range t.ranks {
+		l.ids = append(l.ids, r.grads.Slots.IDs)
+		if t.cfg.WorldSize == 1 {
+			r.done = 0 // the rows go into the gradients themselves, so these cannot be summed again
+		}
 	}
-	t.addSparse(ids, func(part allreduce.Rows) (device.Tensor, device.Tensor) {
+	t.addSparse(l.ids, func(part allreduce.Rows) (device.Tensor, device.Tensor) {
 		r := t.ranks[part.Rank]
 		return r.ids.ColRange(part.Lo, part.Hi), r.grads.Sparse.RowRange(part.Lo, part.Hi)
 	})
@@ -99,7 +107,8 @@ func (t *Trainer) addSparse(ids [][]int32, rows func(allreduce.Rows) (ids, rows 
 	for _, r := range t.ranks {
 		piece := t.table.Bucket(embedding).Piece(r.id)
 		dst := t.sum(embedding, piece)
-		for _, part := range allreduce.SparseOrder(piece, 0, width, ids) {
+		t.rows = allreduce.AppendSparseOrder(t.rows[:0], piece, 0, width, ids)
+		for _, part := range t.rows {
 			ids, rows := rows(part)
 			t.dev.AddRows(t.stream, dst, piece.Lo, ids, rows)
 		}

@@ -107,6 +107,7 @@ type Trainer struct {
 	step    int64               // last step decided, applied and counted
 	taken   int64               // steps that were not skipped: Adam's t
 	last    *allreduce.Decision // of step; nil where the trainer began
+	record  allreduce.Decision  // what last points to after a step
 	pending *allreduce.Decision // of step+1, decided and not applied yet
 	summed  int64               // step whose R(k) is complete in all segments that belong here
 	filling []Move              // that the next step waits for
@@ -117,9 +118,11 @@ type Trainer struct {
 
 	// Of the step under way, for the model's hooks.
 	ctx     context.Context
-	timing  *Timing
+	result  Result
 	now     *rank // whose gradients are computed
 	closing bool  // its last micro-batch runs
+	votes   []allreduce.Vote
+	rows    []allreduce.Rows
 }
 
 // collective is how ranks meet: it adds their gradients, makes the decision, and
@@ -250,7 +253,7 @@ func (t *Trainer) Alone() bool { return len(t.ranks) == t.cfg.WorldSize }
 
 // Model is the trainer's model with current weights packed, for evaluation between steps.
 func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, error) {
-	t.ctx, t.timing = ctx, &Timing{}
+	t.ctx = ctx
 	for b := range t.fresh {
 		if err := t.NeedWeights(b); err != nil {
 			return nil, nil, err
@@ -270,15 +273,14 @@ func (t *Trainer) Hold(done <-chan struct{}) { t.held = done }
 // Step takes the next step. After an error the trainer is only good for [Trainer.Seal] and
 // Close; the step may have been taken all the same.
 func (t *Trainer) Step(ctx context.Context) (Result, error) {
-	var res Result
-	t.ctx, t.timing = ctx, &res.Timing
+	t.ctx, t.result = ctx, Result{}
 	if s, ok := t.samples.(interface{ Step(int64) }); ok {
 		s.Step(t.step + 1)
 	}
-	if err := t.take(ctx, t.step+1, &res); err != nil {
-		return res, fmt.Errorf("step %d: %w", t.step+1, err)
+	if err := t.take(ctx, t.step+1, &t.result); err != nil {
+		return t.result, fmt.Errorf("step %d: %w", t.step+1, err)
 	}
-	return res, nil
+	return t.result, nil
 }
 
 // take takes step k: compute, reduce, vote, decide, apply.
