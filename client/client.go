@@ -169,6 +169,33 @@ func (c *Client) Cancel(ctx context.Context, id, reason string) error {
 	})
 }
 
+// Scale changes the most workers that a job uses, and returns how many of them shorten a
+// step.
+func (c *Client) Scale(ctx context.Context, id string, workers int32) (useful int32, err error) {
+	err = c.call(ctx, func(ctx context.Context) error {
+		out, err := c.jobs.Scale(ctx, &skeinv1.ScaleRequest{Job: id, Workers: workers})
+		useful = out.GetUseful()
+		return err
+	})
+	return useful, err
+}
+
+// Pause has a job stop at a step boundary, with a checkpoint, and give its workers back.
+func (c *Client) Pause(ctx context.Context, id, reason string) error {
+	return c.call(ctx, func(ctx context.Context) error {
+		_, err := c.jobs.Pause(ctx, &skeinv1.PauseRequest{Job: id, Reason: reason})
+		return err
+	})
+}
+
+// Resume lets a paused job go on.
+func (c *Client) Resume(ctx context.Context, id string) error {
+	return c.call(ctx, func(ctx context.Context) error {
+		_, err := c.jobs.Resume(ctx, &skeinv1.ResumeRequest{Job: id})
+		return err
+	})
+}
+
 // Find returns the job that a user means: by its id, by the beginning of an id that no
 // other job's has, or by a name that only one active job has.
 func (c *Client) Find(ctx context.Context, word string) (*skeinv1.Job, error) {

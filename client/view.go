@@ -24,6 +24,10 @@ type Job struct {
 	WorldSize    int32           `json:"worldSize"`
 	WorkersMin   int32           `json:"workersMin"`
 	WorkersMax   int32           `json:"workersMax"`
+	Priority     int32           `json:"priority,omitempty"`
+	Pausing      bool            `json:"pausing,omitempty"` // it is to pause, and runs still
+	Live         bool            `json:"live,omitempty"`    // its generation went on from the memory of its workers
+	Mirror       bool            `json:"mirror,omitempty"`  // its state is mirrored, once the mirrors are filled
 	Step         int64           `json:"step"`
 	Steps        int64           `json:"steps"` // 0 until resolved
 	Progress     *Progress       `json:"progress,omitempty"`
@@ -55,6 +59,8 @@ type Progress struct {
 	Validation      *float64 `json:"validationLoss,omitempty"`
 	ValidationStep  int64    `json:"validationStep,omitempty"`
 	ETASeconds      float64  `json:"etaSeconds"`
+	Protected       bool     `json:"protected"`         // the loss of a worker costs no step
+	Exposed         string   `json:"exposed,omitempty"` // which ranks are not, why and until when
 }
 
 // Published is a job's newest checkpoint.
@@ -75,7 +81,9 @@ func View(j *skeinv1.Job) Job {
 		ID: j.GetId(), Name: j.GetName(), Phase: Word(j.GetPhase()), Reason: j.GetReason(), WaitingFor: j.GetWaitingFor(),
 		Submitted: moments(j.GetSubmittedUnixMs()), Changed: moments(j.GetChangedUnixMs()), Generation: j.GetGeneration(),
 		Preparer: j.GetPreparer(), WorldSize: j.GetWorldSize(), WorkersMin: j.GetWorkersMin(), WorkersMax: j.GetWorkersMax(),
-		Steps: j.GetSteps(), SpecHash: j.GetSpecHash(), NumericClass: j.GetNumericClass(), Result: j.GetResult(),
+		Steps: j.GetSteps(), Priority: j.GetPriority(), Live: j.GetLive(), Mirror: j.GetMirror(),
+		Pausing:  j.GetPaused() && j.GetPhase() == skeinv1.Phase_PHASE_RUNNING,
+		SpecHash: j.GetSpecHash(), NumericClass: j.GetNumericClass(), Result: j.GetResult(),
 	}
 	for _, m := range j.GetMembers() {
 		v.Workers = append(v.Workers, Placed{m.GetWorker(), m.GetRanks()})
@@ -89,6 +97,7 @@ func View(j *skeinv1.Job) Job {
 		v.Progress = &Progress{
 			Loss: p.GetLoss(), LearningRate: p.GetLearningRate(), GradientNorm: p.GetGradientNorm(), TokensPerSecond: p.GetTokensPerSecond(),
 			DataWaitShare: p.GetDataWaitShare(), Tokens: p.GetTokens(), Targets: p.GetTargets(), ETASeconds: p.GetEtaSeconds(),
+			Protected: p.GetProtected(), Exposed: p.GetExposed(),
 		}
 		if p.GetHasValidation() {
 			loss := p.GetValidationLoss()

@@ -147,7 +147,10 @@ func moment(m *skeinv1.WatchResponse) int64 {
 
 // Phases that a job can be waited for, and what counts as having reached them.
 var awaited = map[string]func(skeinv1.Phase) bool{
-	"queued":   func(p skeinv1.Phase) bool { return p >= skeinv1.Phase_PHASE_QUEUED && p <= skeinv1.Phase_PHASE_DONE },
+	"queued": func(p skeinv1.Phase) bool {
+		return p >= skeinv1.Phase_PHASE_QUEUED && p <= skeinv1.Phase_PHASE_DONE || p == skeinv1.Phase_PHASE_PAUSED
+	},
+	"paused":   func(p skeinv1.Phase) bool { return p == skeinv1.Phase_PHASE_PAUSED },
 	"running":  func(p skeinv1.Phase) bool { return p == skeinv1.Phase_PHASE_RUNNING || p == skeinv1.Phase_PHASE_DONE },
 	"done":     func(p skeinv1.Phase) bool { return p == skeinv1.Phase_PHASE_DONE },
 	"failed":   func(p skeinv1.Phase) bool { return p == skeinv1.Phase_PHASE_FAILED },
@@ -156,7 +159,9 @@ var awaited = map[string]func(skeinv1.Phase) bool{
 }
 
 // Awaited lists what Wait can wait for.
-func Awaited() []string { return []string{"queued", "running", "done", "failed", "canceled", "over"} }
+func Awaited() []string {
+	return []string{"queued", "running", "paused", "done", "failed", "canceled", "over"}
+}
 
 // Wait waits until a job has reached a phase of [Awaited], and returns the job. One that
 // ends without reaching it is an [EndedError].

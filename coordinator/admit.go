@@ -76,7 +76,9 @@ func submission(request string, raw []byte) (*fsm.Submit, error) {
 	}
 	return &fsm.Submit{
 		Request: request, Name: j.Name, Spec: raw, WorldSize: j.Cluster.WorldSize, WorkersMin: j.Cluster.Workers.Min,
-		WorkersMax: j.Cluster.Workers.Max, Class: j.Train.Kernels(), Store: j.Checkpoint.Store,
+		WorkersMax: j.Cluster.Workers.Max, Class: j.Train.Kernels(), Store: j.Checkpoint.Store, Priority: j.Cluster.Priority,
+		// At stage 0 every worker holds all ranks anyway.
+		Mirror: j.Cluster.Protect == jobspec.ProtectMirror && *j.Cluster.Zero > 0,
 	}, nil
 }
 

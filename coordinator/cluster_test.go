@@ -127,7 +127,7 @@ func (r *rig) config(m raftlog.Server) Config {
 		Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members, TLS: r.files(pki.Coordinator, m.ID),
 		ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 100 * time.Millisecond,
 		Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
-		Recovery:   recovery.Config{Grace: 300 * time.Millisecond},
+		Recovery:   recovery.Config{LostStateWait: 300 * time.Millisecond, Settle: 300 * time.Millisecond},
 		Scheduler:  scheduler.Config{Settle: 300 * time.Millisecond},
 	}
 }

@@ -41,6 +41,11 @@ type hearing struct {
 	waiting  map[string]string                      // by job, as last decided
 	draining map[string]time.Time                   // by worker, since when it is known
 	gaveUp   map[string]map[string]*recovery.GaveUp // by job and worker
+	sealed   map[string]map[string]recovery.Sealed  // by job and worker
+	ending   map[string]ending                      // by job
+	want     recovery.Decision                      // as last decided
+	wanted   map[string]uint64                      // by job: the generation that this was about
+	queue    scheduler.Decision                     // as last decided
 }
 
 type contact struct {
@@ -53,6 +58,9 @@ type contact struct {
 	dataSets    []string
 	runs        task      // as it says itself
 	strayed     time.Time // since when that is not what the log orders; zero: it is
+	warm        string    // job that it is ready to enter
+	pings       uint64    // how often it was asked to say something
+	pinged      time.Time // when it last was
 }
 
 // task is what a worker does: a generation or a preparation of a job. Zero: nothing.
@@ -115,7 +123,7 @@ func newHearing(now time.Time) *hearing {
 		wakeup: make(chan struct{}), watchers: make(chan struct{}), since: now, lastJoin: now, lines: map[string]*lines{},
 		contacts: map[string]*contact{}, lost: map[string]string{}, accused: map[string]accusation{}, broken: map[string]broken{},
 		reads: map[string]map[string]*storeRead{}, progress: map[string]*skeinv1.Progress{}, waiting: map[string]string{}, draining: map[string]time.Time{},
-		gaveUp: map[string]map[string]*recovery.GaveUp{},
+		gaveUp: map[string]map[string]*recovery.GaveUp{}, sealed: map[string]map[string]recovery.Sealed{}, ending: map[string]ending{},
 	}
 }
 
@@ -188,8 +196,11 @@ func (h *hearing) heartbeat(now time.Time, worker string, session uint64, beat *
 	}
 	c.heard = now
 	runs := task{job: beat.GetJob(), generation: beat.GetGeneration(), preparation: beat.GetPreparation()}
-	if dataSets := beat.GetDataSets(); !slices.Equal(c.dataSets, dataSets) || c.runs != runs {
-		c.dataSets, c.runs, c.strayed = slices.Clone(dataSets), runs, time.Time{}
+	if dataSets := beat.GetDataSets(); !slices.Equal(c.dataSets, dataSets) || c.runs != runs || c.warm != beat.GetWarm() {
+		if c.runs != runs {
+			c.strayed = time.Time{}
+		}
+		c.dataSets, c.runs, c.warm = slices.Clone(dataSets), runs, beat.GetWarm()
 		h.wake()
 	}
 }
@@ -225,6 +236,7 @@ func (h *hearing) report(job string, b broken, accused, incarnation string) {
 	switch {
 	case accused != "":
 		h.accused[accused] = accusation{incarnation, job, b.Generation, b.At, membership.Accusation{By: b.By, Reason: b.Reason}}
+		h.ping(b.At, accused)
 	case b.preparation == 0:
 		h.giveUp(job, b.Broken)
 	}
@@ -331,6 +343,8 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	defer h.mu.Unlock()
 	over := func(job string) bool { return s.Jobs[job] == nil || s.Jobs[job].Phase.Final() }
 	maps.DeleteFunc(h.broken, func(job string, _ broken) bool { return over(job) })
+	maps.DeleteFunc(h.sealed, func(job string, _ map[string]recovery.Sealed) bool { return over(job) })
+	maps.DeleteFunc(h.ending, func(job string, e ending) bool { return over(job) || s.Jobs[job].Ended().Generation != e.generation })
 	maps.DeleteFunc(h.reads, func(job string, _ map[string]*storeRead) bool { return over(job) })
 	maps.DeleteFunc(h.waiting, func(job, _ string) bool { return over(job) })
 	maps.DeleteFunc(h.progress, func(job string, _ *skeinv1.Progress) bool { return s.Jobs[job] == nil })
@@ -404,7 +418,7 @@ func (h *hearing) forMembership() membership.Seen {
 	defer h.mu.Unlock()
 	seen := membership.Seen{Since: h.since, Contacts: map[string]membership.Contact{}, Accused: map[string]membership.Accusation{}}
 	for name, c := range h.contacts {
-		seen.Contacts[name] = membership.Contact{Incarnation: c.incarnation, Connected: c.connected, Heard: c.heard, Broke: c.broke}
+		seen.Contacts[name] = membership.Contact{Incarnation: c.incarnation, Connected: c.connected, Heard: c.heard, Pinged: c.pinged, Broke: c.broke}
 	}
 	for name, a := range h.accused {
 		seen.Accused[name] = a.Accusation
@@ -418,6 +432,7 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	seen := recovery.Seen{Alive: h.alive(s), Lost: maps.Clone(h.lost), Broken: map[string]recovery.Broken{},
 		Draining: maps.Clone(h.draining), Reads: map[string]map[string]bool{},
 		GaveUp: map[string]map[string]recovery.GaveUp{}, Strays: h.strays(s)}
+	h.elastic(s, &seen)
 	for job, b := range h.broken {
 		if b.preparation == 0 {
 			seen.Broken[job] = b.Broken
@@ -442,7 +457,7 @@ func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Durati
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{},
-		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}}
+		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}, Hold: h.want.Hold, Joining: h.want.Joining}
 	for worker, stray := range h.strays(s) {
 		seen.Strays[worker] = scheduler.Stray(stray)
 	}

@@ -117,18 +117,21 @@ func (c *Coordinator) turn(now time.Time, away time.Duration) {
 	lost, _ := membership.Decide(now, c.node.State(), r.forMembership(), c.config.Membership)
 	for _, e := range lost {
 		if d, ok := e.Decision.(*fsm.Remove); ok && c.decide(r, e) {
-			r.mu.Lock()
-			r.lost[d.Worker] = e.Reason
-			r.mu.Unlock()
+			r.giveUpOn(d.Worker, e.Reason)
 		}
 	}
-	again, notes := recovery.Decide(now, c.node.State(), r.forRecovery(c.node.State()), c.config.Recovery)
-	c.decideAll(r, again)
 	s := c.node.State()
-	work, waiting := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience, c.config.Recovery), c.config.Scheduler)
-	c.decideAll(r, work)
-	maps.Copy(waiting, notes)
-	c.explain(r, waiting)
+	again := recovery.Decide(now, s, r.forRecovery(s), c.config.Recovery)
+	if !c.follow(r, now, again) {
+		return
+	}
+	c.decideAll(r, again.Entries)
+	s = c.node.State()
+	work := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience, c.config.Recovery), c.config.Scheduler)
+	r.queued(work)
+	c.decideAll(r, work.Entries)
+	maps.Copy(work.Waiting, again.Notes)
+	c.explain(r, work.Waiting)
 }
 
 // explain keeps what jobs wait for, and logs it when it changes.

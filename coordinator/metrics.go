@@ -92,19 +92,20 @@ var (
 
 // Of the one that leads.
 var (
-	descSessions = describe("skein_coordinator_sessions", "Sessions of workers.")
-	descJobs     = describe("skein_coordinator_jobs", "Jobs by phase.", "phase")
-	descWorkers  = describe("skein_coordinator_workers", "Workers by what they do.", "state")
-	descStep     = describe("skein_job_step", "The last decided step of a running job.", "job")
-	descSpeed    = describe("skein_job_tokens_per_second", "Tokens that a running job trains on a second.", "job")
-	descSetbacks = describe("skein_job_setbacks", "Generations of a running job since its last checkpoint.", "job")
+	descSessions  = describe("skein_coordinator_sessions", "Sessions of workers.")
+	descJobs      = describe("skein_coordinator_jobs", "Jobs by phase.", "phase")
+	descWorkers   = describe("skein_coordinator_workers", "Workers by what they do.", "state")
+	descStep      = describe("skein_job_step", "The last decided step of a running job.", "job")
+	descSpeed     = describe("skein_job_tokens_per_second", "Tokens that a running job trains on a second.", "job")
+	descSetbacks  = describe("skein_job_setbacks", "Generations of a running job that gained nothing, in a row.", "job")
+	descProtected = describe("skein_job_protected", "1 if the loss of any one worker costs a running job no step.", "job")
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descTerm, descCommit, descApplied, descLastContact, descLogBytes, descSnapshot, descExpires,
-		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks,
+		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks, descProtected,
 	} {
 		to <- d
 	}
@@ -157,6 +158,7 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), s
 		if p := h.progressOf(j.ID); p != nil {
 			gauge(descStep, float64(p.GetStep()), j.ID)
 			gauge(descSpeed, p.GetTokensPerSecond(), j.ID)
+			gauge(descProtected, one(p.GetProtected() && p.GetGeneration() == j.Generation), j.ID)
 		}
 	}
 	for _, p := range fsm.Phases {

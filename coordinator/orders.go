@@ -10,7 +10,8 @@ import (
 
 // orders are all that a worker is to do, from what is decided.
 func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
-	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && s.Busy()[w.Name] == ""}
+	busy := s.Busy()[w.Name]
+	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == ""}
 	for _, j := range s.InOrder() {
 		switch j.Phase {
 		case fsm.Preparing:
@@ -20,6 +21,7 @@ func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Ord
 		case fsm.Running:
 			if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation {
 				o.Assignment = assignment(s, h, j, p, w)
+				h.ordered(j, o.Assignment)
 			}
 			// Who gave the generation up by itself has to show again that it reads the store.
 			if o.Assignment == nil || o.Assignment.Job != j.ID || h.hasGivenUp(j.ID, w.Name, j.Generation) {
@@ -27,7 +29,15 @@ func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Ord
 			}
 		case fsm.Queued:
 			o.Probes = appendProbe(now, o.Probes, h, j, w)
+			// It keeps what it holds until somebody else needs it, and says what that is.
+			if p := j.Holder(w.Name); p != nil && p.Incarnation == w.Incarnation && busy == "" && o.Assignment == nil && h.warms(w.Name) == "" {
+				o.Assignment = assignment(s, h, j, p, w)
+				o.Assignment.Seal = true
+			}
 		}
+	}
+	if j := s.Jobs[h.warms(w.Name)]; j != nil && o.Assignment == nil && o.Preparation == nil && busy == "" {
+		o.Warm = &skeinv1.Warm{Job: j.ID, Resolved: j.Resolved, SpecHash: j.SpecHash, DataServers: h.servers(s, j.DataHash, w)}
 	}
 	return o
 }
@@ -42,29 +52,32 @@ func appendProbe(now time.Time, list []*skeinv1.StoreProbe, h *hearing, j *fsm.J
 // jobStore is the job's own folder in its store: all that the job writes is below it.
 func jobStore(j *fsm.Job) string { return strings.TrimRight(j.Store, "/") + "/" + j.ID }
 
+// assignment is a worker's part in the generation that runs, or in the one that is parked.
 func assignment(s *fsm.State, h *hearing, j *fsm.Job, own *fsm.Place, w *fsm.Worker) *skeinv1.Assignment {
-	newest, _ := j.Newest()
+	g := j.Ended()
 	a := &skeinv1.Assignment{
-		Job: j.ID, Generation: j.Generation, Resolved: j.Resolved, SpecHash: j.SpecHash, Ranks: ranks(own.Ranks),
-		Members: members(s, j), Resume: checkpointOf(j.Resume), DataServers: h.servers(s, j.DataHash, w),
+		Job: j.ID, Generation: g.Generation, Resolved: j.Resolved, SpecHash: j.SpecHash, Ranks: ranks(own.Ranks),
+		Members: members(s, g.Placement), Resume: checkpointOf(j.Resume), DataServers: h.servers(s, j.DataHash, w),
+		Mirror: j.Mirror && len(g.Placement) > 1,
 	}
-	for i, p := range j.Placement {
-		if p.Worker == w.Name {
-			n := len(j.Placement)
-			a.Previous, a.Next = j.Placement[(i+n-1)%n].Worker, j.Placement[(i+1)%n].Worker
+	if l := g.Live; l != nil {
+		a.Live, a.After, a.Target, a.Decision = true, l.After, l.Target, l.Decision
+		for r, from := range l.Sources {
+			a.Sources = append(a.Sources, &skeinv1.Source{Rank: int32(r), Worker: from})
 		}
-		// A worker that wants to leave: the next checkpoint lets it. The index of its
-		// wish rises with each, so a request is never mistaken for an old one.
-		if m := s.Workers[p.Worker]; m != nil && m.Draining && j.PublishedIndex < m.DrainIndex && newest.Step < j.Steps {
-			a.CheckpointRequest = max(a.CheckpointRequest, m.DrainIndex)
+	}
+	for i, p := range g.Placement {
+		if p.Worker == w.Name {
+			n := len(g.Placement)
+			a.Previous, a.Next = g.Placement[(i+n-1)%n].Worker, g.Placement[(i+1)%n].Worker
 		}
 	}
 	return a
 }
 
-func members(s *fsm.State, j *fsm.Job) []*skeinv1.Member {
+func members(s *fsm.State, placement []fsm.Place) []*skeinv1.Member {
 	var list []*skeinv1.Member
-	for _, p := range j.Placement {
+	for _, p := range placement {
 		m := &skeinv1.Member{Worker: p.Worker, Incarnation: p.Incarnation, Ranks: ranks(p.Ranks)}
 		if w := s.Workers[p.Worker]; w != nil && w.Incarnation == p.Incarnation {
 			m.RingAddress, m.StreamAddress = w.Ring, w.Stream
@@ -96,7 +109,7 @@ func jobOf(s *fsm.State, j *fsm.Job, h *hearing) *skeinv1.Job {
 	out := &skeinv1.Job{
 		Id: j.ID, Name: j.Name, Phase: phases[j.Phase], Reason: j.Reason, SubmittedUnixMs: j.Submitted, ChangedUnixMs: j.Changed,
 		Priority: int32(j.Priority), Paused: j.Paused, Mirror: j.Mirror, Live: j.Live != nil, Began: j.Began(),
-		Generation: j.Generation, Members: members(s, j), WorldSize: int32(j.WorldSize), WorkersMin: int32(j.WorkersMin), WorkersMax: int32(j.WorkersMax),
+		Generation: j.Generation, Members: members(s, j.Placement), WorldSize: int32(j.WorldSize), WorkersMin: int32(j.WorkersMin), WorkersMax: int32(j.WorkersMax),
 		Steps: j.Steps, SpecHash: j.SpecHash, Result: j.Result,
 	}
 	if j.Paused && j.Phase == fsm.Queued {

@@ -30,6 +30,7 @@ type fakeWorker struct {
 	stall      bool                 // accepts assignments and takes no step
 	unreadable bool                 // cannot read the store
 	chatty     bool                 // says a line at every step
+	ring       *fakeRing            // keeps what it holds; nil: it never holds anything
 	hello      func(*skeinv1.Hello) // changes what it says of itself; nil: nothing
 	release    chan struct{}
 
@@ -190,7 +191,7 @@ func (w *fakeWorker) session(ctx context.Context) (released bool) {
 				}
 				spoken++
 			}
-			m := &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{Sequence: seq, DataSets: []string{dataHash}}}}
+			m := &skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{Sequence: seq, DataSets: []string{dataHash}, Warm: w.last().GetWarm().GetJob()}}}
 			if stream.Send(m) != nil {
 				return
 			}
@@ -247,10 +248,16 @@ func (w *fakeWorker) obey(ctx context.Context, o *skeinv1.Orders, answers chan<-
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var done sync.WaitGroup
+	if a := o.GetAssignment(); a != nil && w.ring != nil {
+		done.Go(func() { w.ring.host(ctx, w, a) })
+		return func() { cancel(); done.Wait() }
+	}
 	if p := o.GetPreparation(); p != nil && !w.idle {
 		done.Go(func() { w.prepare(ctx, p) })
 	}
-	if a := o.GetAssignment(); a != nil && a.GetRanks()[0] == 0 && !w.stall {
+	if a := o.GetAssignment(); a.GetSeal() {
+		done.Go(func() { w.seal(ctx, a) })
+	} else if a != nil && a.GetRanks()[0] == 0 && !w.stall {
 		done.Go(func() { w.train(ctx, a) })
 	}
 	return func() { cancel(); done.Wait() }
@@ -297,6 +304,12 @@ func (w *fakeWorker) expect(err error) {
 }
 
 func weights(step int64) string { return fmt.Sprintf("%064x", step) }
+
+// seal says, once for each generation, that nothing is left of it here.
+func (w *fakeWorker) seal(ctx context.Context, a *skeinv1.Assignment) {
+	_, err := w.api.Broken(ctx, &skeinv1.BrokenRequest{Sender: w.sender(), Job: a.GetJob(), Generation: a.GetGeneration(), Reason: "told to stop", Sealed: &skeinv1.Sealed{Told: true}})
+	w.expect(err)
+}
 
 // train takes steps as rank 0 of a generation.
 func (w *fakeWorker) train(ctx context.Context, a *skeinv1.Assignment) {

@@ -72,7 +72,7 @@ func (s workers) Session(stream skeinv1.Workers_SessionServer) error {
 		cancel()
 	}()
 	// The listener ends with the stream, which ends when this function returns.
-	if err := s.command(ctx, stream, reign, hello); err != nil {
+	if err := s.command(ctx, stream, reign, hello, session); err != nil {
 		return err
 	}
 	select {
@@ -159,6 +159,8 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 			if j := s.node.State().Jobs[p.GetJob()]; j != nil && j.Phase == fsm.Running && p.GetProgress().GetGeneration() == j.Generation && len(j.Placement) > 0 && j.Placement[0].Worker == h.GetWorker() {
 				r.tell(j.ID, p.GetProgress()) // rank 0's word counts
 			}
+		case *skeinv1.WorkerMessage_Pong:
+			r.pong(time.Now(), h.GetWorker(), session)
 		case *skeinv1.WorkerMessage_StoreRead:
 			if j := s.node.State().Jobs[what.StoreRead.GetJob()]; j != nil {
 				r.read(time.Now(), h.GetWorker(), j, what.StoreRead.GetNonce(), line(what.StoreRead.GetError()))
@@ -186,17 +188,23 @@ func (s workers) sound(worker string, said []*skeinv1.Line) []*skeinv1.Line {
 
 // command sends a worker its orders whenever they change. It returns nil when the
 // worker's side of the session has ended.
-func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServer, r *reign, h *skeinv1.Hello) error {
+func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServer, r *reign, h *skeinv1.Hello, session uint64) error {
 	again := time.NewTicker(readAgain) // failed probes are repeated
 	defer again.Stop()
 	var last *skeinv1.Orders
-	revision := uint64(0)
+	revision, pinged := uint64(0), uint64(0)
 	for {
 		changed, heard := s.node.Changed(), r.changed()
 		state := s.node.State()
 		if !state.Is(h.GetWorker(), h.GetIncarnation()) {
 			return skeinv1.Refuse(codes.Aborted, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_FENCED},
 				fmt.Sprintf("worker %s was given up; stop what you do, and begin a new session", h.GetWorker()))
+		}
+		if ping := r.pingOf(h.GetWorker(), session); ping > pinged {
+			pinged = ping
+			if err := stream.Send(&skeinv1.LeaderMessage{What: &skeinv1.LeaderMessage_Ping{Ping: &skeinv1.Ping{Number: ping}}}); err != nil {
+				return err
+			}
 		}
 		next := orders(time.Now(), state, r.hearing, state.Workers[h.GetWorker()])
 		next.Revision = revision
@@ -340,8 +348,19 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 	if reign == nil {
 		return nil, s.notLeader()
 	}
-	if g, n := r.GetGeneration(), r.GetPreparation(); g != j.Generation && n == 0 || n != 0 && (n != j.Preparation.Number || j.Phase != fsm.Preparing) {
+	if g, n := r.GetGeneration(), r.GetPreparation(); g != j.Ended().Generation && n == 0 || n != 0 && (n != j.Preparation.Number || j.Phase != fsm.Preparing) {
 		return nil, fmt.Errorf("%w: generation %d, preparation %d of %s are over", fsm.ErrFenced, g, n, j.ID)
+	}
+	if n := r.GetPreparation(); n == 0 {
+		sealed, sound := sealedOf(j, w, r.GetSealed())
+		if !sound {
+			s.config.Logger.Warn("a report of what a worker holds cannot be true; it counts as nothing", "job", j.ID, "worker", w.Name)
+		}
+		s.config.Logger.Info("sealed", "job", j.ID, "generation", r.GetGeneration(), "worker", w.Name, "step", sealed.Step, "held", sealed.Held, "summed", sealed.Summed, "yielded", sealed.Yielded)
+		reign.seal(j.ID, sealed)
+		if r.GetSealed().GetYielded() || r.GetSealed().GetTold() || j.Phase != fsm.Running {
+			return &skeinv1.BrokenResponse{}, nil // that was asked for, and blames nobody
+		}
 	}
 	incarnation := ""
 	if a := state.Workers[r.GetAccused()]; a != nil {

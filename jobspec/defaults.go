@@ -14,6 +14,7 @@ const (
 	promptsMax        = 256
 	shardBytesMin     = 1 << 20 // a smaller safetensors file is a slip, not a wish
 	memoryBytesMin    = 64 << 20
+	priorityMax       = 100 // and the least is −100
 )
 
 // EnsureDefaults fills every field left out. It is idempotent, never changes a

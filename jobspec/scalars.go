@@ -49,6 +49,7 @@ const (
 	ScheduleCosine   ScheduleKind = "cosine"
 
 	ProtectCheckpoint Protect = "checkpoint"
+	ProtectMirror     Protect = "mirror"
 
 	WireFP32 Wire = "fp32"
 	WireBF16 Wire = "bf16"

@@ -199,7 +199,8 @@ func (c *checker) cluster(cl *Cluster) {
 		c.that(stage != 2 && stage != 3, "cluster.zero", "stage %d is not in this release; use 0 or 1, the weights have the same bits in every stage", stage)
 		c.that(stage >= 0 && stage <= 3, "cluster.zero", "is %d; the stages are 0 and 1", stage)
 	}
-	c.oneOf("cluster.protect", string(cl.Protect), []string{string(ProtectCheckpoint)}, later{"mirror": "mirrors are not in this release; use checkpoint"})
+	c.oneOf("cluster.protect", string(cl.Protect), []string{string(ProtectCheckpoint), string(ProtectMirror)}, nil)
+	c.between("cluster.priority", cl.Priority, -priorityMax, priorityMax)
 	c.oneOf("cluster.wire", string(cl.Wire), []string{string(WireFP32), string(WireBF16)}, nil)
 }
 

@@ -74,6 +74,9 @@ func description(j client.Job, now time.Time) string {
 	}
 	row("Phase", "%s", phase)
 	row("Why", "%s", j.Reason)
+	if j.Pausing {
+		row("Pauses", "after its next step")
+	}
 	if j.WaitingFor != "" {
 		row("Waits for", "%s", j.WaitingFor)
 	}
@@ -96,7 +99,10 @@ func description(j client.Job, now time.Time) string {
 		row("Published", "step %d, %s ago · %s · weights %s", p.Step, console.Age(now.Sub(p.At)), console.Bytes(p.Bytes), console.Short(p.Weights))
 	}
 	if j.Phase == "running" && j.Published != nil {
-		row("Protection", "exposed (protect: checkpoint): a lost worker sets it back to step %d", j.Published.Step)
+		row("Protection", "%s", protection(j))
+	}
+	if j.Priority != 0 {
+		row("Priority", "%d", j.Priority)
 	}
 	if j.Store != "" {
 		row("Store", "%s", j.Store)
@@ -122,6 +128,19 @@ func description(j client.Job, now time.Time) string {
 		name, like = "", 0
 	}
 	return b.String()
+}
+
+// protection says what the loss of a worker would cost.
+func protection(j client.Job) string {
+	switch p := j.Progress; {
+	case p != nil && p.Protected:
+		return "protected: the loss of any one worker costs no step"
+	case p != nil && p.Exposed != "":
+		return fmt.Sprintf("exposed: %s; a lost worker sets it back to step %d", p.Exposed, j.Published.Step)
+	case j.Mirror:
+		return fmt.Sprintf("exposed until its mirrors are filled: a lost worker sets it back to step %d", j.Published.Step)
+	}
+	return fmt.Sprintf("exposed (protect: checkpoint): a lost worker sets it back to step %d", j.Published.Step)
 }
 
 func bounds(j client.Job) string {

@@ -27,7 +27,8 @@ func newJobs(std streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "jobs",
 		Short: "List the jobs of a cluster",
-		Long: `List jobs in order of submission, which is the order of the queue. WHY is what a
+		Long: `List jobs in order of submission, which is the order of the queue among jobs of one
+priority. WHY is what a
 job waits for, or why it ended as it did.`,
 		Example: `  skein jobs
   skein jobs --active -o wide`,
@@ -142,7 +143,7 @@ func workersOf(j client.Job) string {
 	switch {
 	case len(j.Workers) > 0:
 		return fmt.Sprint(len(j.Workers))
-	case j.Phase != "preparing" && j.Phase != "queued":
+	case j.Phase != "preparing" && j.Phase != "queued" && j.Phase != "paused":
 		return ""
 	case j.WorkersMin == j.WorkersMax:
 		return fmt.Sprintf("(%d)", j.WorkersMin)
@@ -171,7 +172,7 @@ func why(j client.Job) string {
 			return j.WaitingFor
 		}
 		return j.Reason
-	case "failed", "canceled":
+	case "paused", "failed", "canceled":
 		return j.Reason
 	}
 	return ""

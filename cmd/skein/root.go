@@ -65,7 +65,7 @@ Exit status:
 	group(root, "On this machine:", newTrain(std, eng), newPlan(std, eng), newGenerate(std, eng), newEval(std, eng), newExport(std, eng),
 		newImport(std), newData(std), newDoctor(std), newBench(std), newVersion(std))
 	group(root, "On a cluster, from any machine:", newSubmit(std), newJobs(std), newDescribe(std), newLogs(std), newWatch(std), newWait(std),
-		newCancel(std), newNodes(std))
+		newScale(std), newPause(std), newResume(std), newCancel(std), newNodes(std))
 	group(root, "To run a cluster:", newCoordinator(std), newWorker(std), newCerts(std))
 	return root
 }

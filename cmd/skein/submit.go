@@ -32,6 +32,7 @@ func newSubmit(std streams) *cobra.Command {
 	var cfg submitConfig
 	var job jobFlags
 	var upload, noUpload bool
+	var priority int
 	c := &cobra.Command{
 		Use:   "submit -f job.yaml",
 		Short: "Give a job to a cluster",
@@ -62,6 +63,12 @@ job.`,
 			if cfg.Job, err = job.read(std); err != nil {
 				return err
 			}
+			if c.Flags().Changed("priority") {
+				cfg.Job.Cluster.Priority = priority
+				if err := cfg.Job.Validate(); err != nil {
+					return err
+				}
+			}
 			cfg.file = job.file
 			return runSubmit(c.Context(), std, cfg)
 		},
@@ -71,6 +78,7 @@ job.`,
 	c.Flags().BoolVarP(&cfg.Watch, "watch", "w", false, "show the job until it is over; the exit status is its own")
 	c.Flags().BoolVar(&upload, "upload", false, "copy model and data into the store")
 	c.Flags().BoolVar(&noUpload, "no-upload", false, "leave model and data where they are")
+	c.Flags().IntVar(&priority, "priority", 0, "-100 to 100; higher goes first; that of the job file if left out")
 	c.Flags().StringVarP(&cfg.output, "output", "o", outputText, "text, name for the id alone, or json for machines")
 	c.Flags().StringVar(&cfg.Request, "request", "", "ask again for the job of an earlier try, by the id that it printed")
 	addLifeline(c, &cfg.until)

@@ -32,7 +32,8 @@ func (j *Job) Use(free int) int {
 }
 
 // Cut places the job's ranks evenly on the workers. Workers of one node become
-// neighbours in the ring, because their links are short.
+// neighbours in the ring, because their links are short; with mirrors, which lie on the
+// next worker, it is the other way round, so that no machine has both.
 func (j *Job) Cut(workers []*Worker) ([]Place, error) {
 	p, err := shard.EvenPlacement(j.WorldSize, len(workers))
 	if err != nil {
@@ -45,6 +46,9 @@ func (j *Job) Cut(workers []*Worker) ([]Place, error) {
 		}
 		return strings.Compare(a.Name, b.Name)
 	})
+	if j.Mirror {
+		ring = Spread(ring)
+	}
 	places := make([]Place, len(ring))
 	for i, w := range ring {
 		places[i] = Place{Worker: w.Name, Incarnation: w.Incarnation}

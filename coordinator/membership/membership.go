@@ -19,6 +19,9 @@ type Config struct {
 	// Reconnect is how long a worker whose connection broke may take to come back; half
 	// the lease.
 	Reconnect time.Duration
+	// Silence is how long a connected worker may be silent that another one accuses; 1.2 s.
+	// PingPatience of it must have passed since it was asked to say something; 250 ms.
+	Silence, PingPatience time.Duration
 }
 
 // EnsureDefaults fills in what is zero.
@@ -29,13 +32,20 @@ func (c *Config) EnsureDefaults() {
 	if c.Reconnect == 0 {
 		c.Reconnect = c.Lease / 2
 	}
+	if c.Silence == 0 {
+		c.Silence = 1200 * time.Millisecond
+	}
+	if c.PingPatience == 0 {
+		c.PingPatience = 250 * time.Millisecond
+	}
 }
 
 // Contact is what the leader has of one worker.
 type Contact struct {
 	Incarnation string    // of the process it talks or talked to
 	Connected   bool      // its session stands
-	Heard       time.Time // its last heartbeat
+	Heard       time.Time // the last that it said
+	Pinged      time.Time // when it was last asked to say something; zero: never
 	Broke       time.Time // when the session ended, if it is not connected
 }
 
@@ -85,6 +95,8 @@ func gone(now time.Time, w *fsm.Worker, busy bool, seen Seen, c Config) string {
 	case contact.Connected:
 		if silent := now.Sub(later(contact.Heard, seen.Since)); silent > c.Lease {
 			return fmt.Sprintf("no heartbeat for %s", seconds(silent))
+		} else if accused.By != "" && silent > c.Silence && contact.Pinged.After(contact.Heard) && now.Sub(contact.Pinged) > c.PingPatience {
+			return fmt.Sprintf("%s reports: %s, and it has not answered the leader for %s", accused.By, accused.Reason, seconds(silent))
 		}
 	case w.Draining && !busy:
 		return "it drained and has left"

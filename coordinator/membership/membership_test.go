@@ -8,7 +8,7 @@ import (
 )
 
 // Commands: connected w1 … heard=1s · broke w1 … at=2s · accused w1 by=w2 reason=… ·
-// since at=5s · prepared a by=w1 (it does so still) · decide at=6s.
+// since at=5s · pinged w1 … at=3s · answered w1 … at=3s · prepared a by=w1 (it does so still) · decide at=6s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
 	var c Config
@@ -32,6 +32,16 @@ func TestTranscripts(t *testing.T) {
 			}
 		case "accused":
 			seen.Accused[cmd.Args[0]] = Accusation{By: cmd.Keys["by"], Reason: cmd.Keys["reason"]}
+		case "pinged", "answered":
+			for _, w := range cmd.Args {
+				contact := seen.Contacts[w]
+				if cmd.Word == "pinged" {
+					contact.Pinged = cmd.At()
+				} else {
+					contact.Heard = cmd.At()
+				}
+				seen.Contacts[w] = contact
+			}
 		case "prepared":
 			w := s.State.Workers[cmd.Keys["by"]]
 			s.Apply(t, &fsm.Prepare{Job: s.ID(cmd.Args[0]), Number: 1, Worker: w.Name, Incarnation: w.Incarnation})

@@ -1,28 +1,41 @@
-// Package recovery decides how a running job goes on when its generation cannot: a
-// worker is gone, wants to leave, or a link broke. The next generation begins from the
-// last published checkpoint, with the workers that are left and those that are free.
-// Steps that were taken since are taken again, to the same bits.
+// Package recovery decides how a job goes on when its generation does not: a worker is
+// gone, a link broke, or the job stopped at a step boundary because workers come, leave or
+// are needed elsewhere.
+//
+// It is one mechanism. A generation that ends is sealed: each of its workers stops, keeps
+// what it holds in memory, and reports it. When all that are left have reported, the next
+// generation goes on live from the newest step that any of them knows decided, if they
+// hold all ranks together. Otherwise it begins from the last published checkpoint, and
+// steps taken since are taken again, to the same bits.
 package recovery
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/protocol"
 )
 
 // Config is the policy. Zero means the default.
 type Config struct {
-	// Grace is how long after the report of a broken link the workers at its ends may
-	// turn out to be gone, before all of them are placed again; 1.5 s.
-	Grace time.Duration
-	// DrainPatience is how long a worker that wants to leave waits for a checkpoint, so
+	// SealPatience is how long a worker whose session stands may take to stop and report;
+	// 10 s. The others go on without it then, if they can.
+	SealPatience time.Duration
+	// LostStateWait is how long a job waits for workers that have its only state and may
+	// come back, before it goes back to a checkpoint; 2 s.
+	LostStateWait time.Duration
+	// Settle is how long after a worker has come others may follow, before a job stops to
+	// take it in; 2 s.
+	Settle time.Duration
+	// DrainPatience is how long a worker that wants to leave waits for a step boundary, so
 	// that no step runs again; 20 s. It must be well below what a worker waits for being
 	// released.
 	DrainPatience time.Duration
-	// BackoffFrom is how many generations in a row may bring no checkpoint before the
-	// next ones wait, longer each time; 5.
+	// BackoffFrom is how many generations in a row may gain nothing before the next ones
+	// wait, longer each time; 5.
 	BackoffFrom int
 	// BackoffMax is the longest such wait; 60 s.
 	BackoffMax time.Duration
@@ -41,29 +54,23 @@ type Config struct {
 
 // EnsureDefaults fills in what is zero.
 func (c *Config) EnsureDefaults() {
-	if c.Grace == 0 {
-		c.Grace = 1500 * time.Millisecond
-	}
-	if c.DrainPatience == 0 {
-		c.DrainPatience = 20 * time.Second
+	for _, d := range []struct {
+		p   *time.Duration
+		def time.Duration
+	}{
+		{&c.SealPatience, 10 * time.Second}, {&c.LostStateWait, 2 * time.Second}, {&c.Settle, 2 * time.Second},
+		{&c.DrainPatience, 20 * time.Second}, {&c.BackoffMax, time.Minute}, {&c.BackoffLost, 4 * time.Second},
+		{&c.GiveUpRest, time.Minute}, {&c.StuckPatience, 30 * time.Second},
+	} {
+		if *d.p == 0 {
+			*d.p = d.def
+		}
 	}
 	if c.BackoffFrom == 0 {
 		c.BackoffFrom = 5
 	}
-	if c.BackoffMax == 0 {
-		c.BackoffMax = time.Minute
-	}
-	if c.BackoffLost == 0 {
-		c.BackoffLost = 4 * time.Second
-	}
 	if c.GiveUpsMax == 0 {
 		c.GiveUpsMax = 3
-	}
-	if c.GiveUpRest == 0 {
-		c.GiveUpRest = time.Minute
-	}
-	if c.StuckPatience == 0 {
-		c.StuckPatience = 30 * time.Second
 	}
 }
 
@@ -96,6 +103,15 @@ type Stray struct {
 	Since time.Time
 }
 
+// Sealed is the report of a worker that will not act in a generation again.
+type Sealed struct {
+	Generation  uint64
+	Incarnation string
+	Yielded     bool // it stopped at a step boundary, as was asked
+	At          time.Time
+	protocol.Report
+}
+
 // Seen is what the leader has heard and the log does not say.
 type Seen struct {
 	Alive    map[string]bool              // workers whose session stands
@@ -105,120 +121,226 @@ type Seen struct {
 	Reads    map[string]map[string]bool   // free workers that reach a job's store
 	GaveUp   map[string]map[string]GaveUp // by job and worker
 	Strays   map[string]Stray             // by worker
+
+	Since     time.Time                    // when this leader began to listen
+	LastJoin  time.Time                    // when the last worker came
+	Sealed    map[string]map[string]Sealed // by job and worker: the newest reports
+	Ending    map[string]time.Time         // by job: since when its generation has been known to end
+	Protected map[string]bool              // running jobs that say so of themselves
+	Warm      map[string]string            // by worker: the job that it is ready for
+	Promised  map[string]string            // by worker: the queued job that waits for it
+	Preempt   map[string]string            // by running job: the queued one that needs its workers more
 }
 
-// Decide ends generations that cannot go on and begins the next ones. notes has a line
-// for each job that it looked at and left alone for now.
-func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, notes map[string]string) {
-	busy, notes := s.Busy(), map[string]string{}
-	for _, j := range s.InOrder() {
-		if j.Phase != fsm.Running {
-			continue
+// Yield asks a running job to stop after the next step.
+type Yield struct {
+	Why  string
+	Save bool // with a checkpoint of that step
+}
+
+// Decision is what is to be done about all running jobs, and those that wait with their
+// state in memory.
+type Decision struct {
+	Entries []fsm.Entry
+	Notes   map[string]string // by job that is left alone for now: why
+	Seal    map[string]string // by job whose workers are to stop at once: why
+	Yield   map[string]Yield  // by job
+	Warm    map[string]string // by worker without work: the job that it is to make ready for
+	Joining map[string]string // by worker without work: the job that stops to take it in
+	Hold    map[string]bool   // queued jobs whose workers are about to report what they hold
+}
+
+// Decide ends generations that cannot or should not go on, and begins the next ones.
+func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
+	d := &decider{now: now, s: s, Seen: seen, c: c, busy: s.Busy(), Decision: Decision{
+		Notes: map[string]string{}, Seal: map[string]string{}, Yield: map[string]Yield{}, Warm: map[string]string{},
+		Joining: map[string]string{}, Hold: map[string]bool{},
+	}}
+	d.keeps = d.unsaved()
+	for _, j := range s.Queue() {
+		switch {
+		case j.Phase == fsm.Running:
+			d.running(j)
+		case j.Phase == fsm.Queued && j.Parked.Generation > 0 && !j.Paused:
+			d.parked(j)
 		}
-		why, backoffMax := cause(now, s, j, seen, c)
-		if why == "" {
-			continue
-		}
-		if note := notYet(now, s, j, seen, c.BackoffFrom, backoffMax); note != "" {
-			notes[j.ID] = why + "; " + note
-			continue
-		}
-		e, taken := next(now, s, j, seen, c, busy, why)
-		for _, w := range taken {
-			busy[w] = j.ID
-		}
-		entries = append(entries, e)
 	}
-	return entries, notes
+	return d.Decision
+}
+
+// decider is one call of Decide.
+type decider struct {
+	Decision
+	Seen
+	now  time.Time
+	s    *fsm.State
+	c    Config
+	busy map[string]string // worker → job, with what has been decided so far
+	// keeps names, by worker, the job that waits with steps in its memory that no
+	// checkpoint has: it is not made to drop them for another job that could run without it.
+	keeps map[string]string
+}
+
+func (d *decider) unsaved() map[string]string {
+	keeps := map[string]string{}
+	for _, j := range d.s.Queue() {
+		newest, _ := j.Newest()
+		if j.Phase != fsm.Queued {
+			continue
+		}
+		for _, r := range d.reports(j) {
+			if r.Step > newest.Step && len(r.Held) > 0 && d.busy[r.Worker] == "" {
+				keeps[r.Worker] = j.ID
+			}
+		}
+	}
+	return keeps
+}
+
+func (d *decider) note(j *fsm.Job, format string, args ...any) {
+	d.Notes[j.ID] = fmt.Sprintf(format, args...)
+}
+
+// running looks at a job that runs.
+func (d *decider) running(j *fsm.Job) {
+	why, backoffMax := d.cause(j)
+	reports := d.reports(j)
+	if why == "" && len(reports) == 0 {
+		d.plan(j)
+		return
+	}
+	planned := why == "" && !slices.ContainsFunc(reports, func(r Sealed) bool { return !r.Yielded })
+	switch {
+	case planned:
+		if why = d.planned(j).Why; why == "" {
+			why = "it stopped at a step boundary"
+		}
+	case why == "": // whoever was lost came back
+		why = reports[0].Worker + " has stopped"
+	}
+	d.Seal[j.ID] = why
+	if note := d.awaited(j); note != "" {
+		d.note(j, "%s; %s", why, note)
+		return
+	}
+	if note := d.backoff(j, backoffMax); note != "" && !planned {
+		d.note(j, "%s; %s", why, note)
+		return
+	}
+	if j.Paused {
+		d.suspend(j, "paused", "")
+		return
+	}
+	if by := d.Preempt[j.ID]; by != "" {
+		d.suspend(j, "makes way for "+by, "")
+		return
+	}
+	d.next(j, why, planned)
 }
 
 // cause says why a job's generation cannot go on, empty if it can, and how long the next
-// one may have to wait.
-func cause(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config) (reason string, backoffMax time.Duration) {
+// one may have to wait. That it has stopped as asked is no cause.
+func (d *decider) cause(j *fsm.Job) (reason string, backoffMax time.Duration) {
 	var why []string
 	for _, p := range j.Placement {
-		w := s.Workers[p.Worker]
+		w := d.s.Workers[p.Worker]
 		switch {
 		case w == nil:
-			lost := seen.Lost[p.Worker]
+			lost := d.Lost[p.Worker]
 			if lost == "" {
 				lost = p.Worker + " is gone"
 			}
 			why = append(why, lost)
 		case w.Incarnation != p.Incarnation:
 			why = append(why, p.Worker+" was started again")
-		case w.Draining && j.PublishedIndex > w.DrainIndex:
-			why = append(why, p.Worker+" leaves")
-		case w.Draining && now.Sub(seen.Draining[p.Worker]) > c.DrainPatience:
-			why = append(why, p.Worker+" leaves without a checkpoint")
-		case seen.stuck(now, p.Worker, c):
-			why = append(why, fmt.Sprintf("%s has not stopped %s for %s", p.Worker, seen.Strays[p.Worker].Task, c.StuckPatience))
+		case w.Draining && d.now.Sub(d.Draining[p.Worker]) > d.c.DrainPatience:
+			why = append(why, p.Worker+" leaves without waiting for a step boundary")
+		case d.stuck(p.Worker):
+			why = append(why, fmt.Sprintf("%s has not stopped %s for %s", p.Worker, d.Strays[p.Worker].Task, d.c.StuckPatience))
 		}
 	}
-	if b, ok := seen.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation && now.Sub(b.At) > c.Grace {
-		return fmt.Sprintf("%s reports: %s", b.By, b.Reason), c.BackoffMax
+	if b, ok := d.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation {
+		return fmt.Sprintf("%s reports: %s", b.By, b.Reason), d.c.BackoffMax
 	}
-	return strings.Join(why, "; "), c.BackoffLost
+	return strings.Join(why, "; "), d.c.BackoffLost
 }
 
-// notYet says why the next generation has to wait; empty if it need not.
-func notYet(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, backoffFrom int, backoffMax time.Duration) string {
-	for _, p := range j.Placement {
-		if s.Is(p.Worker, p.Incarnation) && !seen.Alive[p.Worker] {
+// reports are those of the workers of the generation that has ended or ends, as far as
+// they count still.
+func (d *decider) reports(j *fsm.Job) []Sealed {
+	ended := j.Ended()
+	var list []Sealed
+	for _, p := range ended.Placement {
+		if r, ok := d.Sealed[j.ID][p.Worker]; ok && r.Generation == ended.Generation && r.Incarnation == p.Incarnation && d.s.Is(p.Worker, p.Incarnation) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// awaited says which worker's report has to be waited for; empty if none's.
+func (d *decider) awaited(j *fsm.Job) string {
+	ended := j.Ended()
+	since := d.now
+	if at, known := d.Ending[j.ID]; known {
+		since = at
+	}
+	var list []string
+	for _, p := range ended.Placement {
+		r, reported := d.Sealed[j.ID][p.Worker]
+		switch {
+		case !d.s.Is(p.Worker, p.Incarnation):
+		case !d.Alive[p.Worker]: // though it has reported: a report may come before the session
 			return fmt.Sprintf("looks whether %s is alive", p.Worker)
+		case reported && r.Generation == ended.Generation && r.Incarnation == p.Incarnation:
+		case d.busy[p.Worker] != "" && d.busy[p.Worker] != j.ID: // it has other work by now, and has dropped what it held
+		case d.stuck(p.Worker), d.now.Sub(since) >= d.c.SealPatience:
+		default:
+			list = append(list, p.Worker)
 		}
 	}
-	if over := j.Setbacks - backoffFrom; over >= 0 {
-		wait := min(time.Second<<min(over, 16), backoffMax)
-		if left := wait - now.Sub(time.UnixMilli(j.Changed)); left > 0 && left <= wait {
-			return fmt.Sprintf("waits %.0f s, because %d generations brought no checkpoint", wait.Seconds(), j.Setbacks)
-		}
+	if len(list) == 0 {
+		return ""
 	}
-	return ""
+	return "waits for what is left on " + strings.Join(list, ", ")
+}
+
+// backoff says why the next generation has to wait for a while; empty if it need not.
+func (d *decider) backoff(j *fsm.Job, most time.Duration) string {
+	over := j.Setbacks - d.c.BackoffFrom
+	if over < 0 {
+		return ""
+	}
+	wait := min(time.Second<<min(over, 16), most)
+	if left := wait - d.now.Sub(time.UnixMilli(j.Changed)); left <= 0 || left > wait { // or the clock went back
+		return ""
+	}
+	return fmt.Sprintf("waits %.0f s, because %d generations gained nothing", wait.Seconds(), j.Setbacks)
 }
 
 // stuck tells whether a worker hangs in something that is over.
-func (seen Seen) stuck(now time.Time, worker string, c Config) bool {
-	stray, ok := seen.Strays[worker]
-	return ok && now.Sub(stray.Since) > c.StuckPatience
+func (d *decider) stuck(worker string) bool {
+	stray, ok := d.Strays[worker]
+	return ok && d.now.Sub(stray.Since) > d.c.StuckPatience
 }
 
-// next is the decision itself: a generation, or back to the queue.
-func next(now time.Time, s *fsm.State, j *fsm.Job, seen Seen, c Config, busy map[string]string, why string) (fsm.Entry, []string) {
-	var left, spare []*fsm.Worker
-	for _, w := range s.ByName() {
-		gaveUp, stray := seen.GaveUp[j.ID][w.Name], seen.Strays[w.Name]
-		if !seen.Alive[w.Name] || w.Draining || !w.Has(j.Class) || !w.Fits(j) || c.Rests(now, gaveUp) || seen.stuck(now, w.Name, c) {
-			continue
-		}
-		// A worker that was started again, or that gave this generation up by itself, is as
-		// good as a free one: it must show that it reaches the store.
-		switch p := j.Place(w.Name); {
-		case p != nil && p.Incarnation == w.Incarnation && (gaveUp.Times == 0 || gaveUp.Generation != j.Generation):
-			left = append(left, w)
-		case (p != nil || busy[w.Name] == "" && stray.Task == "") && (j.Nonce.Object == "" || seen.Reads[j.ID][w.Name]):
-			spare = append(spare, w)
-		}
-	}
-	all := append(fsm.Spread(left), fsm.Spread(spare)...)
+// suspend sends a job back to the queue. Its workers keep what they hold as long as nobody
+// else needs them.
+func (d *decider) suspend(j *fsm.Job, what, why string) {
 	newest, _ := j.Newest()
-	use := j.Use(len(all))
-	if use == 0 {
-		return fsm.Entry{
-			Reason:   fmt.Sprintf("back in the queue as generation %d from step %d, because %d of at least %d workers are left: %s", j.Generation+1, newest.Step, len(all), j.WorkersMin, why),
-			Decision: &fsm.Suspend{Job: j.ID, Generation: j.Generation + 1},
-		}, nil
+	at := newest.Step
+	for _, r := range d.reports(j) {
+		at = max(at, r.Step)
 	}
-	placement, err := j.Cut(all[:use])
-	if err != nil { // the bounds of a job are within its world size
-		panic("recovery: " + err.Error())
+	text := fmt.Sprintf("%s at step %d as generation %d", what, at, j.Generation+1)
+	if at > newest.Step {
+		text += fmt.Sprintf(", step %d is published", newest.Step)
 	}
-	var names []string
-	for _, p := range placement {
-		names = append(names, p.Worker)
+	if why != "" {
+		text += ": " + why
 	}
-	return fsm.Entry{
-		Reason:   fmt.Sprintf("goes on as generation %d from step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why),
-		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
-	}, names
+	for _, p := range j.Placement {
+		delete(d.busy, p.Worker)
+	}
+	d.Entries = append(d.Entries, fsm.Entry{Reason: text, Decision: &fsm.Suspend{Job: j.ID, Generation: j.Generation + 1}})
 }

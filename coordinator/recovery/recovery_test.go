@@ -4,17 +4,24 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
+	"github.com/skein-ml/skein/protocol"
+	"github.com/skein-ml/skein/shard"
 )
 
 // Commands: alive w1 … · away w1 … · running job w1 w2 · lost w1 reason=… · broken job
 // by=w1 reason=… at=1s · gaveup job by=w1 reason=… at=1s · stray w1 task=… at=1s ·
-// stopped w1 · draining w1 at=1s · read job w1 · unread job w1 · decide at=3s.
+// stopped w1 · draining w1 at=1s · read job w1 … · unread job w1 · joined at=1s ·
+// sealed job w1 … step=3 (mirror=1: it holds the ranks of the worker before it too; summed=1:
+// and their sums of the next step; nothing=1: it holds nothing; reaches=w1,w2; yielded=1) ·
+// protected job · warm job w1 … · preempt job by=other · promised w1 … to=job · decide at=3s.
+// What decide asks of workers stands below what it decides.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
 	var c Config
@@ -24,7 +31,9 @@ func TestTranscripts(t *testing.T) {
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Lost: map[string]string{}, Broken: map[string]Broken{},
 				Draining: map[string]time.Time{}, Reads: map[string]map[string]bool{},
-				GaveUp: map[string]map[string]GaveUp{}, Strays: map[string]Stray{}}
+				GaveUp: map[string]map[string]GaveUp{}, Strays: map[string]Stray{}, Sealed: map[string]map[string]Sealed{},
+				Ending: map[string]time.Time{}, Protected: map[string]bool{}, Warm: map[string]string{}, Promised: map[string]string{},
+				Preempt: map[string]string{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -39,7 +48,39 @@ func TestTranscripts(t *testing.T) {
 		case "draining":
 			seen.Draining[cmd.Args[0]] = cmd.At()
 		case "read":
-			seen.Reads[s.ID(cmd.Args[0])] = map[string]bool{cmd.Args[1]: true}
+			id := s.ID(cmd.Args[0])
+			seen.Reads[id] = map[string]bool{}
+			for _, w := range cmd.Args[1:] {
+				seen.Reads[id][w] = true
+			}
+		case "joined":
+			seen.LastJoin = cmd.At()
+		case "sealed":
+			seal(t, s, seen, cmd)
+		case "protected":
+			seen.Protected[s.ID(cmd.Args[0])] = true
+		case "exposed":
+			delete(seen.Protected, s.ID(cmd.Args[0]))
+		case "warm":
+			for _, w := range cmd.Args[1:] {
+				seen.Warm[w] = s.ID(cmd.Args[0])
+			}
+		case "preempt":
+			seen.Preempt[s.ID(cmd.Args[0])] = s.ID(cmd.Keys["by"])
+		case "promised":
+			for _, w := range cmd.Args {
+				seen.Promised[w] = s.ID(cmd.Keys["to"])
+			}
+		case "pause":
+			s.Apply(t, &fsm.Pause{Job: s.ID(cmd.Args[0])})
+		case "resume":
+			s.Apply(t, &fsm.Resume{Job: s.ID(cmd.Args[0])})
+		case "scale":
+			n, err := strconv.Atoi(cmd.Keys["workers"])
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Apply(t, &fsm.Scale{Job: s.ID(cmd.Args[0]), Workers: n})
 		case "unread":
 			delete(seen.Reads[s.ID(cmd.Args[0])], cmd.Args[1])
 		case "broken", "gaveup":
@@ -57,17 +98,97 @@ func TestTranscripts(t *testing.T) {
 		case "stopped":
 			delete(seen.Strays, cmd.Args[0])
 		case "decide":
-			entries, notes := Decide(cmd.At(), s.State, *seen, c)
-			var b strings.Builder
-			for _, id := range slices.Sorted(maps.Keys(notes)) {
-				fmt.Fprintf(&b, "%s %s\n", id, notes[id])
-			}
-			return s.Carry(t, entries) + b.String()
+			return decide(t, s, seen, cmd, c)
 		default:
 			t.Fatalf("no command %q", cmd.Word)
 		}
 		return ""
 	})
+}
+
+// decide carries out what is decided, and remembers what the leader would.
+func decide(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command, c Config) string {
+	t.Helper()
+	d := Decide(cmd.At(), s.State, *seen, c)
+	var b strings.Builder
+	for _, id := range slices.Sorted(maps.Keys(d.Notes)) {
+		fmt.Fprintf(&b, "%s %s\n", id, d.Notes[id])
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.Yield)) {
+		fmt.Fprintf(&b, "yield %s", id)
+		if d.Yield[id].Save {
+			b.WriteString(" and save")
+		}
+		b.WriteString("\n")
+	}
+	for _, w := range slices.Sorted(maps.Keys(d.Warm)) {
+		fmt.Fprintf(&b, "warm %s for %s\n", w, d.Warm[w])
+	}
+	for _, w := range slices.Sorted(maps.Keys(d.Joining)) {
+		fmt.Fprintf(&b, "%s is to join %s\n", w, d.Joining[w])
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.Hold)) {
+		fmt.Fprintf(&b, "hold %s\n", id)
+	}
+	for id := range d.Seal {
+		if _, known := seen.Ending[id]; !known {
+			seen.Ending[id] = cmd.At()
+		}
+	}
+	for id := range d.Hold {
+		if _, known := seen.Ending[id]; !known {
+			seen.Ending[id] = cmd.At()
+		}
+	}
+	for _, e := range d.Entries {
+		if g, ok := e.Decision.(*fsm.Generate); ok {
+			delete(seen.Ending, g.Job)
+			delete(seen.Protected, g.Job)
+		}
+	}
+	return s.Carry(t, d.Entries) + b.String()
+}
+
+// seal reports what workers of a job hold that will not act in its generation again.
+func seal(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command) {
+	t.Helper()
+	id := s.ID(cmd.Args[0])
+	j := s.State.Jobs[id]
+	ended := j.Ended()
+	if seen.Sealed[id] == nil {
+		seen.Sealed[id] = map[string]Sealed{}
+	}
+	step, err := strconv.ParseInt(cmd.Keys["step"], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var everyone []string
+	for _, p := range ended.Placement {
+		everyone = append(everyone, p.Worker)
+	}
+	if cmd.Keys["reaches"] != "" {
+		everyone = strings.Split(cmd.Keys["reaches"], ",")
+	}
+	for _, w := range cmd.Args[1:] {
+		r := Sealed{Generation: ended.Generation, Incarnation: s.State.Workers[w].Incarnation, Yielded: cmd.Keys["yielded"] != "", At: cmd.At(),
+			Report: protocol.Report{Worker: w, Step: step, Reaches: everyone}}
+		if step > j.Resume.Step {
+			r.Decision = fmt.Appendf(nil, "D(%d)", step)
+		}
+		for i, p := range ended.Placement {
+			next := ended.Placement[(i+1)%len(ended.Placement)].Worker
+			if p.Worker != w && (next != w || cmd.Keys["mirror"] == "") || cmd.Keys["nothing"] != "" {
+				continue
+			}
+			for _, rank := range p.Ranks {
+				r.Held = append(r.Held, shard.Rank(rank))
+			}
+		}
+		if cmd.Keys["summed"] != "" {
+			r.Summed = r.Held
+		}
+		seen.Sealed[id][w] = r
+	}
 }
 
 // run places a submitted job on the workers that are named.

@@ -48,7 +48,7 @@ func (d *decision) behind(j *fsm.Job, need, free int) string {
 	if first == "" || free < need {
 		return ""
 	}
-	return "waits behind " + first + ", which was submitted before it; "
+	return "waits behind " + first + ", which comes before it; "
 }
 
 // requirement is what a job needs: 4 workers of class avx512 r1 with 3.1 GB each.

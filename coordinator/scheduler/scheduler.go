@@ -1,5 +1,7 @@
 // Package scheduler decides which workers prepare and which run jobs: all that a job
-// needs at once or none of it, in order of submission.
+// needs at once or none of it, by priority and then in order of submission. A job that
+// lacks workers gets them from running jobs of lower priority, which stop at a step
+// boundary.
 //
 // A job that waits for workers that others have is promised every worker that could
 // work for it, or small jobs behind it would keep it waiting for ever; one that is being
@@ -76,21 +78,38 @@ type Seen struct {
 	Broken   map[string]Broken            // by job
 	Resting  map[string]map[string]string // by job and worker: why one that gave up again and again is left out for a while
 	Strays   map[string]Stray             // by worker
+	Hold     map[string]bool              // queued jobs that may go on live in a moment
+	Joining  map[string]string            // by worker: the running job that stops to take it in
 }
 
-// Decide gives work to workers that have none. waiting says, for each job that is
-// preparing or queued, what it waits for; a job that gets what it needs has no line.
-func Decide(now time.Time, s *fsm.State, seen Seen, c Config) (entries []fsm.Entry, waiting map[string]string) {
-	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), promised: map[string]string{}, waiting: map[string]string{}}
-	for _, j := range s.InOrder() {
-		switch j.Phase {
-		case fsm.Preparing:
+// Decision is who gets work, and why the others get none.
+type Decision struct {
+	Entries []fsm.Entry
+	// Waiting says, for each job that is preparing or queued, what it waits for; a job
+	// that gets what it needs has no line.
+	Waiting  map[string]string
+	Promised map[string]string // by worker: the first queued job that waits for it
+	Preempt  map[string]string // by running job: the queued one that gets its workers
+}
+
+// Decide gives work to workers that have none.
+func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
+	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), promised: map[string]string{}, preempt: map[string]string{}, waiting: map[string]string{}}
+	for _, j := range s.Queue() {
+		switch {
+		case j.Phase == fsm.Preparing:
 			d.prepare(j)
-		case fsm.Queued:
+		case j.Phase != fsm.Queued:
+		case j.Paused:
+			d.wait(j, "is paused; `skein resume %s` lets it go on", j.ID)
+		case seen.Hold[j.ID]:
+			d.wait(j, "goes on with what its workers hold in memory, if they hold all of it")
+			d.promise(j)
+		default:
 			d.run(j)
 		}
 	}
-	return d.entries, d.waiting
+	return Decision{Entries: d.entries, Waiting: d.waiting, Promised: d.promised, Preempt: d.preempt}
 }
 
 // decision is one call of Decide.
@@ -101,6 +120,7 @@ type decision struct {
 	c        Config
 	busy     map[string]string // worker → job, with what has been decided so far
 	promised map[string]string // worker → the first job that waits for it
+	preempt  map[string]string // running job → the queued one that needs its workers
 	entries  []fsm.Entry
 	waiting  map[string]string
 }
@@ -141,7 +161,7 @@ func (d *decision) prepare(j *fsm.Job) {
 	}
 	w := d.preparer(j)
 	if w == nil {
-		d.short(j, 1, why)
+		d.short(j, 1, why+d.preempts(j, 0, 1))
 		return
 	}
 	d.busy[w.Name] = j.ID
@@ -229,6 +249,9 @@ func (d *decision) taken(j *fsm.Job, w *fsm.Worker) string {
 	}
 	if stray := d.seen.Strays[w.Name]; stray.Task != "" {
 		return "busy with " + stray.Task + ", which is over, and has not stopped yet"
+	}
+	if other := d.seen.Joining[w.Name]; other != "" && other != j.ID {
+		return "about to join " + other
 	}
 	if other := d.promised[w.Name]; other != "" && other != j.ID {
 		return promisedTo(other)
@@ -338,7 +361,7 @@ func (d *decision) run(j *fsm.Job) {
 	}
 	use := j.Use(len(free))
 	if use == 0 {
-		d.short(j, j.WorkersMin, "")
+		d.short(j, j.WorkersMin, d.preempts(j, len(free), j.WorkersMin))
 		return
 	}
 	if settled := d.seen.LastJoin.Add(d.c.Settle); len(free) < j.WorkersMax && d.now.Before(settled) {

@@ -7,11 +7,13 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/coordinator/fsm/fsmtest"
 )
 
 // Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
 // reason=… · resting job w1 why=… · stray w1 task=… at=1s · stopped w1 · restored ·
+// pause job · resume job · suspend job · hold job · release job · joining w1 to=job ·
 // decide at=3s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
@@ -21,7 +23,7 @@ func TestTranscripts(t *testing.T) {
 		seen := stories[s]
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{},
-				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}}
+				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}, Hold: map[string]bool{}, Joining: map[string]string{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -48,15 +50,29 @@ func TestTranscripts(t *testing.T) {
 			seen.Strays[cmd.Args[0]] = Stray{Task: cmd.Keys["task"], Since: cmd.At()}
 		case "stopped":
 			delete(seen.Strays, cmd.Args[0])
+		case "pause":
+			s.Apply(t, &fsm.Pause{Job: s.ID(cmd.Args[0])})
+		case "resume":
+			s.Apply(t, &fsm.Resume{Job: s.ID(cmd.Args[0])})
+		case "suspend":
+			id := s.ID(cmd.Args[0])
+			s.Apply(t, &fsm.Suspend{Job: id, Generation: s.State.Jobs[id].Generation + 1})
+		case "hold", "release":
+			seen.Hold[s.ID(cmd.Args[0])] = cmd.Word == "hold"
+		case "joining":
+			seen.Joining[cmd.Args[0]] = s.ID(cmd.Keys["to"])
 		case "restored":
 			s.State = s.State.Restored(cmd.At().UnixMilli())
 		case "decide":
-			entries, waiting := Decide(cmd.At(), s.State, *seen, c)
+			d := Decide(cmd.At(), s.State, *seen, c)
 			var b strings.Builder
-			for _, id := range slices.Sorted(maps.Keys(waiting)) {
-				fmt.Fprintf(&b, "%s %s\n", id, waiting[id])
+			for _, id := range slices.Sorted(maps.Keys(d.Waiting)) {
+				fmt.Fprintf(&b, "%s %s\n", id, d.Waiting[id])
 			}
-			return s.Carry(t, entries) + s.Short(b.String())
+			for _, id := range slices.Sorted(maps.Keys(d.Preempt)) {
+				fmt.Fprintf(&b, "preempt %s for %s\n", id, d.Preempt[id])
+			}
+			return s.Carry(t, d.Entries) + s.Short(b.String())
 		default:
 			t.Fatalf("no command %q", cmd.Word)
 		}

@@ -138,7 +138,7 @@ func (s *Story) run(t *testing.T, c Command, do func(t *testing.T, s *Story, c C
 				Classes: strings.Split(or(c.Keys["class"], "generic r1"), ","), Memory: number(t, or(c.Keys["memory"], "0")),
 			}})
 		}
-	case "submit": // submit a world=4 workers=1-4 class=auto
+	case "submit": // submit a world=4 workers=1-4 class=auto priority=5 mirror=1
 		s.submit(t, c)
 	case "resolved": // resolved a class=generic_r1 memory=1000000 nonce=x
 		j := s.State.Jobs[s.ID(c.Args[0])]
@@ -173,6 +173,7 @@ func (s *Story) submit(t *testing.T, c Command) {
 	s.Jobs[name] = s.Apply(t, &fsm.Submit{
 		Request: name, Name: "job", Spec: []byte("{}"), WorldSize: int(number(t, or(c.Keys["world"], "4"))),
 		WorkersMin: int(number(t, lo)), WorkersMax: int(number(t, hi)), Class: or(c.Keys["class"], "auto"), Store: "/store",
+		Priority: int(number(t, or(c.Keys["priority"], "0"))), Mirror: c.Keys["mirror"] != "",
 	})
 }
 

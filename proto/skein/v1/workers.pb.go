@@ -982,6 +982,7 @@ type Sealed struct {
 	Summed        []int32                `protobuf:"varint,4,rep,packed,name=summed,proto3" json:"summed,omitempty"` // those of them whose gradients of step + 1 are summed here
 	Reaches       []string               `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`       // members whose ring listener answers it
 	Yielded       bool                   `protobuf:"varint,6,opt,name=yielded,proto3" json:"yielded,omitempty"`      // it stopped at a step boundary, as was asked
+	Told          bool                   `protobuf:"varint,7,opt,name=told,proto3" json:"told,omitempty"`            // it stopped because orders had it seal
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1054,6 +1055,13 @@ func (x *Sealed) GetReaches() []string {
 func (x *Sealed) GetYielded() bool {
 	if x != nil {
 		return x.Yielded
+	}
+	return false
+}
+
+func (x *Sealed) GetTold() bool {
+	if x != nil {
+		return x.Told
 	}
 	return false
 }
@@ -2218,14 +2226,15 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x06mirror\x18\x12 \x01(\bR\x06mirror\"4\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04rank\x18\x01 \x01(\x05R\x04rank\x12\x16\n" +
-	"\x06worker\x18\x02 \x01(\tR\x06worker\"\x98\x01\n" +
+	"\x06worker\x18\x02 \x01(\tR\x06worker\"\xac\x01\n" +
 	"\x06Sealed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x03R\x04step\x12\x1a\n" +
 	"\bdecision\x18\x02 \x01(\fR\bdecision\x12\x12\n" +
 	"\x04held\x18\x03 \x03(\x05R\x04held\x12\x16\n" +
 	"\x06summed\x18\x04 \x03(\x05R\x06summed\x12\x18\n" +
 	"\areaches\x18\x05 \x03(\tR\areaches\x12\x18\n" +
-	"\ayielded\x18\x06 \x01(\bR\ayielded\"t\n" +
+	"\ayielded\x18\x06 \x01(\bR\ayielded\x12\x12\n" +
+	"\x04told\x18\a \x01(\bR\x04told\"t\n" +
 	"\x04Warm\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x1a\n" +
 	"\bresolved\x18\x02 \x01(\fR\bresolved\x12\x1b\n" +

@@ -1,0 +1,304 @@
+package coordinator
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/skein-ml/skein/jobspec"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// fakeRing is what the workers of one job do together: rank 0's takes the steps, and all
+// say what they hold when they are to stop.
+type fakeRing struct {
+	mu         sync.Mutex
+	generation uint64
+	step       int64
+	yielded    uint64            // generation that stopped at a step boundary
+	dead       map[string]bool   // workers without which no step is taken
+	taken      []int64           // every step, in the order in which they were
+	told       map[string]uint64 // by worker: the generation that it last reported
+	limit      int64             // no step beyond it is taken
+}
+
+func newFakeRing() *fakeRing {
+	return &fakeRing{dead: map[string]bool{}, told: map[string]uint64{}, limit: 24}
+}
+
+// enter begins a generation, once.
+func (r *fakeRing) enter(w *fakeWorker, a *skeinv1.Assignment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a.GetGeneration() <= r.generation {
+		return
+	}
+	r.generation = a.GetGeneration()
+	from := a.GetResume().GetStep()
+	if a.GetLive() {
+		from = a.GetTarget()
+		if from != r.step || string(a.GetDecision()) != decision(from) || len(a.GetSources()) != 4 {
+			w.rig.Errorf("generation %d goes on live from step %d with %q, and %d is decided", r.generation, from, a.GetDecision(), r.step)
+		}
+	}
+	r.step = from
+}
+
+func decision(step int64) string {
+	if step == 0 {
+		return ""
+	}
+	return fmt.Sprintf("D(%d)", step)
+}
+
+// host is a worker's part in a generation, as far as its newest orders say.
+func (r *fakeRing) host(ctx context.Context, w *fakeWorker, a *skeinv1.Assignment) {
+	if a.GetSeal() {
+		r.report(ctx, w, a, false)
+		return
+	}
+	r.enter(w, a)
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+		if r.hasYielded(a) {
+			r.report(ctx, w, a, true)
+			return
+		}
+		if a.GetRanks()[0] == 0 && r.take(ctx, w, a) {
+			return
+		}
+	}
+}
+
+func (r *fakeRing) hasYielded(a *skeinv1.Assignment) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.yielded == a.GetGeneration()
+}
+
+// take takes a step, unless a worker is dead; it tells whether the job is over.
+func (r *fakeRing) take(ctx context.Context, w *fakeWorker, a *skeinv1.Assignment) (over bool) {
+	r.mu.Lock()
+	if r.generation != a.GetGeneration() || slices.ContainsFunc(a.GetMembers(), func(m *skeinv1.Member) bool { return r.dead[m.GetWorker()] }) {
+		r.mu.Unlock()
+		return false
+	}
+	if r.step == r.limit && r.limit < 24 {
+		r.mu.Unlock()
+		return false
+	}
+	if r.step < 24 {
+		r.step++
+		r.taken = append(r.taken, r.step)
+	}
+	step := r.step
+	r.mu.Unlock()
+	w.report(a.GetJob(), &skeinv1.Progress{Generation: a.GetGeneration(), Step: step, Steps: 24, Protected: a.GetMirror()})
+	if step%8 == 0 || a.GetCheckpointRequest() > 0 && a.GetYieldRequest() > 0 {
+		_, err := w.api.Publish(ctx, &skeinv1.PublishRequest{Sender: w.sender(), Job: a.GetJob(), Checkpoint: &skeinv1.Checkpoint{
+			Generation: a.GetGeneration(), Step: step, Manifest: fmt.Sprintf("manifest-%d-%d", a.GetGeneration(), step), Weights: weights(step),
+		}})
+		w.expect(err)
+	}
+	if step == 24 {
+		_, err := w.api.Complete(ctx, &skeinv1.CompleteRequest{Sender: w.sender(), Job: a.GetJob(), Generation: a.GetGeneration(), Result: []byte(`{"loss":1.6}`)})
+		w.expect(err)
+		return true
+	}
+	if a.GetYieldRequest() > 0 {
+		r.mu.Lock()
+		r.yielded = a.GetGeneration()
+		r.mu.Unlock()
+	}
+	return false
+}
+
+// report says what a worker holds: its ranks, and those of the one before it if they are
+// mirrored.
+func (r *fakeRing) report(ctx context.Context, w *fakeWorker, a *skeinv1.Assignment, yielded bool) {
+	r.mu.Lock()
+	s := &skeinv1.Sealed{Step: r.step, Decision: []byte(decision(r.step)), Held: slices.Clone(a.GetRanks()), Yielded: yielded, Told: !yielded}
+	r.told[w.name] = a.GetGeneration()
+	r.mu.Unlock()
+	for _, m := range a.GetMembers() {
+		s.Reaches = append(s.Reaches, m.GetWorker())
+		if a.GetMirror() && m.GetWorker() == a.GetPrevious() {
+			s.Held = append(s.Held, m.GetRanks()...)
+		}
+	}
+	_, err := w.api.Broken(ctx, &skeinv1.BrokenRequest{Sender: w.sender(), Job: a.GetJob(), Generation: a.GetGeneration(), Reason: "told to stop", Sealed: s})
+	w.expect(err)
+}
+
+// upTo lets steps be taken up to one.
+func (r *fakeRing) upTo(step int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.limit = step
+}
+
+// lose has no step taken without a worker.
+func (r *fakeRing) lose(w *fakeWorker) {
+	r.mu.Lock()
+	r.dead[w.name] = true
+	r.mu.Unlock()
+	w.kill()
+}
+
+// steps waits until so many are taken.
+func (r *fakeRing) steps(t *testing.T, n int64) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		r.mu.Lock()
+		at := r.step
+		r.mu.Unlock()
+		if at >= n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("step %d is never taken; it is at %d", n, at)
+		}
+	}
+}
+
+// once fails unless every step was taken exactly once.
+func (r *fakeRing) once(t *testing.T) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, step := range r.taken {
+		if step != int64(i+1) {
+			t.Fatalf("steps were taken twice or left out: %v", r.taken)
+		}
+	}
+}
+
+// elastic are workers that keep what they hold.
+func (r *rig) elastic(ring *fakeRing, names ...string) []*fakeWorker {
+	r.Helper()
+	var list []*fakeWorker
+	for _, n := range names {
+		list = append(list, r.worker(n, n+"-1", func(w *fakeWorker) { w.ring = ring }))
+	}
+	return list
+}
+
+func events(r *rig, id string) string {
+	r.Helper()
+	out, err := r.jobs.Get(r.ctx(), &skeinv1.GetRequest{Job: id})
+	if err != nil {
+		r.Fatal(err)
+	}
+	var list []string
+	for _, e := range out.GetEvents() {
+		list = append(list, e.GetKind()+": "+e.GetText())
+	}
+	return strings.Join(list, "\n")
+}
+
+func TestALostWorkerCostsAProtectedJobNoStep(t *testing.T) {
+	r, ring := newRig(t, 1, nil), newFakeRing()
+	ring.upTo(3)
+	workers := r.elastic(ring, "w1", "w2", "w3", "w4")
+	id := r.submit("one", func(j *jobspec.Job) { j.Cluster.Protect = jobspec.ProtectMirror })
+	ring.steps(t, 3)
+	ring.lose(workers[1])
+	ring.upTo(24)
+	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
+	ring.once(t)
+	if text := events(r, id); !strings.Contains(text, "goes on live as generation 2 from step 3 on w1:0 w3:1,2 w4:3: w2 lost") {
+		t.Error(text)
+	}
+}
+
+func TestALostWorkerSendsAnExposedJobBackToItsCheckpoint(t *testing.T) {
+	r, ring := newRig(t, 1, nil), newFakeRing()
+	ring.upTo(11)
+	workers := r.elastic(ring, "w1", "w2")
+	id := r.submit("one", nil)
+	ring.steps(t, 11)
+	ring.lose(workers[1])
+	ring.upTo(24)
+	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
+	if text := events(r, id); !strings.Contains(text, "goes on as generation 2 from the checkpoint of step 8") {
+		t.Error(text)
+	}
+}
+
+func TestAJobIsPausedResumedAndScaledWithoutTakingAStepTwice(t *testing.T) {
+	r, ring := newRig(t, 1, nil), newFakeRing()
+	ring.upTo(2)
+	r.elastic(ring, "w1", "w2", "w3")
+	id := r.submit("one", func(j *jobspec.Job) { j.Cluster.Workers.Max = 2 })
+	ring.steps(t, 2)
+	if _, err := r.jobs.Pause(r.ctx(), &skeinv1.PauseRequest{Job: id, Reason: "lunch"}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(id, "it is to pause", func(j *skeinv1.Job) bool { return j.GetWaitingFor() == "stops after the next step: it is to pause" })
+	ring.upTo(5)
+	j := r.eventually(id, "it is paused", inPhase(skeinv1.Phase_PHASE_PAUSED))
+	ring.mu.Lock()
+	at := ring.step
+	ring.mu.Unlock()
+	if got := j.GetPublished().GetStep(); got != at || len(j.GetMembers()) != 0 {
+		t.Errorf("it paused at step %d, and step %d is published; it has %v", at, got, j.GetMembers())
+	}
+	ring.upTo(at)
+	if _, err := r.jobs.Resume(r.ctx(), &skeinv1.ResumeRequest{Job: id}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(id, "it goes on live", func(j *skeinv1.Job) bool { return j.GetLive() && j.GetBegan() == at })
+	for _, n := range []int32{0, 5} {
+		if _, err := r.jobs.Scale(r.ctx(), &skeinv1.ScaleRequest{Job: id, Workers: n}); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("a job of 4 ranks is scaled to %d workers: %v", n, err)
+		}
+	}
+	if _, err := r.jobs.Scale(r.ctx(), &skeinv1.ScaleRequest{Job: id, Workers: 4}); err != nil {
+		t.Fatal(err)
+	}
+	r.elastic(ring, "w4")
+	r.eventually(id, "it stops for those who come", func(j *skeinv1.Job) bool { return strings.HasSuffix(j.GetWaitingFor(), "join") })
+	ring.upTo(24)
+	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
+	ring.once(t)
+	if text := events(r, id); !strings.Contains(text, "scaled from at most 2 to at most 4 workers") || !strings.Contains(text, "the state of 2 ranks moves: w3, w4 join") {
+		t.Error(text)
+	}
+}
+
+// A leader that is replaced knows nothing of what workers hold; they tell the next one.
+func TestANewLeaderHearsWhatAPausedJobHolds(t *testing.T) {
+	r, ring := newRig(t, 3, nil), newFakeRing()
+	ring.upTo(2)
+	r.elastic(ring, "w1", "w2")
+	id := r.submit("one", nil)
+	ring.steps(t, 2)
+	if _, err := r.jobs.Pause(r.ctx(), &skeinv1.PauseRequest{Job: id}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(id, "it is to pause", func(j *skeinv1.Job) bool { return j.GetWaitingFor() != "" })
+	ring.upTo(24)
+	r.eventually(id, "it is paused", inPhase(skeinv1.Phase_PHASE_PAUSED))
+	if _, err := r.ops.TransferLeadership(r.ctx(), &skeinv1.TransferLeadershipRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.jobs.Resume(r.ctx(), &skeinv1.ResumeRequest{Job: id}); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
+	ring.once(t)
+	if text := events(r, id); !strings.Contains(text, "goes on live") {
+		t.Error(text)
+	}
+}
