@@ -54,6 +54,11 @@ type Report struct {
 	Summed []shard.Rank
 	// Reaches names the workers whose ring port answers this one. Itself need not be in it.
 	Reaches []string
+	// Order is the place of the report in the order in which reports were made. Of two
+	// workers the later report tells whether they reach each other: to be answered takes
+	// both directions, and one of them may have been stopped, or cut off, only before. If
+	// the orders are equal, both must say so.
+	Order int
 }
 
 // Plan is how a job goes on.
@@ -316,12 +321,24 @@ func mutual(ring []Report) []uint32 {
 	reach := make([]uint32, len(ring))
 	for i, a := range ring {
 		for k, b := range ring {
-			if i == k || slices.Contains(a.Reaches, b.Worker) && slices.Contains(b.Reaches, a.Worker) {
+			if i == k || a.reaches(b) {
 				reach[i] |= 1 << k
 			}
 		}
 	}
 	return reach
+}
+
+// reaches tells whether two workers reach each other.
+func (r Report) reaches(other Report) bool {
+	mine, others := slices.Contains(r.Reaches, other.Worker), slices.Contains(other.Reaches, r.Worker)
+	switch {
+	case r.Order > other.Order:
+		return mine
+	case r.Order < other.Order:
+		return others
+	}
+	return mine && others
 }
 
 func ranks(s uint32) []shard.Rank {

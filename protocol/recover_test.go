@@ -33,6 +33,12 @@ func partly(r Report, reaches ...string) Report {
 	return r
 }
 
+// later is a report that was made after the others.
+func later(r Report) Report {
+	r.Order = 1
+	return r
+}
+
 // abcd are four workers with two ranks each, each the mirror of the one before it.
 var abcd = []string{"a", "a", "b", "b", "c", "c", "d", "d"}
 
@@ -66,6 +72,10 @@ func TestRecoverGoesOnFromTheHighestDecidedStep(t *testing.T) {
 			5, "a b", "a a b b a a a a"},
 		{"one that reaches others and is not reached", []Report{at("a", 5, "0167", ""), partly(at("b", 5, "2301", ""), "a", "c", "d"), partly(at("c", 5, "4523", ""), "a", "d"), partly(at("d", 5, "6745", ""), "a", "c")},
 			5, "a c d", "a a c c c c d d"},
+		{"one that was stopped while the others reported", []Report{partly(at("a", 5, "0167", ""), "d"), partly(at("d", 5, "6745", ""), "a"), later(at("b", 5, "2301", ""))},
+			5, "a b d", "a a b b d d d d"},
+		{"one that was cut off after the others had reported", []Report{at("a", 5, "0167", ""), at("b", 5, "2301", ""), at("c", 5, "4523", ""), later(partly(at("d", 5, "6745", "")))},
+			5, "a b c", "a a b b c c a a"},
 		{"one that goes on alone", []Report{partly(at("a", 5, "01234567", "")), partly(at("b", 5, "2301", ""))},
 			5, "a", "a a a a a a a a"},
 	} {
@@ -157,7 +167,7 @@ func TestAPlanIsOneThatItsMembersCanCarryOut(t *testing.T) {
 		var reports []Report
 		for _, n := range rapid.Permutation(names).Draw(t, "order")[:rapid.IntRange(0, 5).Draw(t, "reports")] {
 			r := Report{Worker: n, Step: base + rapid.Int64Range(0, 1).Draw(t, "step")}
-			r.Decision = []byte{byte(r.Step)}
+			r.Decision, r.Order = []byte{byte(r.Step)}, rapid.IntRange(0, 2).Draw(t, "order of report")
 			for rank := range worldSize {
 				if rapid.Bool().Draw(t, "holds") {
 					r.Held = append(r.Held, shard.Rank(rank))
@@ -193,7 +203,7 @@ func TestAPlanIsOneThatItsMembersCanCarryOut(t *testing.T) {
 		}
 		for _, a := range p.Members {
 			for _, b := range p.Members {
-				if a != b && !slices.Contains(byName[a].Reaches, b) {
+				if a != b && !byName[a].reaches(byName[b]) {
 					t.Fatalf("%s does not reach %s", a, b)
 				}
 			}
