@@ -24,8 +24,17 @@ type Workload struct {
 	Name      string
 	Model     config.Config
 	Precision device.DType
-	Batch     int // sequences of a step
-	SeqLen    int // tokens of a sequence, one document
+	Batch     int  // sequences of a step
+	SeqLen    int  // tokens of a sequence, one document
+	High      bool // F32 whose products are three of BF16, on a path of that precision
+}
+
+// PrecisionName is the precision in a job file's words, but for f32.
+func (w Workload) PrecisionName() string {
+	if w.High {
+		return "high"
+	}
+	return w.Precision.String()
 }
 
 // Tokens is how many tokens a step has.
@@ -52,11 +61,13 @@ func (w Workload) Flop() float64 {
 func Workloads(quick bool) []Workload {
 	gpt2, smol := GPT2(), SmolLM2()
 	list := []Workload{
-		{"gpt2-bf16-step", gpt2, device.BF16, 4, 512},
-		{"gpt2-f32-step", gpt2, device.F32, 4, 512},
-		{"smollm2-bf16-step", smol, device.BF16, 4, 512},
-		{"smollm2-f32-step", smol, device.F32, 4, 512},
-		{"smollm2-bf16-long", smol, device.BF16, 1, 4096},
+		{Name: "gpt2-bf16-step", Model: gpt2, Precision: device.BF16, Batch: 4, SeqLen: 512},
+		{Name: "gpt2-f32-step", Model: gpt2, Precision: device.F32, Batch: 4, SeqLen: 512},
+		{Name: "gpt2-high-step", Model: gpt2, Precision: device.F32, Batch: 4, SeqLen: 512, High: true},
+		{Name: "smollm2-bf16-step", Model: smol, Precision: device.BF16, Batch: 4, SeqLen: 512},
+		{Name: "smollm2-f32-step", Model: smol, Precision: device.F32, Batch: 4, SeqLen: 512},
+		{Name: "smollm2-high-step", Model: smol, Precision: device.F32, Batch: 4, SeqLen: 512, High: true},
+		{Name: "smollm2-bf16-long", Model: smol, Precision: device.BF16, Batch: 1, SeqLen: 4096},
 	}
 	if quick {
 		for i := range list {

@@ -3,6 +3,7 @@ package bench
 import (
 	"encoding/binary"
 	"math"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -22,15 +23,21 @@ type Peak struct {
 }
 
 // Limit is the flop a second that products of a path in a precision are put beside: those
-// of the fastest instructions that the path may use.
+// of the fastest instructions that the path may use. A path of precision high needs three
+// products for one.
 func (p Peak) Limit(path string, dt device.DType) float64 {
-	switch {
-	case dt != device.BF16:
-		return p.F32Flops
-	case path == "amx-bf16":
-		return p.TileFlops
+	base, high := strings.CutSuffix(path, "-high")
+	bf16 := max(p.F32Flops, p.PairFlops)
+	if base == "amx-bf16" {
+		bf16 = p.TileFlops
 	}
-	return max(p.F32Flops, p.PairFlops)
+	switch {
+	case high:
+		return max(p.F32Flops, bf16/3)
+	case dt == device.BF16:
+		return bf16
+	}
+	return p.F32Flops
 }
 
 // The lengths of the loops. A round is short, since the machine may be somebody else's for

@@ -57,7 +57,7 @@ bench of the source tree compares with PyTorch, taking turns.`,
 	f.StringVar(&c.Path, "path", "", "kernel path; the best that this machine has by default")
 	f.IntVar(&c.Threads, "threads", 0, "compute threads; 0: one for each core")
 	f.IntVar(&c.Steps, "steps", 3, "steps to time, after one to warm up")
-	f.IntVar(&c.Micro, "micro-batch", 0, "sequences of a micro-batch; 0: all of the step")
+	f.IntVar(&c.Micro, "micro-batch", 0, "sequences of a micro-batch; 0: one")
 	f.StringVar(&c.Checkpointing, "checkpointing", "none", "activations to compute again: none, selective or full")
 	f.BoolVar(&c.Quick, "quick", false, "a sixteenth of the data or less, to see that it runs")
 	f.BoolVar(&c.Profile, "profile", false, "show where the time went, by operation")
@@ -81,24 +81,33 @@ func runBench(ctx context.Context, std streams, c benchConfig) error {
 	case c.Threads == 0:
 		c.Threads = machine.Look(".").Threads()
 	}
+	timed, err := c.timed()
+	if err != nil {
+		return usageError{err}
+	}
 	dev, err := cpu.New(cpu.Options{Path: c.Path, Threads: c.Threads})
 	if err != nil {
 		return usageError{err}
 	}
 	defer dev.Close()
+	return timed(ctx, std, dev)
+}
+
+// timed is what times the workload. A workload of precision high asks for a path of its own.
+func (c *benchConfig) timed() (func(context.Context, streams, *cpu.Device) error, error) {
 	switch c.Workload {
 	case "peak":
-		return benchPeak(std, dev, c)
+		return c.peak, nil
 	case "products":
-		return benchProducts(ctx, std, dev, c)
+		return c.products, nil
 	case "allocations":
-		return benchAllocations(ctx, std, dev, c)
+		return c.allocations, nil
 	}
 	w, err := bench.Find(c.Workload, c.Quick)
-	if err != nil {
-		return usageError{err}
+	if err == nil && w.High && c.Path == "" {
+		c.Path = "high"
 	}
-	return benchStep(ctx, std, dev, w, c)
+	return func(ctx context.Context, std streams, dev *cpu.Device) error { return c.step(ctx, std, dev, w) }, err
 }
 
 func listWorkloads(std streams, c benchConfig) error {
@@ -116,8 +125,8 @@ func listWorkloads(std streams, c benchConfig) error {
 	}
 	row := func(name, what string) { fmt.Fprintf(&b, "%-18s %s\n", name, what) }
 	for _, w := range bench.Workloads(c.Quick) {
-		list.Workloads = append(list.Workloads, entry{w.Name, w.Precision.String(), w.Batch, w.SeqLen, w.Flop()})
-		row(w.Name, fmt.Sprintf("a training step: %s, %d × %d tokens, AdamW", w.Precision, w.Batch, w.SeqLen))
+		list.Workloads = append(list.Workloads, entry{w.Name, w.PrecisionName(), w.Batch, w.SeqLen, w.Flop()})
+		row(w.Name, fmt.Sprintf("a training step: %s, %d × %d tokens, AdamW", w.PrecisionName(), w.Batch, w.SeqLen))
 	}
 	list.Products = bench.Products(c.Quick)
 	row("products", fmt.Sprintf("the %d products of these steps, one by one", len(list.Products)))
@@ -126,7 +135,7 @@ func listWorkloads(std streams, c benchConfig) error {
 	return std.report(c.Output, list, b.String())
 }
 
-func benchPeak(std streams, dev *cpu.Device, c benchConfig) error {
+func (c *benchConfig) peak(_ context.Context, std streams, dev *cpu.Device) error {
 	p, err := bench.MeasurePeak(dev, c.Threads)
 	if err != nil {
 		return err
@@ -147,9 +156,9 @@ func benchPeak(std streams, dev *cpu.Device, c benchConfig) error {
 	return std.report(c.Output, p, b.String())
 }
 
-func benchProducts(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+func (c *benchConfig) products(ctx context.Context, std streams, dev *cpu.Device) error {
 	if c.Lockstep {
-		return benchProductsAsked(ctx, std, dev, c)
+		return c.productsAsked(ctx, std, dev)
 	}
 	peak, err := bench.MeasurePeak(dev, c.Threads)
 	if err != nil {
@@ -180,8 +189,8 @@ func benchProducts(ctx context.Context, std streams, dev *cpu.Device, c benchCon
 	return nil
 }
 
-// benchProductsAsked times the product that each line names.
-func benchProductsAsked(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+// productsAsked times the product that each line names.
+func (c *benchConfig) productsAsked(ctx context.Context, std streams, dev *cpu.Device) error {
 	known := map[string]bench.Product{}
 	for _, p := range bench.Products(c.Quick) {
 		known[p.Name] = p
@@ -220,7 +229,7 @@ func benchProductsAsked(ctx context.Context, std streams, dev *cpu.Device, c ben
 // allocationSteps are few: a step that allocates does so every time.
 const allocationSteps = 3
 
-func benchAllocations(ctx context.Context, std streams, dev *cpu.Device, c benchConfig) error {
+func (c *benchConfig) allocations(ctx context.Context, std streams, dev *cpu.Device) error {
 	w, err := bench.Find("smollm2-bf16-step", true) // their number does not depend on how much data there is
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ type stepReport struct {
 	ResidentBytes   int64     `json:"residentBytes"`   // most that the process had in memory, 0 if unknown
 }
 
-func benchStep(ctx context.Context, std streams, dev *cpu.Device, w bench.Workload, c benchConfig) error {
+func (c *benchConfig) step(ctx context.Context, std streams, dev *cpu.Device, w bench.Workload) error {
 	choices := bench.Choices{Micro: c.Micro}
 	switch c.Checkpointing {
 	case "selective":

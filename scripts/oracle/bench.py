@@ -13,7 +13,8 @@ come the ratio of each round (rounds), PyTorch's fastest mode (mode) and all its
 
 With --path Skein is forced to a path, and PyTorch's libraries are held to the same instructions.
 The environment variable BENCH_LOCK may name files, separated by colons, that are locked
-while something is timed, so that builds on the machine can wait for that.
+while something is timed, so that builds on the machine can wait for that; the last one is
+shared while PyTorch compiles.
 """
 import argparse
 import contextlib
@@ -29,7 +30,6 @@ INDUCTOR_CACHE = os.path.join(ROOT, ".cache", "bench", "inductor")
 
 BF16_MODES = ["autocast", "bf16", "autocast-compile", "bf16-compile"]
 FP32_MODES = ["fp32", "fp32-compile"]
-HIGH = ["gpt2-high-step", "smollm2-high-step"]
 NUMERICAL_PEER = "autocast-compile"  # keeps fp32 parameters and moments, as we do; its ratio is printed beside
 
 # What PyTorch's libraries may use when a path of ours is forced: oneDNN, MKL and PyTorch's own kernels.
@@ -68,12 +68,27 @@ class Lockstep:
 
 
 @contextlib.contextmanager
-def alone():
-    """Holds the locks of BENCH_LOCK."""
+def machine(alone):
+    """Holds the last lock of BENCH_LOCK, alone or beside others, having passed through those before it."""
+    names = list(filter(None, os.environ.get("BENCH_LOCK", "").split(":")))
     with contextlib.ExitStack() as held:
-        for name in filter(None, os.environ.get("BENCH_LOCK", "").split(":")):
-            fcntl.flock(held.enter_context(open(name, "a")), fcntl.LOCK_EX)
+        gates = contextlib.ExitStack()
+        for name in names:
+            last = name == names[-1]
+            file = (held if last or alone else gates).enter_context(open(name, "a"))
+            fcntl.flock(file, fcntl.LOCK_SH if last and not alone else fcntl.LOCK_EX)
+        gates.close()
         yield
+
+
+def alone():
+    """Nothing else runs meanwhile, as far as it asks for the locks."""
+    return machine(alone=True)
+
+
+def beside_others():
+    """For what takes time and is not timed: no one else times something meanwhile."""
+    return machine(alone=False)
 
 
 class Bench:
@@ -103,33 +118,42 @@ class Bench:
         return Lockstep([sys.executable, os.path.join(HERE, "bench_peer.py"), *words, str(self.a.threads)], env)
 
     def modes(self, precision):
-        known = FP32_MODES if precision == "f32" else BF16_MODES
+        known = BF16_MODES if precision == "bf16" else FP32_MODES
         return [m for m in known if not self.a.modes or m in self.a.modes]
 
     def limit(self, peak, path, precision):
         """Flop a second of the fastest instructions that a path may use, as Peak.Limit in package bench."""
-        if precision != "bf16":
-            return peak["f32Flops"]
-        return peak["tileFlops"] if path == "amx-bf16" else max(peak["f32Flops"], peak["pairFlops"])
+        base, high = path.removesuffix("-high"), path.endswith("-high")
+        bf16 = peak["tileFlops"] if base == "amx-bf16" else max(peak["f32Flops"], peak["pairFlops"])
+        if high:
+            return max(peak["f32Flops"], bf16 / 3)
+        return bf16 if precision == "bf16" else peak["f32Flops"]
 
     def step(self, name):
         """A training step against each of PyTorch's modes; speed and memory."""
         w = self.workloads[name]
+        if w["precision"] == "high":
+            tried = subprocess.run([self.a.skein, "bench", name, "--quick", "--steps", "1", *self.common], capture_output=True, text=True)
+            if tried.returncode:
+                print(f"bench {name} SKIPPED: {tried.stderr.strip()}", flush=True)
+                return
         model, tokens = name.split("-")[0], w["batch"] * w["seqLen"]
         ours, theirs, memory, rounds, losses = [], {}, {}, {}, {}
         peak = self.peak()
         with self.ours(name) as mine:
-            mine.ask()  # faults pages in
+            with beside_others():
+                mine.ask()  # faults pages in
             for mode in self.modes(w["precision"]):
-                with self.peer("step", model, mode, str(w["batch"]), str(w["seqLen"])) as peer:
+                with beside_others():
+                    peer = self.peer("step", model, mode, str(w["batch"]), str(w["seqLen"]))
                     peer.read()
-                    with alone():
-                        for _ in range(self.a.rounds):
-                            y, x = peer.ask(), mine.ask()
-                            theirs.setdefault(mode, []).append(y["seconds"][0])
-                            ours.append(x["seconds"][0])
-                            rounds.setdefault(mode, []).append(y["seconds"][0] / x["seconds"][0])
-                    memory[mode], losses[mode], last = y["residentBytes"], y["loss"], x
+                with peer, alone():
+                    for _ in range(self.a.rounds):
+                        y, x = peer.ask(), mine.ask()
+                        theirs.setdefault(mode, []).append(y["seconds"][0])
+                        ours.append(x["seconds"][0])
+                        rounds.setdefault(mode, []).append(y["seconds"][0] / x["seconds"][0])
+                memory[mode], losses[mode], last = y["residentBytes"], y["loss"], x
         speed = {mode: tokens / min(s) for mode, s in theirs.items()}
         best, mode = tokens / min(ours), max(speed, key=speed.get)
         share = w["flop"] / min(ours) / self.limit(peak, last["path"], w["precision"])
@@ -201,10 +225,6 @@ def main():
     if any(q["name"].startswith(a.prefix) for q in b.products):
         b.gemm(a.prefix)
         ran += 1
-    for name in HIGH:
-        if name.startswith(a.prefix) and name not in b.workloads:
-            print(f"bench {name} SKIPPED: this program has no precision `high` that this machine can run", flush=True)
-            ran += 1
     if "alloc-step".startswith(a.prefix):
         b.allocations()
         ran += 1

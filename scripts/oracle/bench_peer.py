@@ -16,7 +16,7 @@ import time
 
 import torch
 
-WARM_UP_STEPS = 2  # the first one compiles, or fills the allocator
+WARM_UP_STEPS = 1  # which compiles, or fills the allocator
 PRODUCT_SECONDS = 0.1
 
 
