@@ -25,8 +25,17 @@ type HostConfig struct {
 	TLS      *tls.Config
 	PeerName func(tls.ConnectionState) (string, error)
 
+	// Keep is what the process keeps between generations; nil: nothing.
+	Keep *Keep
+
 	// Checkpoint asks for a checkpoint at the next step boundary.
 	Checkpoint <-chan struct{}
+	// Yield asks the ring to stop after the next step. A checkpoint that is asked for with
+	// it is at hand by the time this is, so this is looked at first.
+	Yield <-chan struct{}
+	// Seal is closed to have this worker stop at once and say what it keeps; it may be
+	// from the start.
+	Seal <-chan struct{}
 	// Publish and Complete return when it is in the log. They fail with [ErrFenced] when
 	// the generation is over.
 	Publish  func(context.Context, *skeinv1.Checkpoint) error
@@ -50,6 +59,7 @@ var ErrFenced = errors.New("a newer generation has taken over")
 type BrokenError struct {
 	Accused string // worker at the other end; empty if none
 	Reason  string
+	Sealed  *skeinv1.Sealed // what this worker keeps; nil: nothing
 }
 
 func (e *BrokenError) Error() string {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,61 +29,137 @@ import (
 // get their orders within a heartbeat of each other.
 const connectMax = 30 * time.Second
 
-// hosting is a worker's part in one generation of a job.
+// hosting is a worker's part in a job. What stands first outlives a generation, see [Keep].
 type hosting struct {
 	run
-	HostConfig
-	key           allreduce.Key
-	self          int // own place among the members
-	link          *allreduce.Link
-	samples       feed
+	job, specHash string
+	samples       *feed
 	settled       settled
-	served        *data.Dataset // that this generation made the stream server serve
-	saving        *saving       // the newest checkpoint on its way, published or not
-	targets       int64         // since step 0
-	tokensBefore  int64         // that earlier generations computed, up to the checkpoint that this one began with
-	secondsBefore float64       // that they took
+	served        *data.Dataset // that this worker made the stream server serve
 	closers       []func() error
+	entered       bool  // the trainer's state is that of a step
+	targets       int64 // since step 0
+	before        counts
+
+	HostConfig
+	key    allreduce.Key
+	self   int // own place among the members
+	link   *allreduce.Link
+	saving *saving // the newest checkpoint on its way, published or not
+	ended  error   // why this worker's part in the generation is over
+}
+
+// counts is what earlier generations came to.
+type counts struct {
+	Tokens  int64   `json:"tokens"`  // computed by all ranks
+	Seconds float64 `json:"seconds"` // that it took
+}
+
+// begin takes the orders of another generation.
+func (h *hosting) begin(env Env, c HostConfig) {
+	env.Device = h.Device
+	h.Env, h.HostConfig, h.clock, h.tokens, h.pace = env, c, time.Now(), 0, pace{}
+	h.job, h.specHash = c.Order.GetJob(), c.Order.GetSpecHash()
+	h.key, h.self, h.link, h.saving, h.ended = allreduce.Key{}, -1, nil, nil, nil
+	if h.store != nil {
+		h.store.env = env
+	}
 }
 
 // Host hosts ranks of a job until it is done, broken, failed, or ctx ends. When it
-// returns, nothing of it runs any more. A [BrokenError] and [ErrFenced] leave the job to
-// a later generation; after any other error but the context's it cannot succeed.
+// returns, nothing of it runs any more, and a Keep has what another generation may go on
+// with. A [BrokenError] and [ErrFenced] leave the job to a later generation; after any other
+// error but the context's it cannot succeed.
 func Host(ctx context.Context, env Env, c HostConfig) error {
-	h := &hosting{run: run{Env: env, clock: time.Now()}, HostConfig: c}
+	h := c.Keep.take(c.Order)
+	h.begin(env, c)
 	// Whatever ends this worker's part ends its link and its checkpoint too.
-	ctx, stop := context.WithCancel(ctx)
-	err := h.host(ctx)
-	cause := h.cause(ctx, err)
-	stop()
-	h.close()
-	return cause
+	inner, stop := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-c.Seal:
+			stop(errSealed)
+		case <-inner.Done():
+		}
+	})
+	h.ended = h.host(inner)
+	if h.ended != nil && errors.Is(context.Cause(inner), errSealed) {
+		h.ended = errSealed
+	}
+	cause := h.cause(ctx, h.ended)
+	stop(nil)
+	watch.Wait()
+	return h.part(ctx, cause)
 }
 
 func (h *hosting) host(ctx context.Context) error {
-	if err := h.admit(ctx); err != nil {
+	select {
+	case <-h.Seal:
+		return errSealed
+	default:
+	}
+	if h.tr == nil {
+		if err := h.admit(); err != nil {
+			return err
+		}
+	}
+	if err := h.place(); err != nil {
 		return err
 	}
+	if err := h.openData(ctx); err != nil {
+		return err
+	}
+	if h.leads() && h.Language == nil {
+		if err := h.openLanguage(); err != nil {
+			return err
+		}
+	}
+	if err := h.takePlace(ctx); err != nil {
+		return err
+	}
+	if err := h.follow(); err != nil {
+		return err
+	}
+	return h.toTheEnd(ctx)
+}
+
+// takePlace makes the trainer's state that which the generation goes on from.
+func (h *hosting) takePlace(ctx context.Context) error {
+	if h.Order.GetLive() {
+		return h.enter(ctx)
+	}
+	h.entered = false
 	if err := h.connect(ctx); err != nil {
 		return err
 	}
 	if err := h.resume(); err != nil {
 		return err
 	}
-	return h.toTheEnd(ctx)
+	h.entered = true
+	return nil
 }
 
-// close waits for what is under way and gives everything back, the last opened first.
-func (h *hosting) close() {
+// leave waits for what is under way in this generation and leaves the ring.
+func (h *hosting) leave() {
 	if h.link != nil {
 		_ = h.link.Close() // it says why it broke to those who wait on it
 	}
 	if h.saving != nil {
 		<-h.saving.done
 	}
+	if h.samples != nil && h.samples.Client != nil {
+		_ = h.samples.Close() // nothing that was written depends on it
+		h.samples.Client = nil
+	}
+}
+
+// close gives everything back, the last opened first.
+func (h *hosting) close() {
 	for _, c := range slices.Backward(h.closers) {
 		_ = c() // nothing that was written depends on it
 	}
+	h.closers = nil
 }
 
 // cause sorts an error by what it means for the job.
@@ -92,6 +169,9 @@ func (h *hosting) cause(ctx context.Context, err error) error {
 	}
 	if errors.Is(err, ErrFenced) {
 		return ErrFenced
+	}
+	if errors.Is(err, errSealed) || errors.Is(err, errYielded) {
+		return &BrokenError{Reason: err.Error()}
 	}
 	if errors.Is(err, allreduce.ErrLinkClosed) && h.saving != nil { // by a checkpoint that failed
 		<-h.saving.done
@@ -118,7 +198,7 @@ var errUnreachable = errors.New("out of reach")
 // passing tells whether another worker, or this one later, may well get past an error: it is
 // about the machine, its disks and its links, and not about the job.
 func passing(err error) bool {
-	if errors.Is(err, checkpoint.ErrDiverged) || errors.Is(err, checkpoint.ErrForeign) {
+	if errors.Is(err, checkpoint.ErrDiverged) || errors.Is(err, checkpoint.ErrForeign) || errors.Is(err, trainer.ErrDiverged) {
 		return false
 	}
 	if errors.Is(err, errUnreachable) || errors.Is(err, checkpoint.ErrDamaged) || IsTooBig(err) {
@@ -132,7 +212,7 @@ func passing(err error) bool {
 }
 
 // admit opens what the job's folder says of the job, and the trainer.
-func (h *hosting) admit(ctx context.Context) error {
+func (h *hosting) admit() error {
 	spec, err := jobspec.ParseResolved(h.Order.GetResolved())
 	if err != nil { // a coordinator of another build has written it
 		return fmt.Errorf("%w: %w", errUnreachable, err)
@@ -157,13 +237,17 @@ func (h *hosting) admit(ctx context.Context) error {
 		return err
 	}
 	a.Config = trainerConfig(c, spec)
-	if err := h.place(); err != nil {
+	if h.settled, err = readSettled(h.FS, h.dir); err != nil {
 		return err
 	}
-	if err := h.openData(ctx); err != nil {
+	if h.served, err = serve(h.FS, h.Streams, filepath.Join(h.dir, h.settled.Train), h.Spec.DataHash); err != nil {
 		return err
 	}
-	if h.tr, err = trainer.New(h.Device, a.Config, h.samples); err != nil {
+	if h.served != nil {
+		h.closers = append(h.closers, func() error { h.Streams.Remove(h.Spec.DataHash); return h.served.Close() })
+	}
+	h.samples = &feed{}
+	if h.tr, err = trainer.NewIdle(h.Device, a.Config, h.samples); err != nil {
 		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	h.closers = append(h.closers, func() error { h.tr.Close(); return nil })
@@ -171,10 +255,7 @@ func (h *hosting) admit(ctx context.Context) error {
 		return err
 	}
 	h.store.tr = h.tr
-	if !h.leads() {
-		return nil
-	}
-	return h.openLanguage()
+	return nil
 }
 
 // describedBase is the base model without its weights: what a job's folder says of it.
@@ -204,19 +285,26 @@ func (d described) ReadRange(name string, _ int64, _ []float32) error {
 // members, so each link of the ring is one connection.
 func (h *hosting) place() error {
 	members := h.Order.GetMembers()
-	p, err := shard.EvenPlacement(h.Config.WorldSize, len(members))
-	if err != nil {
-		return err
-	}
-	h.self = -1
+	var blocks []int
+	next := int32(0)
 	for i, m := range members {
-		want := p.Ranks(i)
-		if !slices.EqualFunc(m.GetRanks(), want, func(a int32, b shard.Rank) bool { return a == int32(b) }) {
-			return fmt.Errorf("%w: %s is to host ranks %v, worker %d of %d hosts %v; are coordinator and workers of the same version?", errUnreachable, m.GetWorker(), m.GetRanks(), i+1, len(members), want)
+		for _, r := range m.GetRanks() {
+			if r != next {
+				return fmt.Errorf("%w: the ranks %v of %s do not follow those of the members before; are coordinator and workers of the same version?", errUnreachable, m.GetRanks(), m.GetWorker())
+			}
+			next++
 		}
+		blocks = append(blocks, len(m.GetRanks()))
 		if m.GetWorker() == h.Worker {
 			h.self = i
 		}
+	}
+	p, err := shard.NewPlacement(blocks)
+	if err == nil && p.WorldSize() != h.Config.WorldSize {
+		err = fmt.Errorf("%d ranks are placed, of %d", p.WorldSize(), h.Config.WorldSize)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	if h.self < 0 {
 		return fmt.Errorf("%s is not among the workers of generation %d", h.Worker, h.Order.GetGeneration())
@@ -229,18 +317,8 @@ func (h *hosting) place() error {
 // leads tells whether rank 0 is here: its worker decides, measures, publishes and exports.
 func (h *hosting) leads() bool { return h.self == 0 }
 
-// openData begins to read the training data from the workers that serve it, and serves it.
+// openData begins to read the training data from the workers that serve it.
 func (h *hosting) openData(ctx context.Context) error {
-	var err error
-	if h.settled, err = readSettled(h.FS, h.dir); err != nil {
-		return err
-	}
-	if h.served, err = serve(h.FS, h.Streams, filepath.Join(h.dir, h.settled.Train), h.Spec.DataHash); err != nil {
-		return err
-	}
-	if h.served != nil {
-		h.closers = append(h.closers, func() error { h.Streams.Remove(h.Spec.DataHash); return h.served.Close() })
-	}
 	servers := slices.Clone(h.Order.GetDataServers())
 	for _, m := range h.Order.GetMembers() {
 		if a := m.GetStreamAddress(); a != "" && !slices.Contains(servers, a) {
@@ -256,8 +334,7 @@ func (h *hosting) openData(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: training data: %w", errUnreachable, err)
 	}
-	h.samples = feed{client}
-	h.closers = append(h.closers, h.samples.Close)
+	h.samples.Client = client
 	return nil
 }
 
@@ -265,7 +342,7 @@ func (h *hosting) openData(ctx context.Context) error {
 type feed struct{ *stream.Client }
 
 // Batch implements [trainer.Samples].
-func (f feed) Batch(ctx context.Context, indices []int64, dst *data.Batch) error {
+func (f *feed) Batch(ctx context.Context, indices []int64, dst *data.Batch) error {
 	err := f.Client.Batch(ctx, indices, dst)
 	if err != nil && ctx.Err() == nil && !errors.Is(err, stream.ErrRecord) && !errors.Is(err, data.ErrVocab) {
 		err = fmt.Errorf("%w: training data: %w", errUnreachable, err)
@@ -290,9 +367,12 @@ func (h *hosting) openLanguage() error {
 	return nil
 }
 
-// connect joins the ring.
+// connect takes the place and joins the ring.
 func (h *hosting) connect(ctx context.Context) error {
 	members := h.Order.GetMembers()
+	if err := h.tr.Place(h.Config.Placement, h.self, h.Order.GetMirror()); err != nil {
+		return fmt.Errorf("%w: %w", errUnreachable, err)
+	}
 	if len(members) == 1 {
 		return nil
 	}
@@ -309,7 +389,7 @@ func (h *hosting) connect(ctx context.Context) error {
 	h.link, err = allreduce.Connect(ctx, h.Ring, allreduce.LinkConfig{
 		Key: h.key, Table: h.Table, Placement: h.Config.Placement, Worker: h.self, Names: names,
 		Next: members[(h.self+1)%len(members)].GetRingAddress(), Wire: h.Config.Wire, Arithmetic: h.tr.Arithmetic(),
-		Memory: mem, Decide: h.tr.Decide, TLS: h.TLS, PeerName: h.PeerName,
+		Memory: mem, Decide: h.tr.Decide, TLS: h.TLS, PeerName: h.PeerName, Mirror: h.tr.Mirrors(), GatherFirst: h.tr.GathersFirst(),
 	})
 	if err != nil {
 		return fmt.Errorf("%w: the other workers of generation %d: %w", errUnreachable, h.Order.GetGeneration(), err)
@@ -339,19 +419,39 @@ func (h *hosting) resume() error {
 	if err := h.store.restore(ck); err != nil {
 		return err
 	}
+	h.before = counts{}
 	if n, ok := h.store.value(tokensName, true); ok {
-		h.tokensBefore = int64(n)
+		h.before.Tokens = int64(n)
 	}
-	h.secondsBefore, _ = h.store.value(secondsName, true)
-	for _, s := range h.store.state.History {
-		h.targets += s.Tokens
-	}
+	h.before.Seconds, _ = h.store.value(secondsName, true)
+	h.countTargets()
 	if ck.Manifest.Step > h.Steps {
 		return fmt.Errorf("the job has %d steps, and step %d is published", h.Steps, ck.Manifest.Step)
 	}
+	return nil
+}
+
+func (h *hosting) countTargets() {
+	h.targets = 0
+	for _, s := range h.store.state.History {
+		h.targets += s.Tokens
+	}
+}
+
+// noteDecision notes a step's decision record, once.
+func (h *hosting) noteDecision(d allreduce.Decision) {
+	if n := len(h.store.state.History); n > 0 && h.store.state.History[n-1].Step >= d.Step {
+		return
+	}
+	h.store.decided(d)
+	h.targets += d.Tokens
+}
+
+// follow has the samples of the steps to come fetched ahead.
+func (h *hosting) follow() error {
 	return h.samples.Follow(stream.Plan{
 		Order: h.Config.Order, Places: stream.RankPlaces(h.Config.Placement.Ranks(h.self), h.Config.Batch.Global, h.Config.WorldSize),
-	}, ck.Manifest.Step+1)
+	}, h.tr.StepsDone()+1)
 }
 
 // missing says what it means that the checkpoint of the log cannot be opened.
@@ -391,6 +491,13 @@ func (h *hosting) toTheEnd(ctx context.Context) error {
 			}
 		}
 	}
+	// A checkpoint that was due, and that the end of the last generation kept from being
+	// published, is made up for.
+	if every := int64(h.Spec.Job.Checkpoint.Every); from > h.Order.GetResume().GetStep() && (from == h.Steps || every > 0 && from-from%every > h.Order.GetResume().GetStep()) {
+		if err := h.save(ctx); err != nil {
+			return err
+		}
+	}
 	for h.tr.StepsDone() < h.Steps {
 		if err := h.step(ctx); err != nil {
 			return err
@@ -419,18 +526,15 @@ func (h *hosting) measure(ctx context.Context, full bool) error {
 
 // step takes one step and does what is due after it.
 func (h *hosting) step(ctx context.Context) error {
-	select {
-	case <-h.Checkpoint:
-		h.tr.Request(allreduce.RequestCheckpoint)
-	default:
-	}
+	h.request(h.Yield, allreduce.RequestYield)
+	h.request(h.Checkpoint, allreduce.RequestCheckpoint)
 	res, err := h.tr.Step(ctx)
 	if err != nil {
 		return err
 	}
 	d := res.Decision
-	h.store.decided(d)
-	h.tokens, h.targets = h.tokens+res.Tokens, h.targets+d.Tokens
+	h.noteDecision(d)
+	h.tokens += res.Tokens
 	// A worker knows its own ranks' padding; the others' is about the same.
 	tokens := res.Tokens * int64(h.Config.WorldSize) / int64(len(h.Config.Placement.Ranks(h.self)))
 	h.pace.add(res.Timing.Total(), tokens)
@@ -438,6 +542,9 @@ func (h *hosting) step(ctx context.Context) error {
 		h.saving.blocked.Add(int64(res.Timing.Hold))
 	}
 	h.progress(res, tokens)
+	if d.Requests&allreduce.RequestYield != 0 && d.Step < h.Steps {
+		return h.yield(ctx, d)
+	}
 	if h.leads() && h.evaluationDue(d.Step) {
 		if err := h.measure(ctx, false); err != nil {
 			return err
@@ -447,6 +554,33 @@ func (h *hosting) step(ctx context.Context) error {
 		return h.save(ctx)
 	}
 	return h.failedSave()
+}
+
+// request puts a request into the next votes if someone asks for it.
+func (h *hosting) request(asked <-chan struct{}, r allreduce.Requests) {
+	select {
+	case <-asked:
+		h.tr.Request(r)
+	default:
+	}
+}
+
+// yield stops at a step boundary, with the checkpoint of that step if it is wanted too.
+func (h *hosting) yield(ctx context.Context, d allreduce.Decision) error {
+	if d.Requests&allreduce.RequestCheckpoint != 0 {
+		if err := h.save(ctx); err != nil {
+			return err
+		}
+	}
+	if err := h.saved(ctx); err != nil {
+		return err
+	}
+	if h.link != nil { // nobody leaves while another's checkpoint still goes round
+		if _, err := h.link.Exchange(ctx, fmt.Sprintf("leave after step %d", d.Step), nil); err != nil {
+			return err
+		}
+	}
+	return errYielded
 }
 
 // progress tells everyone who wants to know about a step.
@@ -459,9 +593,10 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 	p := &skeinv1.Progress{
 		Generation: h.Order.GetGeneration(), Step: ev.Step, Steps: ev.Steps, Loss: ev.Loss, LearningRate: ev.LearningRate, GradientNorm: ev.GradientNorm,
 		TokensPerSecond: ev.TokensPerSecond, DataWaitShare: t.Data.Seconds() / t.Total().Seconds(),
-		Tokens: h.tokensBefore + h.tokens*tokens/max(1, res.Tokens), Targets: h.targets,
+		Tokens: h.before.Tokens + h.tokens*tokens/max(1, res.Tokens), Targets: h.targets,
 		EtaSeconds: ev.ETASeconds,
 	}
+	p.Protected, p.Exposed = h.protection()
 	for _, r := range slices.Backward(h.store.lineage.Results) {
 		if r.Name == lossName {
 			p.ValidationLoss, p.ValidationStep, p.HasValidation = float64(r.Value), r.Step, true
@@ -475,7 +610,7 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 }
 
 func sentBytes(s allreduce.LinkStats) int64 {
-	return s.Reduce.SentBytes + s.Gather.SentBytes + s.Rows.SentBytes + s.Votes.SentBytes + s.Messages.SentBytes
+	return s.Reduce.SentBytes + s.Gather.SentBytes + s.Rows.SentBytes + s.Votes.SentBytes + s.Messages.SentBytes + s.Mirror.SentBytes + s.State.SentBytes
 }
 
 // finish evaluates, exports from the last checkpoint, and ends the job.
@@ -493,7 +628,7 @@ func (h *hosting) finish(ctx context.Context) error {
 	if n, ok := h.store.value(tokensName, true); ok {
 		done.Tokens = int64(n)
 	}
-	done.Seconds += h.secondsBefore
+	done.Seconds += h.before.Seconds
 	if err := h.Complete(ctx, console.Marshal(done)); err != nil {
 		return err
 	}

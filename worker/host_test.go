@@ -24,6 +24,7 @@ import (
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/jobspec"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/protocol"
 	"github.com/skein-ml/skein/shard"
 	"github.com/skein-ml/skein/worker"
 	"github.com/skein-ml/skein/worker/workertest"
@@ -36,6 +37,8 @@ type place struct {
 	streams *stream.Server
 	address string // of the streams
 	ask     chan struct{}
+	keep    *worker.Keep  // nil: nothing outlives a generation
+	yield   chan struct{} // asks for the end of the generation at a step boundary
 }
 
 // cluster plays the coordinator for one job: it keeps what is published and deals out
@@ -55,6 +58,8 @@ type cluster struct {
 	onPublish  func(*skeinv1.Checkpoint) error
 	onStep     func(worker string, p *skeinv1.Progress)
 	openDevice func(class string) (device.Device, error) // nil: the class asked for
+	mirror     bool
+	live       *protocol.Plan // that the next generation goes on from; nil: from the newest checkpoint
 }
 
 func newCluster(t *testing.T, j workertest.Job, workers int, settings ...string) *cluster {
@@ -67,7 +72,7 @@ func newCluster(t *testing.T, j workertest.Job, workers int, settings ...string)
 	job.Data.Train[0], job.Data.Validation.Paths[0] = j.Path("train.jsonl"), j.Path("heldout.jsonl")
 	c := &cluster{t: t, fs: vfs.OS, job: job}
 	for i := range workers {
-		p := &place{name: fmt.Sprintf("w%d", i+1), ask: make(chan struct{}, 1)}
+		p := &place{name: fmt.Sprintf("w%d", i+1), ask: make(chan struct{}, 1), yield: make(chan struct{}, 1)}
 		l := listen(t)
 		p.ring = allreduce.Listen(l, allreduce.ListenerConfig{})
 		t.Cleanup(func() { p.ring.Close() })
@@ -150,8 +155,17 @@ func (c *cluster) orders(use []*place) []*skeinv1.Assignment {
 	var list []*skeinv1.Assignment
 	for i := range use {
 		list = append(list, &skeinv1.Assignment{Job: "job-1", Generation: c.generation, Resolved: c.prep.Resolved, SpecHash: spec.Hash(),
-			Ranks: members[i].Ranks, Members: members, Resume: c.newest(), DataServers: []string{c.places[0].address}})
+			Ranks: members[i].Ranks, Members: members, Resume: c.newest(), DataServers: []string{c.places[0].address}, Mirror: c.mirror})
+		if c.live == nil {
+			continue
+		}
+		a := list[i]
+		a.Live, a.After, a.Target, a.Decision = true, c.generation-1, c.live.Target, c.live.Decision
+		for r, w := range c.live.Sources {
+			a.Sources = append(a.Sources, &skeinv1.Source{Rank: int32(r), Worker: w})
+		}
 	}
+	c.live = nil
 	return list
 }
 
@@ -165,7 +179,7 @@ func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error 
 		all.Go(func() {
 			p := use[i]
 			errs[i] = worker.Host(ctxOf(p), c.env(), worker.HostConfig{
-				Order: order, Worker: p.name, Ring: p.ring, Streams: p.streams, Checkpoint: p.ask,
+				Order: order, Worker: p.name, Ring: p.ring, Streams: p.streams, Checkpoint: p.ask, Keep: p.keep, Yield: p.yield,
 				Publish: func(_ context.Context, ck *skeinv1.Checkpoint) error {
 					c.mu.Lock()
 					defer c.mu.Unlock()
@@ -193,6 +207,40 @@ func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error 
 	}
 	all.Wait()
 	return errs
+}
+
+// recover plans the next generation from what the places of the last one say that they keep.
+func (c *cluster) recover(was []*place, errs []error) {
+	c.t.Helper()
+	var reports []protocol.Report
+	var owners []string
+	placement, err := shard.EvenPlacement(4, len(was))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for i, p := range was {
+		for range placement.Ranks(i) {
+			owners = append(owners, p.name)
+		}
+		broken, ok := errors.AsType[*worker.BrokenError](errs[i])
+		if !ok || broken.Sealed == nil {
+			continue
+		}
+		s := broken.Sealed
+		r := protocol.Report{Worker: p.name, Step: s.Step, Decision: s.Decision, Reaches: s.Reaches}
+		for _, x := range s.Held {
+			r.Held = append(r.Held, shard.Rank(x))
+		}
+		for _, x := range s.Summed {
+			r.Summed = append(r.Summed, shard.Rank(x))
+		}
+		reports = append(reports, r)
+	}
+	plan, err := protocol.Recover(4, owners, reports)
+	if err != nil {
+		c.t.Fatalf("%v, of reports %+v and errors %v", err, reports, errs)
+	}
+	c.live = &plan
 }
 
 func (c *cluster) always(*place) context.Context { return c.t.Context() }
@@ -284,6 +332,75 @@ func TestALostWorkerSendsTheOthersBackToThePublishedCheckpoint(t *testing.T) {
 	l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
 	if err != nil || len(l.Steps) != 30 || !slices.Contains(l.ResumedAt, step) {
 		t.Errorf("lineage: %d steps, resumed at %v, %v", len(l.Steps), l.ResumedAt, err)
+	}
+}
+
+func TestALostWorkerCostsNoDecidedStepWhereItIsMirrored(t *testing.T) {
+	j := workertest.New(t)
+	const world = "cluster.worldSize=4"
+	want := trainedHash(t, j, world)
+	for _, zero := range []string{"cluster.zero=0", "cluster.zero=1"} {
+		c := newCluster(t, j.Copy(t), 3, world, zero)
+		c.mirror = true
+		for _, p := range c.places {
+			p.keep = worker.NewKeep()
+			t.Cleanup(p.keep.Drop)
+		}
+		c.places[1].keep = nil // what it has dies with it
+		c.mustPrepare()
+		lost, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var told []int64 // steps, by rank 0's worker
+		c.onStep = func(name string, p *skeinv1.Progress) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if name == "w1" && c.generation < 3 || name == "w3" && c.generation == 3 {
+				told = append(told, p.Step)
+			}
+			if name == "w2" && p.Step == 13 {
+				cancel()
+			}
+			if name == "w3" && p.Step == 20 && c.generation == 2 {
+				c.places[2].yield <- struct{}{}
+			}
+		}
+		errs := c.run(c.places, func(p *place) context.Context {
+			if p.name == "w2" {
+				return lost
+			}
+			return t.Context()
+		})
+		c.recover(c.places, errs)
+		if c.live.Target < 13 {
+			t.Errorf("%s: on from step %d, and w2 had told of step 13", zero, c.live.Target)
+		}
+		left := []*place{c.places[0], c.places[2]}
+		errs = c.run(left, c.always)
+		for i, err := range errs {
+			if broken, ok := errors.AsType[*worker.BrokenError](err); !ok || broken.Sealed == nil || !broken.Sealed.Yielded {
+				t.Fatalf("%s: %s was to yield and ended with %v, all: %v", zero, left[i].name, err, errs)
+			}
+		}
+		c.recover(left, errs)
+		if c.live.Target < 20 || c.live.Target > 22 {
+			t.Errorf("%s: yielded after step %d, asked for at step 20", zero, c.live.Target)
+		}
+		c.places[1].keep = worker.NewKeep() // another process of the name joins, and rank 0 moves
+		t.Cleanup(c.places[1].keep.Drop)
+		c.mustRun([]*place{c.places[2], c.places[1], c.places[0]})
+		if got := c.newest(); got.Weights != want || got.Step != 30 {
+			t.Errorf("%s: step %d has weights %s, want step 30 with %s", zero, got.Step, got.Weights, want)
+		}
+		for i, step := range told { // rank 0's worker tells of a step once it is applied
+			if i > 0 && step <= told[i-1] {
+				t.Errorf("%s: a step is told twice: %v", zero, told)
+				break
+			}
+		}
+		l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
+		if err != nil || len(l.Steps) != 30 || len(l.ResumedAt) != 0 {
+			t.Errorf("%s: lineage: %d steps, resumed at %v, %v", zero, len(l.Steps), l.ResumedAt, err)
+		}
 	}
 }
 

@@ -2,12 +2,14 @@ package worker
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
 	"github.com/skein-ml/skein/jobspec"
 	"github.com/skein-ml/skein/model/config"
+	"github.com/skein-ml/skein/shard"
 	"github.com/skein-ml/skein/worker/trainer"
 )
 
@@ -22,32 +24,25 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 		wire                            jobspec.Wire
 		checkpointing                   jobspec.ActivationCheckpointing
 		tied, gpt2                      bool
+		workers                         int // 0: one
 	}{
-		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false},
-		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true, false},
-		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false},
-		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false, false},
-		{"some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, false},
-		{"GPT-2, some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, true},
-		{"GPT-2, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true},
-		{"GPT-2, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, true},
+		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0},
+		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true, false, 0},
+		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0},
+		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false, false, 0},
+		{"some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, false, 0},
+		{"GPT-2, some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, true, 0},
+		{"GPT-2, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true, 0},
+		{"GPT-2, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, true, 0},
+		{"four ranks on two workers, mirrored", 8192, 8, 4, 512, 2, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 2},
+		{"four workers, mirrored", 32768, 4, 4, 512, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, true, false, 4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			text := fmt.Sprintf(`{"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":%d,"hidden_size":384,"intermediate_size":1024,
-				"num_hidden_layers":6,"num_attention_heads":6,"num_key_value_heads":2,"rms_norm_eps":1e-5,"rope_theta":10000,
-				"max_position_embeddings":512,"tie_word_embeddings":%v,"hidden_act":"silu"}`, c.vocab, c.tied)
-			if c.gpt2 {
-				text = fmt.Sprintf(`{"model_type":"gpt2","vocab_size":%d,"n_embd":384,"n_layer":6,"n_head":6,"n_positions":1024,
-					"tie_word_embeddings":%v}`, c.vocab, c.tied)
-			}
-			cfg, _, err := config.Parse([]byte(text))
-			if err != nil {
-				t.Fatal(err)
-			}
+			cfg := memoryModel(t, c.vocab, c.tied, c.gpt2)
 			job := &jobspec.Job{Name: "memory", Model: jobspec.Model{Base: "x"}, Data: jobspec.Data{Train: jobspec.Paths{"x"}, SequenceLength: c.seq}}
 			job.Train = jobspec.Train{Steps: 1, GlobalBatch: c.batch, MicroBatch: jobspec.MicroBatch(c.micro), Precision: c.precision, ActivationCheckpointing: c.checkpointing}
 			job.Train.Optimizer.LearningRate = 1e-3
-			job.Cluster = jobspec.Cluster{WorldSize: c.ranks, Wire: c.wire}
+			job.Cluster = jobspec.Cluster{WorldSize: c.ranks, Wire: c.wire, Protect: jobspec.ProtectMirror}
 			job.EnsureDefaults()
 			spec, err := job.Resolve(jobspec.Facts{Sequences: 1 << 20, NumericClass: "x", MicroBatch: c.micro})
 			if err != nil {
@@ -58,12 +53,17 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer dev.Close()
-			tr, err := trainer.New(dev, trainerConfig(cfg, spec), nil)
+			conf, workers := trainerConfig(cfg, spec), max(1, c.workers)
+			if conf.Placement, err = shard.EvenPlacement(c.ranks, workers); err != nil {
+				t.Fatal(err)
+			}
+			conf.Mirror = workers > 1
+			tr, err := trainer.New(dev, conf, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer tr.Close()
-			_, plan := microBatch(dev.Info(), cfg, job, tr.Table(), 1, 0)
+			_, plan := microBatch(dev.Info(), cfg, job, tr.Table(), workers, 0)
 			got := dev.Info()
 			state := got.Allocated[device.KindWeights] + got.Allocated[device.KindGradients] + got.Allocated[device.KindOptimizer]
 			low, high := plan.ModelState()*98/100, plan.ModelState()*102/100
@@ -78,5 +78,49 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 				t.Errorf("all: planned %d bytes, allocated %d; by kind %v, by part %v", plan.Total(), all, got.Allocated, plan.Parts())
 			}
 		})
+	}
+}
+
+// memoryModel is a model of six layers.
+func memoryModel(t *testing.T, vocab int, tied, gpt2 bool) config.Config {
+	t.Helper()
+	text := fmt.Sprintf(`{"model_type":"llama","architectures":["LlamaForCausalLM"],"vocab_size":%d,"hidden_size":384,"intermediate_size":1024,
+		"num_hidden_layers":6,"num_attention_heads":6,"num_key_value_heads":2,"rms_norm_eps":1e-5,"rope_theta":10000,
+		"max_position_embeddings":512,"tie_word_embeddings":%v,"hidden_act":"silu"}`, vocab, tied)
+	if gpt2 {
+		text = fmt.Sprintf(`{"model_type":"gpt2","vocab_size":%d,"n_embd":384,"n_layer":6,"n_head":6,"n_positions":1024,
+			"tie_word_embeddings":%v}`, vocab, tied)
+	}
+	cfg, _, err := config.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+func TestAnOpenMicroBatchIsTheLargestThatFitsAndNoneIsRefusedWithTheNumbers(t *testing.T) {
+	cfg := memoryModel(t, 8192, true, false)
+	job := &jobspec.Job{Data: jobspec.Data{SequenceLength: 512}}
+	job.Train.GlobalBatch, job.Cluster.WorldSize = 24, 2
+	job.EnsureDefaults()
+	table, err := trainer.NewTable(cfg, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := device.Info{PackedCopies: [2]int{2, 1}}
+	need := func(micro int) int64 { return shard.MemoryOn(memoryInput(dev, cfg, job, table, 1, micro), 1).Total() }
+	for _, c := range []struct {
+		budget int64
+		want   int
+	}{{0, 12}, {need(12), 12}, {need(12) - 1, 6}, {need(4) + 1, 4}, {need(1), 1}, {need(1) - 1, 1}} {
+		got, m := microBatch(dev, cfg, job, table, 1, c.budget)
+		if got != c.want || m.Total() != need(c.want) {
+			t.Errorf("budget %d: %d sequences and %d bytes, want %d and %d", c.budget, got, m.Total(), c.want, need(c.want))
+		}
+	}
+	err = shard.CheckMemory(memoryInput(dev, cfg, job, table, 1, 1), need(1)/2)
+	says := fmt.Sprintf("a worker needs %.2f GiB and has %.2f GiB", float64(need(1))/(1<<30), float64(need(1)/2)/(1<<30))
+	if err == nil || !strings.Contains(err.Error(), says) {
+		t.Errorf("half of what one sequence needs: %v, want %q", err, says)
 	}
 }

@@ -33,6 +33,7 @@ func memoryInput(dev device.Info, c modelConfig, job *jobspec.Job, table shard.T
 		MicroBatch: micro, MicroBatches: share / micro, SequenceTokens: job.Data.SequenceLength,
 		HeadChunk: min(device.BlockRows, job.Data.SequenceLength), WeightForms: 1 + dev.PackedCopies[device.F32],
 		SparseRows: min(share*job.Data.SequenceLength, c.Vocab), WireBF16: job.Cluster.Wire == jobspec.WireBF16,
+		Mirror: job.Cluster.Protect == jobspec.ProtectMirror,
 	}
 	if !c.Tied {
 		in.FlatOnly = int64(c.Vocab) * int64(c.Hidden)

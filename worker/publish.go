@@ -49,7 +49,7 @@ func (h *hosting) save(ctx context.Context) error {
 		return err
 	}
 	s := &saving{began: time.Now(), state: h.store.state, lineage: h.store.lineage,
-		seconds: h.secondsBefore + time.Since(h.clock).Seconds(), done: make(chan struct{})}
+		seconds: h.before.Seconds + time.Since(h.clock).Seconds(), done: make(chan struct{})}
 	s.state.Step, s.state.Taken = h.tr.StepsDone(), h.tr.StepsTaken()
 	s.state.History = slices.Clone(s.state.History)
 	s.lineage.Results = slices.Clone(s.lineage.Results)
@@ -116,7 +116,7 @@ func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- s
 	if err != nil {
 		return err
 	}
-	s.chain, s.tokens = m.Chain, h.tokensBefore+tokens
+	s.chain, s.tokens = m.Chain, h.before.Tokens+tokens
 	ck := &skeinv1.Checkpoint{Generation: h.Order.GetGeneration(), Step: m.Step, Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
 	if err := h.Publish(ctx, ck); err != nil {
 		return err

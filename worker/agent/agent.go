@@ -60,6 +60,7 @@ func Run(ctx context.Context, c Config) error {
 		defer close(closed)
 		a.close()
 		a.done.Wait()
+		c.Tasks.Drop()
 	}()
 	var late <-chan time.Time // nil: it is waited for
 	if errors.Is(err, errStuck) {
@@ -76,6 +77,7 @@ func Run(ctx context.Context, c Config) error {
 var errStuck = errors.New("its task does not stop")
 
 const (
+	sealWait  = 8 * time.Second // for a task to say what it keeps, before it is stopped without
 	stopWait  = 5 * time.Second // for a task to stop once the process must leave
 	closeWait = time.Second     // for everything else, if the task hangs
 )
@@ -108,8 +110,9 @@ type agent struct {
 
 	// live's own.
 	state   State
-	task    *task           // that runs
-	telling map[Report]bool // reports under way
+	task    *task              // that runs
+	warming context.CancelFunc // stops making ready
+	telling map[Report]bool    // reports under way
 
 	lines   *lines
 	outbox  *outbox
@@ -121,7 +124,8 @@ type agent struct {
 		open bool
 		lost error // why there is none
 	}
-	runs Task // what State says, for heartbeats
+	runs Task   // what State says, for heartbeats
+	warm string // the same
 }
 
 // open opens the ports and whatever others reach this worker by.
@@ -283,25 +287,27 @@ func (a *agent) live(ctx context.Context) (err error) {
 			}
 			a.do(action)
 		}
-		a.note(a.state.Running())
+		a.note(a.state.Running(), a.state.Ready())
 	}
 }
 
-// note keeps what runs, and has the leader told of it if it is another task.
-func (a *agent) note(t Task) {
+// note keeps what runs and which job this worker is ready for, and has the leader told of
+// it if it is news.
+func (a *agent) note(t Task, warm string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.runs != t {
-		a.runs = t
+	if a.runs != t || a.warm != warm {
+		a.runs, a.warm = t, warm
 		signal(a.turned)
 	}
 }
 
-// running is the task that runs; the zero Task if none does.
-func (a *agent) running() Task {
+// running is the task that runs, the zero Task if none does, and the job that this worker
+// is ready for.
+func (a *agent) running() (t Task, warm string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.runs
+	return a.runs, a.warm
 }
 
 // do begins an action. It never blocks.
@@ -319,6 +325,17 @@ func (a *agent) do(action Action) {
 		case a.task.checkpoint <- struct{}{}:
 		default: // one is asked for already
 		}
+	case Yield:
+		signal(a.task.yield)
+	case Seal:
+		a.log.Info("told to seal", "job", action.Task.Job, "task", action.Task)
+		a.task.sealNow(a.config.sealWait)
+	case Warm:
+		a.makeReady(action.Order)
+	case Cool:
+		a.warming()
+	case Drop:
+		a.config.Tasks.Drop()
 	case ReadStore:
 		a.read(action.Probe)
 	case Tell:

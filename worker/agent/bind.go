@@ -8,9 +8,12 @@ import (
 )
 
 // Bind makes the real tasks, which find env around them.
-func Bind(env worker.Env) Tasks { return bound{env} }
+func Bind(env worker.Env) Tasks { return bound{env, worker.NewKeep()} }
 
-type bound struct{ env worker.Env }
+type bound struct {
+	env  worker.Env
+	keep *worker.Keep
+}
 
 // Prepare implements Tasks.
 func (b bound) Prepare(ctx context.Context, emit func(console.Event), p worker.PrepareConfig) (worker.Preparation, error) {
@@ -20,6 +23,15 @@ func (b bound) Prepare(ctx context.Context, emit func(console.Event), p worker.P
 
 // Host implements Tasks.
 func (b bound) Host(ctx context.Context, emit func(console.Event), h worker.HostConfig) error {
-	b.env.Emit = emit
+	b.env.Emit, h.Keep = emit, b.keep
 	return worker.Host(ctx, b.env, h)
 }
+
+// Warm implements Tasks.
+func (b bound) Warm(ctx context.Context, emit func(console.Event), c worker.WarmConfig) error {
+	b.env.Emit, c.Keep = emit, b.keep
+	return worker.Warm(ctx, b.env, c)
+}
+
+// Drop implements Tasks.
+func (b bound) Drop() { b.keep.Drop() }

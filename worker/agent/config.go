@@ -17,8 +17,8 @@ import (
 	"github.com/skein-ml/skein/worker"
 )
 
-// Tasks are the two things that a worker can be ordered to do. Both end soon after ctx
-// has, and nothing of them runs when they return. Emit may be called by several
+// Tasks are the things that a worker can be ordered to do, one at a time. All end soon
+// after ctx has, and nothing of them runs when they return. Emit may be called by several
 // goroutines and never blocks.
 type Tasks interface {
 	// Prepare imports a model and prepares data. A [worker.BrokenError] lets another
@@ -28,6 +28,10 @@ type Tasks interface {
 	// [worker.ErrFenced] says that somebody else has ended it; any other error ends the
 	// job.
 	Host(ctx context.Context, emit func(console.Event), h worker.HostConfig) error
+	// Warm makes ready to host ranks of a job. An error costs time later and nothing else.
+	Warm(ctx context.Context, emit func(console.Event), c worker.WarmConfig) error
+	// Drop forgets what Host and Warm have kept in memory.
+	Drop()
 }
 
 // Config is what a worker process needs. Zero values mean the defaults.
@@ -73,7 +77,7 @@ type Config struct {
 	// Why says of coordinators that do not answer what keeps them; nil: nobody looks.
 	Why func(context.Context) error
 
-	readWait, openWait, stopWait, quietWait time.Duration // tests are impatient
+	readWait, openWait, stopWait, sealWait, quietWait time.Duration // tests are impatient
 }
 
 // EnsureDefaults fills in what is zero.
@@ -95,7 +99,7 @@ func (c *Config) EnsureDefaults() {
 	for _, d := range []struct {
 		p   *time.Duration
 		def time.Duration
-	}{{&c.DrainWait, 50 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}, {&c.quietWait, quietWait}, {&c.stopWait, stopWait}} {
+	}{{&c.DrainWait, 50 * time.Second}, {&c.NameWait, 15 * time.Second}, {&c.OrphanTTL, 15 * time.Minute}, {&c.readWait, readWait}, {&c.openWait, openWait}, {&c.quietWait, quietWait}, {&c.stopWait, stopWait}, {&c.sealWait, sealWait}} {
 		if *d.p == 0 {
 			*d.p = d.def
 		}

@@ -47,6 +47,7 @@ type Ended struct {
 	Prepared *skeinv1.PreparedRequest // of a preparation that is done
 	Accused  string                   // worker at the other end of what broke
 	Reason   string
+	Sealed   *skeinv1.Sealed // what is kept of a generation that broke; nil: nothing
 }
 
 // How a task ended.
@@ -78,6 +79,12 @@ type Drain struct{}
 // Orphaned says that no coordinator has been found for so long that the task must stop.
 type Orphaned struct{ Reason string }
 
+// Warmed says that making ready for a job has ended and nothing of it runs any more.
+type Warmed struct {
+	Job string
+	Err string // empty: this worker is ready
+}
+
 // Quit says that the process is to leave as soon as its task has stopped.
 type Quit struct{}
 
@@ -89,6 +96,7 @@ func (Answered) event() {}
 func (Drain) event()    {}
 func (Orphaned) event() {}
 func (Quit) event()     {}
+func (Warmed) event()   {}
 
 // Action is something that the shell around the state has to do, in the order in which
 // actions are returned. None of them is waited for.
@@ -106,6 +114,21 @@ type Stop struct{ Task Task }
 // Checkpoint asks the task that runs for a checkpoint at its next step boundary.
 type Checkpoint struct{ Task Task }
 
+// Yield asks the task that runs to stop after the next step.
+type Yield struct{ Task Task }
+
+// Seal has the task that runs stop at once and say what it keeps. Ended follows.
+type Seal struct{ Task Task }
+
+// Warm makes ready to enter a job. No task runs. Warmed follows.
+type Warm struct{ Order *skeinv1.Warm }
+
+// Cool stops making ready. Warmed follows.
+type Cool struct{}
+
+// Drop forgets what is kept of a job. No task runs, and none is made ready for.
+type Drop struct{}
+
 // ReadStore reads a nonce through a store and tells the leader of this session.
 type ReadStore struct{ Probe *skeinv1.StoreProbe }
 
@@ -122,6 +145,11 @@ func (Prepare) action()    {}
 func (Host) action()       {}
 func (Stop) action()       {}
 func (Checkpoint) action() {}
+func (Yield) action()      {}
+func (Seal) action()       {}
+func (Warm) action()       {}
+func (Cool) action()       {}
+func (Drop) action()       {}
 func (ReadStore) action()  {}
 func (Tell) action()       {}
 func (TellDrain) action()  {}
@@ -134,4 +162,5 @@ type Report struct {
 	Prepared *skeinv1.PreparedRequest // if Done
 	Accused  string
 	Reason   string
+	Sealed   *skeinv1.Sealed // of a generation; nil: nothing is kept
 }

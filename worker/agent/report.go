@@ -112,7 +112,7 @@ func (a *agent) send(ctx context.Context, r Report) (err error) {
 		_, err = a.api.Fail(ctx, &skeinv1.FailRequest{Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Reason: r.Reason})
 	default:
 		_, err = a.api.Broken(ctx, &skeinv1.BrokenRequest{
-			Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Accused: r.Accused, Reason: r.Reason,
+			Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Accused: r.Accused, Reason: r.Reason, Sealed: r.Sealed,
 		})
 	}
 	return err

@@ -76,7 +76,7 @@ func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
 			TLS:             r.issue(ca, pki.Coordinator, m.ID),
 			ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
 			Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
-			Recovery:   recovery.Config{Grace: 300 * time.Millisecond},
+			Recovery:   recovery.Config{LostStateWait: 300 * time.Millisecond, Settle: 300 * time.Millisecond},
 			Scheduler:  scheduler.Config{Settle: 300 * time.Millisecond},
 		})
 		if err != nil {
@@ -371,6 +371,10 @@ func (f *fake) Prepare(ctx context.Context, emit func(console.Event), p worker.P
 	}
 	return out, err
 }
+
+func (f *fake) Warm(context.Context, func(console.Event), worker.WarmConfig) error { return nil }
+
+func (f *fake) Drop() {}
 
 func weights(step int64) string { return fmt.Sprintf("%064x", step) }
 

@@ -154,6 +154,9 @@ func (a *agent) oneSession() (stood bool, err error) {
 			a.log.Debug("orders", "revision", o.GetRevision(), "orders", o)
 			a.post(Ordered{o})
 		}
+		if p := m.GetPing(); p != nil {
+			a.outbox.pong(p.GetNumber())
+		}
 	}
 }
 
@@ -230,9 +233,10 @@ func (a *agent) speak(ctx context.Context, s skeinv1.Workers_SessionClient, w *s
 	var due <-chan time.Time // when the next lines may go
 	heartbeat := func() error {
 		sequence++
-		t := a.running()
+		t, ready := a.running()
 		return s.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{
 			Sequence: sequence, DataSets: a.streams.Hashes(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation,
+			Warm: ready,
 		}}})
 	}
 	err, last := heartbeat(), time.Time{}

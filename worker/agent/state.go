@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"google.golang.org/protobuf/proto"
+
 	"github.com/skein-ml/skein/internal/invariant"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
@@ -19,6 +21,10 @@ import (
 //   - Who is ordered again to do what it gave up says again that it gave it up, once in
 //     each session, because only the leader's memory has it.
 //   - Losing the leader stops nothing. Being given up stops the task at once.
+//   - What is kept of a job outlives its task, until the leader's orders name the job no
+//     more. To say what is kept for a generation is a promise not to enter it.
+//   - A worker without a task makes ready for the job that its orders say. Neither a task
+//     nor a drop begins before that has ended.
 type State struct {
 	open    bool   // a session stands
 	session uint64 // sessions that were opened so far
@@ -30,6 +36,14 @@ type State struct {
 	running    Task   // zero: none
 	stopping   bool   // it was told to stop
 	checkpoint uint64 // highest request for a checkpoint that it was told of
+	yield      uint64 // highest request to stop after a step that it was told of
+	sealing    bool   // it was told to stop and say what it keeps
+
+	kept    string // job that something may be kept of
+	warming string // job that is made ready for
+	cooling bool   // that was told to stop
+	ready   string // job that is entered without delay
+	unready string // job that could not be made ready for, in this session
 
 	begun map[string]Task // by job: the youngest task that was started
 	given map[string]*end // by job: how that task ended, unless it runs
@@ -52,6 +66,9 @@ type end struct {
 // Running is the task that runs; the zero Task if none does.
 func (s *State) Running() Task { return s.running }
 
+// Ready is the job that this worker enters without delay; empty: none.
+func (s *State) Ready() string { return s.ready }
+
 // Open tells whether a session stands.
 func (s *State) Open() bool { return s.open }
 
@@ -63,7 +80,7 @@ func (s *State) Step(e Event) []Action {
 	var actions []Action
 	switch e := e.(type) {
 	case Opened:
-		s.open, s.fresh, s.probes = true, false, nil
+		s.open, s.fresh, s.probes, s.unready = true, false, nil, ""
 		s.session++
 		if s.session > 1 && e.Epoch != s.epoch {
 			s.orders, s.begun, s.given = nil, nil, nil
@@ -83,6 +100,13 @@ func (s *State) Step(e Event) []Action {
 		actions = s.answered(e)
 	case Drain:
 		s.leaving = true
+	case Warmed:
+		s.warming, s.cooling = "", false
+		if e.Err == "" {
+			s.ready = e.Job
+		} else {
+			s.unready = e.Job
+		}
 	case Orphaned:
 		s.orders = nil
 	case Quit:
@@ -100,22 +124,82 @@ func (s *State) settle() []Action {
 	}
 	want := s.want()
 	switch {
-	case s.running == want || s.stopping || want.before(s.running):
+	case s.running == want && want != (Task{}) || s.stopping || want.before(s.running):
 	case s.running == (Task{}):
-		actions = append(actions, s.begin(want)...)
+		var idle bool
+		if actions, idle = s.idle(actions, want); idle && want != (Task{}) {
+			actions = append(actions, s.begin(want)...)
+		}
 	default:
 		s.stopping = true
 		actions = append(actions, Stop{s.running})
 	}
-	if s.running == (Task{}) && s.free() {
+	if s.running == (Task{}) && s.warming == "" && s.free() {
 		s.over = true
 		return append(actions, Exit{})
 	}
-	if a := s.orders.GetAssignment(); want.Generation > 0 && s.running == want && !s.stopping && a.GetCheckpointRequest() > s.checkpoint {
+	if want.Generation > 0 && s.running == want && !s.stopping {
+		actions = append(actions, s.ask(s.orders.GetAssignment())...)
+	}
+	return actions
+}
+
+// ask passes on what orders ask of the task that runs. A checkpoint comes before a yield,
+// so that both can be of one step.
+func (s *State) ask(a *skeinv1.Assignment) []Action {
+	var actions []Action
+	if a.GetCheckpointRequest() > s.checkpoint {
 		s.checkpoint = a.GetCheckpointRequest()
 		actions = append(actions, Checkpoint{s.running})
 	}
+	if a.GetYieldRequest() > s.yield {
+		s.yield = a.GetYieldRequest()
+		actions = append(actions, Yield{s.running})
+	}
+	if a.GetSeal() && !s.sealing {
+		s.sealing = true
+		actions = append(actions, Seal{s.running})
+	}
 	return actions
+}
+
+// idle looks after what a worker without a task keeps and makes ready. It tells whether a
+// task may begin.
+func (s *State) idle(actions []Action, want Task) ([]Action, bool) {
+	warm := s.orders.GetWarm().GetJob()
+	if want != (Task{}) || s.quit || s.leaving || s.orders.GetReleased() {
+		warm = ""
+	}
+	if s.warming != "" {
+		if s.warming != warm && !s.cooling {
+			s.cooling = true
+			actions = append(actions, Cool{})
+		}
+		return actions, false
+	}
+	if s.kept != "" && !s.names(s.kept, want, warm) && (want != (Task{}) || !s.free()) {
+		s.kept, s.ready = "", ""
+		actions = append(actions, Drop{})
+	}
+	if warm != "" && s.fresh && s.ready != warm && s.unready != warm {
+		s.warming, s.kept = warm, warm
+		actions = append(actions, Warm{s.orders.GetWarm()})
+		return actions, false
+	}
+	return actions, true
+}
+
+// names tells whether orders name a job still of which something is kept. Being given up,
+// or having no leader, is no order; nor is what a leader says that was replaced.
+func (s *State) names(job string, want Task, warm string) bool {
+	last, known := s.begun[want.Job]
+	switch {
+	case want.Generation > 0 && want.Job == job, warm == job:
+		return true
+	case want == (Task{}):
+		return !s.fresh || s.orders == nil
+	}
+	return known && want.before(last)
 }
 
 // want is the task that is to run; zero if none is.
@@ -150,10 +234,17 @@ func (s *State) begin(t Task) []Action {
 	if s.begun == nil {
 		s.begun = map[string]Task{}
 	}
-	s.begun[t.Job], s.running, s.stopping, s.checkpoint = t, t, false, 0
+	s.begun[t.Job] = t
 	delete(s.given, t.Job)
+	a := s.orders.GetAssignment()
+	if t.Generation > 0 && a.GetSeal() && s.kept != t.Job {
+		s.give(&end{report: Report{Task: t, How: Broken, Reason: "it keeps nothing of it", Sealed: &skeinv1.Sealed{Told: true}}})
+		return s.repeat(t)
+	}
+	s.running, s.stopping, s.checkpoint, s.yield, s.sealing = t, false, 0, 0, a.GetSeal()
 	if t.Generation > 0 {
-		return []Action{Host{s.orders.GetAssignment()}}
+		s.kept, s.ready = t.Job, ""
+		return []Action{Host{a}}
 	}
 	return []Action{Prepare{s.orders.GetPreparation()}}
 }
@@ -176,10 +267,10 @@ func (s *State) ended(e Ended) []Action {
 	stopped := s.stopping
 	s.running, s.stopping = Task{}, false
 	n := &end{report: Report(e)}
-	if s.given == nil {
-		s.given = map[string]*end{}
+	if s.sealing && e.Task.Generation > 0 {
+		n.report.Sealed = told(e.Sealed)
 	}
-	s.given[e.Task.Job] = n
+	s.give(n)
 	switch {
 	case e.How == Done && e.Task.Generation > 0:
 		n.quiet = true // whoever hosts rank 0 has completed the job, in the log
@@ -199,6 +290,23 @@ func (s *State) ended(e Ended) []Action {
 	}
 	n.told = s.session
 	return []Action{Tell{n.report}}
+}
+
+func (s *State) give(e *end) {
+	if s.given == nil {
+		s.given = map[string]*end{}
+	}
+	s.given[e.report.Task.Job] = e
+}
+
+// told marks what is kept by a worker that was told to stop.
+func told(s *skeinv1.Sealed) *skeinv1.Sealed {
+	t := &skeinv1.Sealed{Told: true}
+	if s != nil {
+		t = proto.CloneOf(s)
+		t.Told = true
+	}
+	return t
 }
 
 // answered hears what became of a report. A preparation whose result is refused may

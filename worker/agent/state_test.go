@@ -23,12 +23,28 @@ func say(actions []Action) string {
 			list = append(list, "stop "+short(a.Task))
 		case Checkpoint:
 			list = append(list, "checkpoint "+short(a.Task))
+		case Yield:
+			list = append(list, "yield "+short(a.Task))
+		case Seal:
+			list = append(list, "seal "+short(a.Task))
+		case Warm:
+			list = append(list, "warm "+a.Order.GetJob())
+		case Cool:
+			list = append(list, "cool")
+		case Drop:
+			list = append(list, "drop")
 		case ReadStore:
 			list = append(list, "read "+a.Probe.GetJob())
 		case Tell:
 			text := fmt.Sprintf("tell %s %s", short(a.Report.Task), a.Report.How)
 			if a.Report.Reason != "" {
 				text += ": " + a.Report.Reason
+			}
+			switch s := a.Report.Sealed; {
+			case s.GetTold():
+				text += fmt.Sprintf(" (told, step %d)", s.GetStep())
+			case s != nil:
+				text += fmt.Sprintf(" (step %d)", s.GetStep())
 			}
 			list = append(list, text)
 		case TellDrain:
@@ -54,6 +70,18 @@ func host(job string, generation uint64) Ordered {
 func hostAsked(job string, generation, checkpoint uint64) Ordered {
 	return Ordered{&skeinv1.Orders{Assignment: &skeinv1.Assignment{Job: job, Generation: generation, CheckpointRequest: checkpoint}}}
 }
+
+func hostSealed(job string, generation uint64) Ordered {
+	return Ordered{&skeinv1.Orders{Assignment: &skeinv1.Assignment{Job: job, Generation: generation, Seal: true}}}
+}
+
+func hostYield(job string, generation, checkpoint uint64) Ordered {
+	return Ordered{&skeinv1.Orders{Assignment: &skeinv1.Assignment{Job: job, Generation: generation, YieldRequest: 1, CheckpointRequest: checkpoint}}}
+}
+
+func warm(job string) Ordered { return Ordered{&skeinv1.Orders{Warm: &skeinv1.Warm{Job: job}}} }
+
+var kept = &skeinv1.Sealed{Step: 7}
 
 func prepare(job string, number uint64) Ordered {
 	return Ordered{&skeinv1.Orders{Preparation: &skeinv1.Preparation{Job: job, Number: number}}}
@@ -87,7 +115,7 @@ func TestStories(t *testing.T) {
 			{Opened{}, ""}, {prepare("a", 1), "prepare a/1"}, {prepare("a", 1), ""},
 			{Ended{Task: prep1, How: Done, Prepared: result}, "tell a/1 done"}, {prepare("a", 1), ""},
 			{Answered{Report: Report{Task: prep1, How: Done, Prepared: result}}, ""}, {nothing, ""},
-			{host("a", 1), "host a.1"}, {host("a", 1), ""}, {Ended{Task: gen1, How: Done}, ""}, {host("a", 1), ""}, {nothing, ""},
+			{host("a", 1), "host a.1"}, {host("a", 1), ""}, {Ended{Task: gen1, How: Done}, ""}, {host("a", 1), ""}, {nothing, "drop"},
 		},
 		"the next task waits for the end of the one before": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {host("a", 2), "stop a.1"}, {host("a", 2), ""}, {host("a", 3), ""},
@@ -112,11 +140,11 @@ func TestStories(t *testing.T) {
 		},
 		"restored coordinators may order what looks older": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Lost{}, ""}, {Ended{Task: gen1, How: Broken, Reason: "x"}, "tell a.1 broken: x"},
-			{Opened{Epoch: 7}, ""}, {prepare("a", 1), "prepare a/1"},
+			{Opened{Epoch: 7}, ""}, {prepare("a", 1), "drop; prepare a/1"},
 		},
 		"what was begun before a restore is stopped": {
 			{Opened{Epoch: 7}, ""}, {host("a", 1), "host a.1"}, {Lost{}, ""}, {Opened{Epoch: 8}, "stop a.1"}, {prepare("a", 2), ""},
-			{Ended{Task: gen1, How: Canceled}, "prepare a/2"},
+			{Ended{Task: gen1, How: Canceled}, "drop; prepare a/2"},
 		},
 		"a failure is told": {
 			{Opened{}, ""}, {prepare("a", 1), "prepare a/1"}, {Ended{Task: prep1, How: Failed, Reason: "no such model"}, "tell a/1 failed: no such model"},
@@ -126,7 +154,7 @@ func TestStories(t *testing.T) {
 			{Ended{Task: gen2, How: Broken, Reason: "x"}, "tell a.2 broken: x"}, {host("a", 1), ""}, {prepare("a", 9), ""},
 		},
 		"what is not in the orders is stopped": {
-			{Opened{}, ""}, {host("a", 1), "host a.1"}, {nothing, "stop a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x"}, ""},
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {nothing, "stop a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x"}, "drop"},
 			{host("b", 1), "host b.1"}, {prepare("c", 1), "stop b.1"},
 		},
 		"a fenced task is not reported, unless the next leader orders it": {
@@ -171,6 +199,43 @@ func TestStories(t *testing.T) {
 		"one that may not wait any longer stops its task first": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Drain{}, "tell drain"}, {Quit{}, "stop a.1"}, {host("a", 2), ""}, {Ended{Task: gen1, How: Canceled}, "exit"},
 		},
+		"a generation is sealed once, and a new leader hears again what is kept": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {hostSealed("a", 1), "seal a.1"}, {hostSealed("a", 1), ""},
+			{Ended{Task: gen1, How: Broken, Reason: "told", Sealed: kept}, "tell a.1 broken: told (told, step 7)"}, {hostSealed("a", 1), ""},
+			{Lost{}, ""}, {Opened{}, ""}, {hostSealed("a", 1), "tell a.1 broken: told (told, step 7)"}, {host("a", 2), "host a.2"},
+		},
+		"a link that breaks by itself is not told to": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Ended{Task: gen1, How: Broken, Reason: "reset", Sealed: kept}, "tell a.1 broken: reset (step 7)"},
+			{hostSealed("a", 1), ""}, {host("a", 2), "host a.2"},
+		},
+		"who never entered a generation says what it keeps, and does not enter it later": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x", Sealed: kept}, "tell a.1 broken: x (step 7)"},
+			{hostSealed("a", 2), "host a.2"}, {Ended{Task: gen2, How: Broken, Reason: "told", Sealed: kept}, "tell a.2 broken: told (told, step 7)"}, {host("a", 2), ""},
+		},
+		"who keeps nothing says so at once": {
+			{Opened{}, ""}, {hostSealed("a", 1), "tell a.1 broken: it keeps nothing of it (told, step 0)"}, {hostSealed("a", 1), ""}, {host("a", 1), ""},
+		},
+		"what is kept is dropped when the orders name the job no more": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x", Sealed: kept}, "tell a.1 broken: x (step 7)"},
+			{Lost{}, ""}, {Opened{}, ""}, {nothing, "drop"}, {hostSealed("a", 1), "tell a.1 broken: x (step 7)"},
+		},
+		"and before another job begins": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {host("b", 1), "stop a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x", Sealed: kept}, "drop; host b.1"},
+		},
+		"a checkpoint is asked for before a yield, each once": {
+			{Opened{}, ""}, {hostYield("a", 1, 5), "host a.1; checkpoint a.1; yield a.1"}, {hostYield("a", 1, 5), ""}, {host("a", 1), ""},
+			{Ended{Task: gen1, How: Broken, Reason: "x"}, "tell a.1 broken: x"}, {hostYield("a", 2, 5), "host a.2; checkpoint a.2; yield a.2"},
+		},
+		"a worker without work makes ready, and then enters": {
+			{Opened{}, ""}, {warm("a"), "warm a"}, {warm("a"), ""}, {Warmed{Job: "a"}, ""}, {warm("a"), ""}, {host("a", 3), "host a.3"},
+		},
+		"a task waits until making ready has stopped": {
+			{Opened{}, ""}, {warm("a"), "warm a"}, {host("b", 1), "cool"}, {host("b", 1), ""}, {Warmed{Job: "a", Err: "canceled"}, "drop; host b.1"},
+		},
+		"what could not be made ready is tried again in the next session": {
+			{Opened{}, ""}, {warm("a"), "warm a"}, {Warmed{Job: "a", Err: "no disk"}, ""}, {warm("a"), ""}, {Lost{}, ""}, {Opened{}, ""}, {warm("a"), "warm a"},
+			{nothing, "cool"}, {Warmed{Job: "a"}, "drop"}, {warm("b"), "warm b"}, {Quit{}, "cool"}, {Warmed{Job: "b"}, "exit"},
+		},
 		"a task without any coordinator stops in the end": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Lost{}, ""}, {Orphaned{}, "stop a.1"}, {Ended{Task: gen1, How: Canceled}, ""},
 			{Opened{}, ""}, {host("a", 1), "tell a.1 broken: it was stopped here, and a generation is not entered twice"},
@@ -197,6 +262,8 @@ type world struct {
 	stopped                   bool
 	youngest                  map[string]Task
 	open, leaving, quit, over bool
+	warming, cooled           bool
+	kept                      string
 	orders                    *skeinv1.Orders
 	epoch                     uint64
 }
@@ -218,6 +285,8 @@ func (w *world) step(t *rapid.T, e Event) {
 		w.orders = e.Orders
 	case Drain:
 		w.leaving = true
+	case Warmed:
+		w.warming, w.cooled = false, false
 	case Quit:
 		w.quit = true
 	case Orphaned:
@@ -243,7 +312,33 @@ func (w *world) step(t *rapid.T, e Event) {
 			if a.Task != w.running || w.stopped {
 				t.Fatalf("a checkpoint of %v while %v runs", a.Task, w.running)
 			}
+		case Yield:
+			if a.Task != w.running || w.stopped {
+				t.Fatalf("a yield of %v while %v runs", a.Task, w.running)
+			}
+		case Seal:
+			if a.Task != w.running || w.stopped {
+				t.Fatalf("%v is sealed while %v runs", a.Task, w.running)
+			}
+		case Warm:
+			if w.running != (Task{}) || w.warming || w.kept != "" && w.kept != a.Order.GetJob() {
+				t.Fatalf("makes ready for %s while %v runs, warming %v, kept %q", a.Order.GetJob(), w.running, w.warming, w.kept)
+			}
+			w.warming, w.kept = true, a.Order.GetJob()
+		case Cool:
+			if !w.warming || w.cooled {
+				t.Fatal("cools what is not warming")
+			}
+			w.cooled = true
+		case Drop:
+			if w.running != (Task{}) || w.warming || w.kept == "" || w.orders.GetAssignment().GetJob() == w.kept {
+				t.Fatalf("drops %q while %v runs, by orders %v", w.kept, w.running, w.orders)
+			}
+			w.kept = ""
 		case Tell:
+			if a.Report.Sealed.GetTold() && w.youngest[a.Report.Task.Job].before(a.Report.Task) {
+				w.youngest[a.Report.Task.Job] = a.Report.Task // a promise not to enter it
+			}
 			if a.Report.Task == w.running {
 				t.Fatalf("reports the end of %v, which runs", a.Report.Task)
 			}
@@ -268,15 +363,21 @@ func (w *world) step(t *rapid.T, e Event) {
 	if o := w.orders; !w.over && w.running != (Task{}) && !w.stopped && (w.quit || o.GetReleased() || o.GetAssignment() == nil && o.GetPreparation() == nil) {
 		t.Fatalf("%v goes on without an order", w.running)
 	}
-	if a := w.orders.GetAssignment(); !w.over && !w.quit && !w.orders.GetReleased() && a != nil && w.running == (Task{}) &&
+	if a := w.orders.GetAssignment(); !w.over && !w.warming && !w.quit && !w.orders.GetReleased() && a != nil && !a.GetSeal() && w.running == (Task{}) &&
 		w.youngest[a.GetJob()].before(Task{Job: a.GetJob(), Generation: a.GetGeneration()}) {
 		t.Fatalf("generation %d of %s is ordered and does not run", a.GetGeneration(), a.GetJob())
 	}
 }
 
 func (w *world) begin(t *rapid.T, next Task) {
-	if w.running != (Task{}) {
-		t.Fatalf("%v starts while %v runs", next, w.running)
+	if w.running != (Task{}) || w.warming {
+		t.Fatalf("%v starts while %v runs, or making ready: %v", next, w.running, w.warming)
+	}
+	if w.kept != "" && w.kept != next.Job {
+		t.Fatalf("%v starts with what is kept of %s", next, w.kept)
+	}
+	if next.Generation > 0 {
+		w.kept = next.Job
 	}
 	if last, ok := w.youngest[next.Job]; ok && !last.before(next) {
 		t.Fatalf("%v starts after %v", next, last)
@@ -296,7 +397,11 @@ func TestWhateverHappensOneTaskRunsAndNoneStartsTwice(t *testing.T) {
 			case 1:
 				o.Preparation = &skeinv1.Preparation{Job: job.Draw(t, "job"), Number: number.Draw(t, "number")}
 			default:
-				o.Assignment = &skeinv1.Assignment{Job: job.Draw(t, "job"), Generation: number.Draw(t, "generation"), CheckpointRequest: number.Draw(t, "request")}
+				o.Assignment = &skeinv1.Assignment{Job: job.Draw(t, "job"), Generation: number.Draw(t, "generation"), CheckpointRequest: number.Draw(t, "request"),
+					YieldRequest: uint64(rapid.IntRange(0, 1).Draw(t, "yield")), Seal: rapid.IntRange(0, 3).Draw(t, "seal") == 3}
+			}
+			if rapid.IntRange(0, 2).Draw(t, "warm") == 2 {
+				o.Warm = &skeinv1.Warm{Job: job.Draw(t, "warm job")}
 			}
 			return Ordered{o}
 		})
@@ -325,6 +430,8 @@ func TestWhateverHappensOneTaskRunsAndNoneStartsTwice(t *testing.T) {
 			case n == 13:
 				task := Task{Job: job.Draw(t, "job"), Preparation: number.Draw(t, "number")}
 				e = Answered{Report: Report{Task: task, How: Done}, Refused: "no", Fenced: rapid.Bool().Draw(t, "fenced")}
+			case w.warming && n > 14:
+				e = Warmed{Job: w.kept, Err: rapid.SampledFrom([]string{"", "no disk"}).Draw(t, "unready")}
 			case w.running != (Task{}):
 				how := rapid.SampledFrom([]How{Done, Broken, Failed, Fenced, Canceled}).Draw(t, "how")
 				e = Ended{Task: w.running, How: how}

@@ -15,14 +15,25 @@ import (
 type task struct {
 	cancel     context.CancelFunc
 	checkpoint chan struct{} // one token: somebody asks for a checkpoint
+	yield      chan struct{} // one token: the ring is to stop after the next step
+	seal       chan struct{} // closed: stop at once, and say what is kept
 	ringBytes  int64         // that it has reported; the task's own
 }
 
-// start runs do as a task, and lets the state know how it ended.
-func (a *agent) start(t Task, do func(context.Context, *task) (*skeinv1.PreparedRequest, error)) {
+// sealNow has the task stop and say what it keeps; if it does not, it is stopped without.
+func (t *task) sealNow(wait time.Duration) {
+	close(t.seal)
+	time.AfterFunc(wait, t.cancel) // of a task that has ended it is of no effect
+}
+
+// start runs do as a task, and lets the state know how it ended. One that is sealed from
+// the start only says what is kept.
+func (a *agent) start(t Task, sealed bool, do func(context.Context, *task) (*skeinv1.PreparedRequest, error)) {
 	ctx, cancel := context.WithCancel(a.ctx)
-	running := &task{cancel: cancel, checkpoint: make(chan struct{}, 1)}
-	a.task = running
+	running := &task{cancel: cancel, checkpoint: make(chan struct{}, 1), yield: make(chan struct{}, 1), seal: make(chan struct{})}
+	if a.task = running; sealed {
+		running.sealNow(a.config.sealWait)
+	}
 	a.log.Info("task starts", "job", t.Job, "generation", t.Generation, "preparation", t.Preparation)
 	a.metrics.begin(t)
 	a.done.Go(func() {
@@ -45,7 +56,7 @@ func outcome(ctx context.Context, err error) Ended {
 	case err == nil:
 		return Ended{How: Done}
 	case errors.As(err, &broken):
-		return Ended{How: Broken, Accused: broken.Accused, Reason: broken.Reason}
+		return Ended{How: Broken, Accused: broken.Accused, Reason: broken.Reason, Sealed: broken.Sealed}
 	case errors.Is(err, worker.ErrFenced):
 		return Ended{How: Fenced, Reason: err.Error()}
 	case ctx.Err() != nil:
@@ -58,7 +69,7 @@ func outcome(ctx context.Context, err error) Ended {
 
 // prepare starts a preparation.
 func (a *agent) prepare(o *skeinv1.Preparation) {
-	a.start(Task{Job: o.GetJob(), Preparation: o.GetNumber()}, func(ctx context.Context, _ *task) (*skeinv1.PreparedRequest, error) {
+	a.start(Task{Job: o.GetJob(), Preparation: o.GetNumber()}, false, func(ctx context.Context, _ *task) (*skeinv1.PreparedRequest, error) {
 		p, err := a.config.Tasks.Prepare(ctx, a.emit(o.GetJob(), 0), worker.PrepareConfig{Job: o.GetJob(), Spec: o.GetSpec()})
 		if err != nil {
 			return nil, err
@@ -72,9 +83,9 @@ func (a *agent) prepare(o *skeinv1.Preparation) {
 
 // host starts hosting ranks.
 func (a *agent) host(o *skeinv1.Assignment) {
-	a.start(Task{Job: o.GetJob(), Generation: o.GetGeneration()}, func(ctx context.Context, t *task) (*skeinv1.PreparedRequest, error) {
+	a.start(Task{Job: o.GetJob(), Generation: o.GetGeneration()}, o.GetSeal(), func(ctx context.Context, t *task) (*skeinv1.PreparedRequest, error) {
 		h := worker.HostConfig{
-			Order: o, Worker: a.config.Name, Ring: a.ring, Streams: a.streams, Checkpoint: t.checkpoint,
+			Order: o, Worker: a.config.Name, Ring: a.ring, Streams: a.streams, Checkpoint: t.checkpoint, Yield: t.yield, Seal: t.seal,
 			Publish:  func(ctx context.Context, c *skeinv1.Checkpoint) error { return a.publish(ctx, o, c) },
 			Complete: func(ctx context.Context, result []byte) error { return a.complete(ctx, o, result) },
 			Report:   func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, t, p, phases) },
@@ -83,6 +94,26 @@ func (a *agent) host(o *skeinv1.Assignment) {
 			h.TLS, h.PeerName = a.config.TLS.Expect(pki.Worker), workerName
 		}
 		return nil, a.config.Tasks.Host(ctx, a.emit(o.GetJob(), o.GetGeneration()), h)
+	})
+}
+
+// makeReady makes ready to enter a job.
+func (a *agent) makeReady(o *skeinv1.Warm) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	a.warming = cancel
+	a.log.Info("makes ready", "job", o.GetJob())
+	a.done.Go(func() {
+		defer cancel()
+		c := worker.WarmConfig{Order: o, Worker: a.config.Name, Streams: a.streams}
+		if a.config.TLS != nil {
+			c.TLS = a.config.TLS.Expect(pki.Worker)
+		}
+		e := Warmed{Job: o.GetJob()}
+		if err := a.config.Tasks.Warm(ctx, a.emit(o.GetJob(), 0), c); err != nil {
+			e.Err = err.Error()
+			a.log.Warn("is not ready", "job", o.GetJob(), "err", err)
+		}
+		a.post(e)
 	})
 }
 

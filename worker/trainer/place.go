@@ -42,6 +42,7 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 	}
 	t.filling = nil
 	clear(t.fresh)
+	t.ctx = nil // that of a generation that is over
 	if !t.Alone() {
 		t.peers = unlinked{}
 		return nil
@@ -197,6 +198,12 @@ func (t *Trainer) LastDecision() (d allreduce.Decision, ok bool) {
 	}
 	return *t.last, true
 }
+
+// Mirrors tells whether sums go to mirrors before the vote.
+func (t *Trainer) Mirrors() bool { return t.cfg.Mirror }
+
+// GathersFirst tells whether sums go to everybody before the vote.
+func (t *Trainer) GathersFirst() bool { return t.replicated() }
 
 // Protected tells whether every rank's state that is hosted or mirrored here stands twice,
 // as far as this worker has a part in it.
