@@ -87,6 +87,11 @@ func TestEveryExampleOfTheHelpDoesWhatItSays(t *testing.T) {
 	for i, line := range examplesOf("cancel") {
 		run(j, r.submit("train.steps=100000", "output.export=./never-"+string(rune('a'+i))), line)
 	}
+	for i, line := range examplesOf("scale", "pause", "resume") {
+		waits := r.submit("train.steps=100000", "output.export=./waits-"+string(rune('a'+i)))
+		run(j, waits, line)
+		run(j, waits, "skein cancel "+waits)
+	}
 	for _, line := range examplesOf("submit") {
 		fresh := examplesJob(t)
 		run(fresh, "", line)

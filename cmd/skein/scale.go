@@ -26,7 +26,7 @@ func newScale(std streams) *cobra.Command {
 running job follows after a step, and its weights have the same bits as if it had
 not. Workers that come are used as far as they shorten a step; the rest stay free. To
 change the world size itself would change the bits.`,
-		Example: `  skein scale pronounce-7f3a --workers 4`,
+		Example: `  skein scale pronounce-7f3a --workers 2`,
 		Args:    args("JOB"),
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg.Job = args[0]
