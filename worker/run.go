@@ -235,6 +235,9 @@ func (r *run) stepped(res trainer.Result, tokens int64) console.Step {
 	}
 	if d.Action == allreduce.Skip {
 		ev.Skipped = d.String()
+		if res.Layer != "" {
+			ev.Skipped += ", first in " + res.Layer
+		}
 	}
 	return ev
 }

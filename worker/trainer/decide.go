@@ -58,5 +58,12 @@ func (t *Trainer) Decide(votes []allreduce.Vote) (allreduce.Decision, error) {
 		WorldSize: t.cfg.WorldSize, Buckets: t.table.Buckets(),
 		LossShift: allreduce.LossShift(t.cfg.Batch.Global, t.cfg.Batch.SeqLen), Clip: t.cfg.Optimizer.Clip,
 	}
-	return allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(t.step+1), t.taken)
+	d, err := allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(t.step+1), t.taken)
+	t.layer = ""
+	if err == nil && d.Cause == allreduce.CauseNotFinite && finite(d.Loss, nil) { // else the forward had it already
+		if _, buckets := allreduce.NotFinite(votes); len(buckets) > 0 {
+			t.layer = t.table.Bucket(buckets[len(buckets)-1]).Name
+		}
+	}
+	return d, err
 }

@@ -115,6 +115,7 @@ type Trainer struct {
 	fresh   []bool
 	held    <-chan struct{} // until it is closed, the state must not change; nil: it may
 	asks    allreduce.Requests
+	layer   string // of a step that is not finite, where rank 0 is hosted: where that began
 
 	// Of the step under way, for the model's hooks.
 	ctx     context.Context
@@ -149,6 +150,9 @@ type Result struct {
 	Decision allreduce.Decision
 	Tokens   int64 // tokens computed, padding left out
 	Timing   Timing
+	// Layer is where NaN or infinity began, of a step that is skipped for it; known where
+	// rank 0 is hosted, and "" if all gradients are finite and only their norm or a loss is not.
+	Layer string
 }
 
 // Timing is the wall time of a step's phases. What the network does behind the
@@ -307,7 +311,7 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	if res.Decision, err = t.peers.decide(ctx, votes); err != nil {
 		return err
 	}
-	t.pending = &res.Decision
+	t.pending, res.Layer = &res.Decision, t.layer
 	res.Timing.Reduce += clock.lap()
 	if err := t.wait(ctx); err != nil {
 		return err

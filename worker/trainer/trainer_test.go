@@ -213,6 +213,24 @@ func TestAnInfiniteWeightSkipsTheStepAndNamesTheRank(t *testing.T) {
 	}
 }
 
+func TestAGradientThatIsNotFiniteNamesTheLayer(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(2, 2))
+	votes := make([]allreduce.Vote, 2)
+	for r := range votes {
+		votes[r] = allreduce.Vote{Step: 1, Rank: shard.Rank(r), SqNorms: make([]float64, tr.table.Buckets()), Loss: 1, Tokens: 1, Finite: true}
+	}
+	votes[1].SqNorms[0], votes[1].SqNorms[2], votes[1].Finite = math.NaN(), math.Inf(1), false
+	d, err := tr.Decide(votes)
+	if want := tr.table.Bucket(2).Name; err != nil || d.Culprit != 1 || tr.layer != want {
+		t.Errorf("rank %d, layer %q, %v; want rank 1 and %q", d.Culprit, tr.layer, err, want)
+	}
+	votes[0].Loss = math.NaN()
+	if _, err := tr.Decide(votes); err != nil || tr.layer != "" {
+		t.Errorf("layer %q, %v; the forward of rank 0 was not finite already, so no layer's backward is to blame", tr.layer, err)
+	}
+}
+
 func TestWorldSizeOneIsAsGoodAsPyTorch(t *testing.T) {
 	g := golden{modeltest.Load(t, "llama-untied-bias")}
 	tr := newTrainer(t, newDevice(t, "generic", 2), g, g.config(1, 2))
