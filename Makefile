@@ -78,6 +78,11 @@ chaos: ## KILLS=50 times kill -9 of every process of a cluster at random moments
 	@SKEIN_CHAOS=$(KILLS) SKEIN_CHAOS_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 120m -run TestEveryProcessIsKilled ./cmd/skein \
 	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 
+.PHONY: sim
+sim: ## SEED=n plays one schedule of the simulated cluster with its trace; without, N (a million) from FROM (1) on
+	@if [ -n "$(SEED)" ]; then SEED=$(SEED) go test -tags invariants -count=1 -run TestEverySchedule -v ./sim; \
+	else SKEIN_SIM="$${N:-1000000} $${FROM:-1}" go test -tags invariants -count=1 -timeout 24h -run TestEverySchedule -v ./sim; fi
+
 BENCH ?=
 .PHONY: bench
 bench: build oracle fetch ## compare with PyTorch in the same run; BENCH=prefix selects

@@ -1,0 +1,227 @@
+package sim
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/membership"
+	"github.com/skein-ml/skein/coordinator/recovery"
+	"github.com/skein-ml/skein/coordinator/scheduler"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+)
+
+// coordinator is one of those that keep the log.
+type coordinator struct {
+	w     *world
+	id    int
+	up    bool
+	state *fsm.State
+	reign *reign        // while it leads
+	skew  time.Duration // of its wall clock
+}
+
+// reign is one stretch of leadership, with what workers have told in it.
+type reign struct {
+	c *coordinator
+	hearing
+	turns bool // a turn is about to be taken
+	last  time.Duration
+}
+
+// policies of the deciders, fixed for all runs. Their waits are a little shorter than the
+// defaults, so that runs are short.
+var (
+	membershipConfig = membership.Config{Lease: 3 * time.Second}
+	recoveryConfig   = recovery.Config{Settle: 500 * time.Millisecond, SealPatience: 4 * time.Second, DrainPatience: 5 * time.Second, StuckPatience: 8 * time.Second}
+	schedulerConfig  = scheduler.Config{Settle: 300 * time.Millisecond, StuckPatience: 8 * time.Second}
+)
+
+func init() {
+	membershipConfig.EnsureDefaults()
+	recoveryConfig.EnsureDefaults()
+	schedulerConfig.EnsureDefaults()
+}
+
+const (
+	tick      = 200 * time.Millisecond
+	heartbeat = 500 * time.Millisecond
+)
+
+// wall is the time by the clock of this machine, which may jump. What is compared with
+// other moments of the same process does not jump with it.
+func (c *coordinator) wall() time.Time { return epoch.Add(c.w.now + c.skew) }
+
+func (c *coordinator) clock() time.Time { return epoch.Add(c.w.now) }
+
+// crown begins a reign.
+func (c *coordinator) crown() {
+	c.follow()
+	r := &reign{c: c, hearing: newHearing(c.clock()), last: c.w.now}
+	c.reign = r
+	c.w.say("coordinator %d leads in term %d", c.id, c.w.log.term)
+	if j := c.state.Jobs[c.w.job.id]; c.w.job.id != "" && j == nil {
+		_ = c.w.wrong("coordinator %d leads and does not know %s, which was acknowledged", c.id, c.w.job.id)
+	} else if j != nil && j.Phase == fsm.Done {
+		c.w.job.done = true // the last leader died before it could say so
+	}
+	r.tick()
+}
+
+func (r *reign) tick() {
+	r.c.w.after(tick, func() {
+		if r.c.reign == r {
+			r.turn()
+			r.tick()
+		}
+	})
+	r.wake()
+}
+
+// wake has a turn taken soon.
+func (r *reign) wake() {
+	if r.turns {
+		return
+	}
+	r.turns = true
+	r.c.w.after(r.c.w.between(0, 2*time.Millisecond), func() {
+		r.turns = false
+		r.turn()
+	})
+}
+
+// turn is one round of state → decide → propose, as a coordinator takes it.
+func (r *reign) turn() {
+	c := r.c
+	if c.reign != r || !c.up {
+		return
+	}
+	now := c.clock()
+	if c.w.now-r.last > membershipConfig.Lease/2 {
+		r.since = now
+	}
+	r.last = c.w.now
+	r.forget(now, c.state)
+	lost, _ := membership.Decide(now, c.state, r.forMembership(), membershipConfig)
+	for _, e := range lost {
+		if d, ok := e.Decision.(*fsm.Remove); ok && r.decide(e) {
+			r.lost[d.Worker] = e.Reason
+			for _, reports := range r.sealed {
+				delete(reports, d.Worker) // what it keeps may be gone when it is back
+			}
+		}
+	}
+	if c.reign != r {
+		return
+	}
+	again := recovery.Decide(now, c.state, r.forRecovery(c.state), recoveryConfig)
+	if c.w.log.leader != c.id { // as VerifyLeader tells
+		return
+	}
+	r.follow(now, c.state, again)
+	r.decideAll(again.Entries)
+	if c.reign != r {
+		return
+	}
+	work := scheduler.Decide(now, c.state, r.forScheduler(now, c.state), schedulerConfig)
+	r.queue = work
+	r.decideAll(work.Entries)
+	if c.reign == r {
+		r.command()
+	}
+}
+
+func (r *reign) decideAll(entries []fsm.Entry) {
+	for _, e := range entries {
+		if !r.decide(e) {
+			return
+		}
+	}
+}
+
+// decide proposes a decision, and tells whether it holds.
+func (r *reign) decide(e fsm.Entry) bool {
+	result, err := r.c.w.propose(r.c, e)
+	if err == nil && result.Err == nil {
+		r.wake()
+		return true
+	}
+	r.c.w.count("decision refused")
+	return false
+}
+
+// command sends workers their orders where they changed.
+func (r *reign) command() {
+	for _, p := range r.c.w.workers {
+		s := p.session
+		if s == nil || s.reign != r || !s.registered {
+			continue
+		}
+		if !r.c.state.Is(p.name, p.incarnation) {
+			s.deliver(func() { p.loseSession(s, true) })
+			continue
+		}
+		o := orders(r.c.state, &r.hearing, r.c.state.Workers[p.name])
+		if s.orders != nil && proto.Equal(s.orders, o) {
+			continue
+		}
+		s.orders = o
+		o = proto.CloneOf(o)
+		s.deliver(func() { p.ordered(s, o) })
+	}
+}
+
+// orders are all that a worker is to do, from what is decided.
+func orders(s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
+	busy := s.Busy()[w.Name]
+	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == ""}
+	for _, j := range s.InOrder() {
+		switch j.Phase {
+		case fsm.Preparing:
+			if p := j.Preparation; p.Worker == w.Name && p.Incarnation == w.Incarnation {
+				o.Preparation = &skeinv1.Preparation{Job: j.ID, Number: p.Number, Spec: j.Spec}
+			}
+		case fsm.Running:
+			if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation {
+				o.Assignment = assignment(s, j, p)
+				h.ordered(j, o.Assignment)
+			}
+		case fsm.Queued:
+			if p := j.Holder(w.Name); p != nil && p.Incarnation == w.Incarnation && busy == "" && o.Assignment == nil && h.want.Warm[w.Name] == "" {
+				o.Assignment = assignment(s, j, p)
+				o.Assignment.Seal = true
+			}
+		}
+	}
+	if j := s.Jobs[h.want.Warm[w.Name]]; j != nil && o.Assignment == nil && o.Preparation == nil && busy == "" {
+		o.Warm = &skeinv1.Warm{Job: j.ID}
+	}
+	return o
+}
+
+func assignment(s *fsm.State, j *fsm.Job, own *fsm.Place) *skeinv1.Assignment {
+	g := j.Ended()
+	a := &skeinv1.Assignment{
+		Job: j.ID, Generation: g.Generation, Ranks: ranksOf(own.Ranks), Resume: &skeinv1.Checkpoint{Step: j.Resume.Step, Weights: j.Resume.Weights},
+		Mirror: j.Mirror && len(g.Placement) > 1,
+	}
+	for _, p := range g.Placement {
+		a.Members = append(a.Members, &skeinv1.Member{Worker: p.Worker, Incarnation: p.Incarnation, Ranks: ranksOf(p.Ranks)})
+	}
+	if l := g.Live; l != nil {
+		a.Live, a.After, a.Target, a.Decision = true, l.After, l.Target, l.Decision
+		for rank, from := range l.Sources {
+			a.Sources = append(a.Sources, &skeinv1.Source{Rank: int32(rank), Worker: from})
+		}
+	}
+	return a
+}
+
+func ranksOf(list []int) []int32 {
+	var out []int32
+	for _, r := range list {
+		out = append(out, int32(r))
+	}
+	return out
+}
