@@ -22,7 +22,7 @@ type ending struct {
 
 // elastic is what recovery is told of sealed workers, and of those that come. h.mu is held.
 func (h *hearing) elastic(s *fsm.State, seen *recovery.Seen) {
-	seen.Since, seen.LastJoin = h.since, h.lastJoin
+	seen.LastJoin, seen.Connected = h.lastJoin, map[string]time.Time{}
 	seen.Sealed, seen.Ending, seen.Protected, seen.Warm = map[string]map[string]recovery.Sealed{}, map[string]time.Time{}, map[string]bool{}, map[string]string{}
 	seen.Promised, seen.Preempt = h.queue.Promised, h.queue.Preempt
 	for job, reports := range h.sealed {
@@ -38,7 +38,7 @@ func (h *hearing) elastic(s *fsm.State, seen *recovery.Seen) {
 	}
 	for name, c := range h.contacts {
 		if c.connected {
-			seen.Warm[name] = c.warm
+			seen.Warm[name], seen.Connected[name] = c.warm, c.began
 		}
 	}
 }

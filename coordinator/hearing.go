@@ -52,6 +52,7 @@ type contact struct {
 	incarnation string
 	connected   bool
 	heard       time.Time
+	began       time.Time // the session
 	broke       time.Time
 	session     uint64 // rises with each session of the name
 	cancel      context.CancelFunc
@@ -162,7 +163,7 @@ func (h *hearing) connect(now time.Time, lease time.Duration, worker, incarnatio
 	if old != nil && old.connected && old.incarnation != incarnation && now.Sub(old.heard) < lease {
 		return 0, fmt.Errorf("another process is connected as worker %q; give this one another name", worker)
 	}
-	c := &contact{incarnation: incarnation, connected: true, heard: now, session: 1, cancel: cancel}
+	c := &contact{incarnation: incarnation, connected: true, heard: now, began: now, session: 1, cancel: cancel}
 	if old != nil {
 		c.session = old.session + 1
 		if old.connected {

@@ -165,7 +165,10 @@ func (d *decider) recover(j *fsm.Job, reports []Sealed) (protocol.Plan, error) {
 		known.Decision = ended.Live.Decision
 	}
 	all := []protocol.Report{known}
-	for _, r := range reports {
+	inTime := slices.Clone(reports)
+	slices.SortStableFunc(inTime, func(a, b Sealed) int { return a.At.Compare(b.At) })
+	for i, r := range inTime {
+		r.Order = i + 1
 		all = append(all, r.Report)
 	}
 	return protocol.Recover(j.WorldSize, owners, all)

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -41,13 +42,13 @@ func (d *decider) planned(j *fsm.Job) Yield {
 	over := len(j.Placement) - j.WorkersMax
 	mirrored := j.Mirror && len(j.Placement) > 1
 	switch {
-	case mirrored && !d.Protected[j.ID] && (len(leave) == 0 || d.now.Sub(d.began(j)) < d.c.DrainPatience/2):
+	case mirrored && !d.Protected[j.ID] && (len(leave) == 0 || d.age(j) < d.c.DrainPatience/2):
 		return Yield{} // the mirrors are being filled
 	case len(leave) > 0:
 		return Yield{does(leave, "leaves", "leave"), !mirrored || !d.Protected[j.ID]}
 	case over > 0:
 		return Yield{fmt.Sprintf("it is scaled to at most %d of its %d workers", j.WorkersMax, len(j.Placement)), !mirrored}
-	case d.now.Sub(d.began(j)) < d.c.Settle:
+	case d.age(j) < d.c.Settle:
 		return Yield{}
 	}
 	if names := d.joining(j); len(names) > 0 {
@@ -84,8 +85,14 @@ func (d *decider) members(j *fsm.Job) []*fsm.Worker {
 	return list
 }
 
-// began is when the generation did, by the clock of the leader that began it.
-func (d *decider) began(j *fsm.Job) time.Time { return time.UnixMilli(j.Changed) }
+// age is how old the generation is. It began by the clock of another leader perhaps, or
+// before this one was set: one that is in the future has lasted for long enough.
+func (d *decider) age(j *fsm.Job) time.Duration {
+	if age := d.now.Sub(time.UnixMilli(j.Changed)); age >= 0 {
+		return age
+	}
+	return math.MaxInt64
+}
 
 // joining are the workers that are ready to enter the job and shorten its step.
 func (d *decider) joining(j *fsm.Job) []string {

@@ -122,7 +122,7 @@ type Seen struct {
 	GaveUp   map[string]map[string]GaveUp // by job and worker
 	Strays   map[string]Stray             // by worker
 
-	Since     time.Time                    // when this leader began to listen
+	Connected map[string]time.Time         // by worker: since when its session stands
 	LastJoin  time.Time                    // when the last worker came
 	Sealed    map[string]map[string]Sealed // by job and worker: the newest reports
 	Ending    map[string]time.Time         // by job: since when its generation has been known to end
@@ -209,7 +209,8 @@ func (d *decider) running(j *fsm.Job) {
 		d.plan(j)
 		return
 	}
-	planned := why == "" && !slices.ContainsFunc(reports, func(r Sealed) bool { return !r.Yielded })
+	// One decision record stops them all.
+	planned := why == "" && slices.ContainsFunc(reports, func(r Sealed) bool { return r.Yielded })
 	switch {
 	case planned:
 		if why = d.planned(j).Why; why == "" {
@@ -218,7 +219,9 @@ func (d *decider) running(j *fsm.Job) {
 	case why == "": // whoever was lost came back
 		why = reports[0].Worker + " has stopped"
 	}
-	d.Seal[j.ID] = why
+	if !planned { // otherwise they stop by themselves, and publish what was asked for first
+		d.Seal[j.ID] = why
+	}
 	if note := d.awaited(j); note != "" {
 		d.note(j, "%s; %s", why, note)
 		return
@@ -294,7 +297,7 @@ func (d *decider) awaited(j *fsm.Job) string {
 			return fmt.Sprintf("looks whether %s is alive", p.Worker)
 		case reported && r.Generation == ended.Generation && r.Incarnation == p.Incarnation:
 		case d.busy[p.Worker] != "" && d.busy[p.Worker] != j.ID: // it has other work by now, and has dropped what it held
-		case d.stuck(p.Worker), d.now.Sub(since) >= d.c.SealPatience:
+		case d.stuck(p.Worker), d.now.Sub(later(since, d.Connected[p.Worker])) >= d.c.SealPatience:
 		default:
 			list = append(list, p.Worker)
 		}
@@ -303,6 +306,13 @@ func (d *decider) awaited(j *fsm.Job) string {
 		return ""
 	}
 	return "waits for what is left on " + strings.Join(list, ", ")
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // backoff says why the next generation has to wait for a while; empty if it need not.
