@@ -255,7 +255,8 @@ func (d *Device) Need(op device.Op, sh device.Shape) int64 {
 	case device.OpLinear, device.OpLinearDX, device.OpLinearDW:
 		return d.products.Need(op, sh, d.pool.Workers())
 	case device.OpAttentionGrad:
-		return int64(sh.Heads) * int64(sh.Rows) * 4
+		_, _, end := gradLayout(sh.Rows, sh.Heads, sh.HeadDim)
+		return end + 64
 	case device.OpNormGrad:
 		return int64(normChunks(sh.Rows, sh.Seq)) * int64(sh.In) * 4
 	case device.OpLayerNormGrad:

@@ -29,8 +29,7 @@ func genericTable() kernel.Table {
 
 		Attention:       [2]func(*kernel.Attention, kernel.Tile, unsafe.Pointer){f: attention(f), b: attention(b)},
 		AttentionDelta:  [2]func(*kernel.AttentionGrad, int, int){f: attentionDelta(f), b: attentionDelta(b)},
-		AttentionGradQ:  [2]func(*kernel.AttentionGrad, kernel.Tile, unsafe.Pointer){f: attentionGradQ(f), b: attentionGradQ(b)},
-		AttentionGradKV: [2]func(*kernel.AttentionGrad, kernel.Tile, unsafe.Pointer){f: attentionGradKV(f), b: attentionGradKV(b)},
+		AttentionGrad:   [2]func(*kernel.AttentionGrad, kernel.Pair, unsafe.Pointer){f: attentionGrad(f), b: attentionGrad(b)},
 		AttentionDecode: [2]func(*kernel.AttentionDecode, int, unsafe.Pointer){f: attentionDecode(f), b: attentionDecode(b)},
 
 		CrossEntropy: [2]func(*kernel.CrossEntropy, int, int){f: crossEntropy(f), b: crossEntropy(b)},

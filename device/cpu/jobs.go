@@ -22,9 +22,8 @@ type jobs struct {
 	elements      elements
 	fill          fill
 
-	attention tiles[kernel.Attention]
-	gradQ     tiles[kernel.AttentionGrad]
-	gradKV    tiles[kernel.AttentionGrad]
+	attention attend
+	grad      attendGrad
 	delta     ranges[kernel.AttentionGrad]
 	decode    decode
 

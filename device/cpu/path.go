@@ -30,19 +30,19 @@ type path struct {
 // last one runs everywhere.
 var paths = []path{
 	{
-		name: "amx-bf16", revision: 1, missing: missingAMX, behind: emulatedTiles, build: withNative("amx-bf16"),
+		name: "amx-bf16", revision: 2, missing: missingAMX, behind: emulatedTiles, build: withNative("amx-bf16"),
 		rate: func(r native.Rates) float64 { return r.AMXBF16 },
 	},
 	{
-		name: "avx512-bf16", revision: 1, missing: missingPairs, behind: slowPairs, build: withNative("avx512-bf16"),
+		name: "avx512-bf16", revision: 2, missing: missingPairs, behind: slowPairs, build: withNative("avx512-bf16"),
 		rate: func(r native.Rates) float64 { return r.AVX512BF16 },
 	},
 	{
-		name: "avx512", revision: 1, missing: missingAVX512, build: withNative("avx512"),
+		name: "avx512", revision: 2, missing: missingAVX512, build: withNative("avx512"),
 		rate: func(r native.Rates) float64 { return r.AVX512 },
 	},
 	{
-		name: "avx2", revision: 1, missing: missingAVX2, build: withNative("avx2"),
+		name: "avx2", revision: 2, missing: missingAVX2, build: withNative("avx2"),
 		rate: func(r native.Rates) float64 { return r.AVX2 },
 	},
 	{name: "generic", revision: 1, missing: func() string { return "" }, build: generic},
@@ -51,12 +51,12 @@ var paths = []path{
 // highPaths are those of precision high.
 var highPaths = []path{
 	{
-		name: "amx-bf16" + gemm.HighSuffix, revision: 1, missing: missingAMX, high: true, build: withNative("amx-bf16" + gemm.HighSuffix),
+		name: "amx-bf16" + gemm.HighSuffix, revision: 2, missing: missingAMX, high: true, build: withNative("amx-bf16" + gemm.HighSuffix),
 		behind: func() string { return slowHigh(native.Probe().AMXBF16) },
 		rate:   func(r native.Rates) float64 { return r.AMXBF16 / 3 },
 	},
 	{
-		name: "avx512-bf16" + gemm.HighSuffix, revision: 1, missing: missingPairs, high: true, build: withNative("avx512-bf16" + gemm.HighSuffix),
+		name: "avx512-bf16" + gemm.HighSuffix, revision: 2, missing: missingPairs, high: true, build: withNative("avx512-bf16" + gemm.HighSuffix),
 		behind: func() string { return slowHigh(native.Probe().AVX512BF16) },
 		rate:   func(r native.Rates) float64 { return r.AVX512BF16 / 3 },
 	},

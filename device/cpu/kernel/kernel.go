@@ -117,8 +117,7 @@ type Table struct {
 
 	Attention       [2]func(a *Attention, t Tile, scratch unsafe.Pointer)
 	AttentionDelta  [2]func(a *AttentionGrad, lo, hi int)
-	AttentionGradQ  [2]func(a *AttentionGrad, t Tile, scratch unsafe.Pointer)
-	AttentionGradKV [2]func(a *AttentionGrad, t Tile, scratch unsafe.Pointer)
+	AttentionGrad   [2]func(a *AttentionGrad, p Pair, scratch unsafe.Pointer)
 	AttentionDecode [2]func(a *AttentionDecode, head int, scratch unsafe.Pointer)
 
 	// CrossEntropy's index is the type of the gradient, which is the type of x.
@@ -205,13 +204,35 @@ type GLUGrad struct {
 	Act                 int
 }
 
-// Tile says which rows of which document and head an attention entry computes.
+// Tile says which rows of which document and heads an attention entry computes.
 // Rows are rows of the matrices, not of the document.
 type Tile struct {
-	Doc, End int // the document's rows
-	Lo, Hi   int // the tile's rows, at most TileRows, Lo−Doc a multiple of TileRows
-	Head     int // query head; for AttentionGradKV key head
+	Doc, End    int // the document's rows
+	Lo, Hi      int // the queries: one tile, or several whole ones in a row and one more; Lo−Doc is a multiple of TileRows
+	Head, Heads int // query heads [Head, Head+Heads), which read one key head
 }
+
+// TilesMax is the most tiles of queries, of all heads together, in one Tile.
+const TilesMax = 4
+
+// Pair is a tile of queries of one head that meets a tile of keys of the key head it reads, of
+// one document. Both are at most TileRows long and start at a multiple of that in their document.
+// A worker meets the pairs of a few key tiles one after the other: by query head, then by
+// queries, then by keys, each ascending. The calls in between have the same scratch.
+type Pair struct {
+	KeyLo, KeyHi     int
+	QueryLo, QueryHi int
+	KVHead, Head     int
+	Slot             int  // of the keys among those that the worker holds, below KeySlots
+	NewQueries       bool // these are not the queries of the call before
+	FirstOfKeys      bool // first call with these keys
+	LastOfKeys       bool // last call with them: DK and DV get their rows
+	FirstOfQueries   bool // no pair before this one, in the order of keys, had these queries
+	LastOfQueries    bool // none after it will: DQ gets its rows
+}
+
+// KeySlots is the most key tiles that a worker holds at once in AttentionGrad.
+const KeySlots = 2
 
 // Attention is device.Attention. Softmax streams over key tiles that start at Tile.Doc. Memory
 // outside of [Doc, End) must not be looked at: it may hold NaN, or not exist.
@@ -226,19 +247,19 @@ type Attention struct {
 }
 
 // AttentionGrad is device.AttentionGrad. Delta has LSE's layout: AttentionDelta fills
-// rows [lo, hi) of all heads with do·o, before the others run. GradQ writes dq of queries
-// [Lo, Hi) of query head Head; GradKV writes dk and dv of keys [Lo, Hi) of key head
-// Head, summed over its query heads, ascending, and their queries, ascending.
+// rows [lo, hi) of all heads with do·o, before the pairs are met. Sums is F32 [Heads, LdDelta,
+// HeadDim up to a multiple of 16] and garbage at first: dq of the pairs met so far. dk and dv are summed over
+// query heads, ascending, and their queries, ascending; dq over keys, ascending.
 type AttentionGrad struct {
-	DQ, DK, DV, DO          unsafe.Pointer
-	Q, K, V, O, LSE, Delta  unsafe.Pointer
-	LdDQ, LdDK, LdDV, LdDO  int
-	LdQ, LdK, LdV, LdO      int
-	LdLSE                   int // of LSE
-	LdDelta                 int
-	Heads, KVHeads, HeadDim int
-	Window                  int
-	Scale                   float32
+	DQ, DK, DV, DO               unsafe.Pointer
+	Q, K, V, O, LSE, Delta, Sums unsafe.Pointer
+	LdDQ, LdDK, LdDV, LdDO       int
+	LdQ, LdK, LdV, LdO           int
+	LdLSE                        int // of LSE
+	LdDelta                      int
+	Heads, KVHeads, HeadDim      int
+	Window                       int
+	Scale                        float32
 }
 
 // AttentionDecode is device.AttentionDecode for one query head.

@@ -10,24 +10,42 @@ import (
 // tileGap is GAP of src/window.h: what separates the arrays in scratch memory.
 const tileGap = 80
 
-// attentionScratch holds the largest of the passes, AttentionGradKV: six arrays [64, D]
-// and two [64, 64], all F32.
-const attentionScratch = 4 * (6*(kernel.TileRows*kernel.HeadDimMax+tileGap) + 2*(kernel.TileRows*kernel.TileRows+tileGap) + 1024)
+// attentionScratch holds the largest of the passes, AttentionGrad: two arrays [64, D], five more for each
+// key tile that stays, and two [64, 64], all F32. The forward has 2 + 2·4 of the former.
+const attentionScratch = 4 * ((2+5*kernel.KeySlots)*(kernel.TileRows*kernel.HeadDimMax+tileGap) + 2*(kernel.TileRows*kernel.TileRows+tileGap) + 1024)
 
-// keysPerCall bounds one assembly call: tiles of 64×64 scores with up to five products
-// of headDim each, at 0.4 ms or so.
-func keysPerCall(headDim int) int {
-	const budget = 1280 // tiles times head dimension
-	return kernel.TileRows * max(1, budget/headDim)
+// keysPerCall bounds one assembly call of n tiles of queries: 64×64 scores with two products of
+// headDim each, at 0.4 ms or so.
+func keysPerCall(headDim, n int) int {
+	const budget = 2560 // tiles times head dimension
+	return kernel.TileRows * max(1, budget/(headDim*n))
 }
 
 // checkTile states what the kernels rely on. (Arguments of Check are only made on failure: they
 // would be allocations.)
-func checkTile(t kernel.Tile, heads, headDim int) {
+func checkTile(t kernel.Tile, heads, kvHeads, headDim int) {
+	if !invariant.Enabled {
+		return
+	}
 	ordered := 0 <= t.Doc && t.Doc <= t.Lo && t.Lo < t.Hi && t.Hi <= t.End
-	placed := (t.Lo-t.Doc)%kernel.TileRows == 0 && t.Hi == min(t.End, t.Lo+kernel.TileRows)
-	if invariant.Enabled && !(ordered && placed && 0 <= t.Head && t.Head < heads && 0 < headDim && headDim <= kernel.HeadDimMax) {
+	placed := (t.Lo-t.Doc)%kernel.TileRows == 0 && (t.Hi == t.End || (t.Hi-t.Lo)%kernel.TileRows == 0)
+	few := 0 < t.Heads && t.Heads*((t.Hi-t.Lo+kernel.TileRows-1)/kernel.TileRows) <= kernel.TilesMax
+	one := 0 <= t.Head && t.Head+t.Heads <= heads && t.Head*kvHeads/heads == (t.Head+t.Heads-1)*kvHeads/heads
+	if !(ordered && placed && few && one && 0 < headDim && headDim <= kernel.HeadDimMax) {
 		invariant.Check(false, "attention tile %+v of %d heads of %d", t, heads, headDim)
+	}
+}
+
+func checkPair(p kernel.Pair, heads, kvHeads, headDim int) {
+	if !invariant.Enabled {
+		return
+	}
+	keys, queries := p.KeyHi-p.KeyLo, p.QueryHi-p.QueryLo
+	sized := 0 < keys && keys <= kernel.TileRows && 0 < queries && queries <= kernel.TileRows
+	placed := p.KeyLo <= p.QueryLo && (p.QueryLo-p.KeyLo)%kernel.TileRows == 0 && (p.KeyLo == p.QueryLo || keys == kernel.TileRows)
+	heard := 0 <= p.Head && p.Head < heads && p.Head*kvHeads/heads == p.KVHead && 0 <= p.Slot && p.Slot < kernel.KeySlots
+	if !(sized && placed && heard && 0 < headDim && headDim <= kernel.HeadDimMax) {
+		invariant.Check(false, "attention pair %+v of %d heads of %d", p, heads, headDim)
 	}
 }
 
@@ -41,12 +59,14 @@ func firstKey(t kernel.Tile, window int) int {
 }
 
 func attention(a *kernel.Attention, t kernel.Tile, scratch unsafe.Pointer, v variant) {
-	checkTile(t, a.Heads, a.HeadDim)
-	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
+	checkTile(t, a.Heads, a.KVHeads, a.HeadDim)
+	tiles := t.Heads * ((t.Hi - t.Lo + kernel.TileRows - 1) / kernel.TileRows)
+	step, start := keysPerCall(a.HeadDim, tiles), firstKey(t, a.Window)
 	for k := start; k < t.Hi; k += step {
 		AttentionTile(&AttentionTileArgs{
 			Args: unsafe.Pointer(a), Scratch: scratch, Query: int64(t.Lo), Rows: int64(t.Hi - t.Lo), Head: int64(t.Head),
-			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: v.bf16,
+			Heads: int64(t.Heads), From: int64(k), To: int64(min(k+step, t.Hi)),
+			Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: v.bf16,
 		}, v.isa)
 	}
 }
@@ -57,34 +77,14 @@ func attentionDelta(a *kernel.AttentionGrad, lo, hi int, v variant) {
 	}
 }
 
-func attentionGradQ(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, v variant) {
-	checkTile(t, a.Heads, a.HeadDim)
-	step, start := keysPerCall(a.HeadDim), firstKey(t, a.Window)
-	for k := start; k < t.Hi; k += step {
-		AttentionTileDq(&AttentionTileDqArgs{
-			Args: unsafe.Pointer(a), Scratch: scratch, Query: int64(t.Lo), Rows: int64(t.Hi - t.Lo), Head: int64(t.Head),
-			From: int64(k), To: int64(min(k+step, t.Hi)), Begin: flag(k == start), End: flag(k+step >= t.Hi), Bf16: v.bf16,
-		}, v.isa)
-	}
-}
-
-func attentionGradKV(a *kernel.AttentionGrad, t kernel.Tile, scratch unsafe.Pointer, v variant) {
-	checkTile(t, a.KVHeads, a.HeadDim)
-	step, end := keysPerCall(a.HeadDim), t.End
-	if a.Window > 0 {
-		end = min(end, t.Hi-1+a.Window)
-	}
-	group := a.Heads / a.KVHeads
-	first, last := t.Head*group, t.Head*group+group-1
-	for head := first; head <= last; head++ {
-		for q := t.Lo; q < end; q += step {
-			AttentionTileDkv(&AttentionTileDkvArgs{
-				Args: unsafe.Pointer(a), Scratch: scratch, Key: int64(t.Lo), Rows: int64(t.Hi - t.Lo),
-				KvHead: int64(t.Head), Head: int64(head), From: int64(q), To: int64(min(q+step, end)),
-				Begin: flag(head == first && q == t.Lo), End: flag(head == last && q+step >= end), Bf16: v.bf16,
-			}, v.isa)
-		}
-	}
+func attentionGrad(a *kernel.AttentionGrad, p kernel.Pair, scratch unsafe.Pointer, v variant) {
+	checkPair(p, a.Heads, a.KVHeads, a.HeadDim)
+	AttentionTileGrad(&AttentionTileGradArgs{
+		Args: unsafe.Pointer(a), Scratch: scratch, Key: int64(p.KeyLo), Keys: int64(p.KeyHi - p.KeyLo), KvHead: int64(p.KVHead),
+		Slot: int64(p.Slot), Query: int64(p.QueryLo), Queries: int64(p.QueryHi - p.QueryLo), Head: int64(p.Head),
+		Load: flag(p.NewQueries), Begin: flag(p.FirstOfKeys), End: flag(p.LastOfKeys),
+		First: flag(p.FirstOfQueries), Last: flag(p.LastOfQueries), Bf16: v.bf16,
+	}, v.isa)
 }
 
 func attentionDecode(a *kernel.AttentionDecode, head int, scratch unsafe.Pointer, v variant) {

@@ -21,6 +21,8 @@ type attnCase struct {
 
 	q, k, v, do   *matrix
 	o, lse, delta *matrix
+	sums          unsafe.Pointer
+	slots         int // key tiles held at once by runGrad
 	dq, dk, dv    *matrix
 	table         kernel.Table
 	scratch       unsafe.Pointer
@@ -29,25 +31,55 @@ type attnCase struct {
 }
 
 func newAttnCase(t testing.TB, rng *rand.Rand, dt device.DType, cu []int, heads, kvHeads, headDim, window int) *attnCase {
-	c := &attnCase{dt: dt, cu: cu, heads: heads, kvHeads: kvHeads, headDim: headDim, window: window, table: avx512(t)}
+	c := &attnCase{dt: dt, cu: cu, heads: heads, kvHeads: kvHeads, headDim: headDim, window: window, table: avx512(t), slots: 1}
 	rows, q, kv := cu[len(cu)-1], heads*headDim, kvHeads*headDim
 	c.q, c.k = randomMatrix(rng, dt, rows, q, 3, 1), randomMatrix(rng, dt, rows, kv, 5, 1)
 	c.v, c.do = randomMatrix(rng, dt, rows, kv, 1, 1), randomMatrix(rng, dt, rows, q, 2, 1)
 	c.o, c.dq = newMatrix(dt, rows, q, 4), newMatrix(dt, rows, q, 0)
 	c.dk, c.dv = newMatrix(dt, rows, kv, 3), newMatrix(dt, rows, kv, 1)
 	c.lse, c.delta = newMatrix(device.F32, heads, rows, 7), newMatrix(device.F32, heads, rows, 2)
+	c.sums = garbage(heads * rows * ((headDim + 15) &^ 15))
 	c.scratch = newScratch(c.table)
 	return c
 }
 
 func (c *attnCase) scale() float32 { return float32(1 / math.Sqrt(float64(c.headDim))) }
 
-// tiles calls f for every tile of every document.
-func (c *attnCase) tiles(heads int, f func(kernel.Tile)) {
+// tiles calls f for every tile of every document, one by one, or several heads or rows at once.
+func (c *attnCase) tiles(heads, rows int, f func(kernel.Tile)) {
 	for i := range len(c.cu) - 1 {
-		for lo := c.cu[i]; lo < c.cu[i+1]; lo += kernel.TileRows {
-			for h := range heads {
-				f(kernel.Tile{Doc: c.cu[i], End: c.cu[i+1], Lo: lo, Hi: min(lo+kernel.TileRows, c.cu[i+1]), Head: h})
+		for lo := c.cu[i]; lo < c.cu[i+1]; lo += rows * kernel.TileRows {
+			for h := 0; h < c.heads; h += heads {
+				f(kernel.Tile{Doc: c.cu[i], End: c.cu[i+1], Lo: lo, Hi: min(lo+rows*kernel.TileRows, c.cu[i+1]), Head: h, Heads: heads})
+			}
+		}
+	}
+}
+
+// pairs calls f for every pair of tiles of every document that see each other, with slots keys held at once.
+func (c *attnCase) pairs(slots int, f func(kernel.Pair)) {
+	sees := func(q, k, doc int) bool { // whether any of q's tile may see any of k's
+		return k <= q && (c.window == 0 || q-c.window+1 < k+kernel.TileRows)
+	}
+	group := c.heads / c.kvHeads
+	for i := range len(c.cu) - 1 {
+		doc, end := c.cu[i], c.cu[i+1]
+		for lo := doc; lo < end; lo += slots * kernel.TileRows {
+			for h := range c.heads {
+				for q := lo; q < end; q += kernel.TileRows {
+					fresh := true
+					for k := lo; k < min(lo+slots*kernel.TileRows, q+1); k += kernel.TileRows {
+						if !sees(q, k, doc) {
+							continue
+						}
+						next := q + kernel.TileRows
+						f(kernel.Pair{KeyLo: k, KeyHi: min(k+kernel.TileRows, end), QueryLo: q, QueryHi: min(next, end),
+							KVHead: h / group, Head: h, Slot: (k - lo) / kernel.TileRows, NewQueries: fresh,
+							FirstOfKeys: h%group == 0 && q == k, LastOfKeys: h%group == group-1 && (next >= end || !sees(next, k, doc)),
+							FirstOfQueries: k == doc || !sees(q, k-kernel.TileRows, doc), LastOfQueries: k == q})
+						fresh = false
+					}
+				}
 			}
 		}
 	}
@@ -57,20 +89,19 @@ func (c *attnCase) run() {
 	c.forward = kernel.Attention{O: c.o.p(), LSE: c.lse.p(), Q: c.q.p(), K: c.k.p(), V: c.v.p(),
 		LdO: c.o.ld, LdLSE: c.lse.ld, LdQ: c.q.ld, LdK: c.k.ld, LdV: c.v.ld,
 		Heads: c.heads, KVHeads: c.kvHeads, HeadDim: c.headDim, Window: c.window, Scale: c.scale()}
-	c.tiles(c.heads, func(t kernel.Tile) { c.table.Attention[c.dt](&c.forward, t, c.scratch) })
+	c.tiles(1, 1, func(t kernel.Tile) { c.table.Attention[c.dt](&c.forward, t, c.scratch) })
 }
 
 func (c *attnCase) runGrad() {
 	c.backward = kernel.AttentionGrad{DQ: c.dq.p(), DK: c.dk.p(), DV: c.dv.p(), DO: c.do.p(),
-		Q: c.q.p(), K: c.k.p(), V: c.v.p(), O: c.o.p(), LSE: c.lse.p(), Delta: c.delta.p(),
+		Q: c.q.p(), K: c.k.p(), V: c.v.p(), O: c.o.p(), LSE: c.lse.p(), Delta: c.delta.p(), Sums: c.sums,
 		LdDQ: c.dq.ld, LdDK: c.dk.ld, LdDV: c.dv.ld, LdDO: c.do.ld,
 		LdQ: c.q.ld, LdK: c.k.ld, LdV: c.v.ld, LdO: c.o.ld, LdLSE: c.lse.ld, LdDelta: c.delta.ld,
 		Heads: c.heads, KVHeads: c.kvHeads, HeadDim: c.headDim, Window: c.window, Scale: c.scale()}
 	rows := c.q.rows
 	c.table.AttentionDelta[c.dt](&c.backward, 0, rows/2)
 	c.table.AttentionDelta[c.dt](&c.backward, rows/2, rows)
-	c.tiles(c.heads, func(t kernel.Tile) { c.table.AttentionGradQ[c.dt](&c.backward, t, c.scratch) })
-	c.tiles(c.kvHeads, func(t kernel.Tile) { c.table.AttentionGradKV[c.dt](&c.backward, t, c.scratch) })
+	c.pairs(c.slots, func(p kernel.Pair) { c.table.AttentionGrad[c.dt](&c.backward, p, c.scratch) })
 }
 
 // attnReference is attention and its gradients by their definitions, in F64, indexed by row and column.
@@ -366,23 +397,63 @@ func TestAttentionDecodeIsTheLastRowOfAttention(t *testing.T) {
 	})
 }
 
+// How many tiles a call takes, or a worker holds, is a matter of speed.
+func TestTilesThatStayTogetherKnowNothingOfEachOther(t *testing.T) {
+	eachType(t, func(t *testing.T, dt device.DType) {
+		for _, window := range []int{0, 2, 64, 65, 100} {
+			c := newAttnCase(t, newRand(6), dt, []int{0, 130, 137, 560}, 6, 2, 40, window)
+			c.run()
+			c.runGrad()
+			outputs := []*matrix{c.o, c.lse, c.dq, c.dk, c.dv}
+			var want []*matrix
+			for _, m := range outputs {
+				own := newMatrix(m.dt, m.rows, m.cols, 0)
+				copyRows(own, 0, m, 0, m.rows)
+				want = append(want, own)
+			}
+			for _, together := range [][2]int{{3, 1}, {1, 4}, {1, 3}} {
+				c.tiles(together[0], together[1], func(t kernel.Tile) { c.table.Attention[dt](&c.forward, t, c.scratch) })
+				c.slots = kernel.KeySlots
+				c.runGrad()
+				for i, m := range outputs {
+					if !sameRows(m, 0, want[i], 0, m.rows) {
+						t.Errorf("window %d: output %d changes with %d heads and %d tiles of rows together", window, i, together[0], together[1])
+					}
+				}
+			}
+		}
+	})
+}
+
 func TestATileOffItsDocumentsGridIsRefused(t *testing.T) {
 	if !invariant.Enabled {
 		t.Skip("SKIPPED: needs -tags invariants")
 	}
-	for _, tile := range []kernel.Tile{
-		{Doc: 0, End: 200, Lo: 1, Hi: 65},
-		{Doc: 0, End: 200, Lo: 64, Hi: 100},
-		{Doc: 0, End: 50, Lo: 0, Hi: 64},
-		{Doc: 0, End: 64, Lo: 0, Hi: 64, Head: 2},
-	} {
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Errorf("%+v is taken", tile)
-				}
-			}()
-			checkTile(tile, 2, 64)
+	refused := func(name any, f func()) {
+		defer func() {
+			if recover() == nil {
+				t.Errorf("%+v is taken", name)
+			}
 		}()
+		f()
+	}
+	for _, tile := range []kernel.Tile{
+		{Doc: 0, End: 200, Lo: 1, Hi: 65, Heads: 1},
+		{Doc: 0, End: 200, Lo: 64, Hi: 100, Heads: 1},
+		{Doc: 0, End: 50, Lo: 0, Hi: 64, Heads: 1},
+		{Doc: 0, End: 64, Lo: 0, Hi: 64, Head: 2, Heads: 1},
+		{Doc: 0, End: 64, Lo: 0, Hi: 64, Heads: 2}, // of two key heads
+		{Doc: 0, End: 400, Lo: 0, Hi: 320, Heads: 1},
+	} {
+		refused(tile, func() { checkTile(tile, 2, 2, 64) })
+	}
+	for _, pair := range []kernel.Pair{
+		{KeyLo: 64, KeyHi: 128, QueryLo: 0, QueryHi: 64},
+		{KeyLo: 0, KeyHi: 60, QueryLo: 64, QueryHi: 128},
+		{KeyLo: 0, KeyHi: 64, QueryLo: 0, QueryHi: 65},
+		{KeyLo: 0, KeyHi: 64, QueryLo: 0, QueryHi: 64, KVHead: 1},
+		{KeyLo: 0, KeyHi: 64, QueryLo: 0, QueryHi: 64, Slot: kernel.KeySlots},
+	} {
+		refused(pair, func() { checkPair(pair, 2, 2, 64) })
 	}
 }

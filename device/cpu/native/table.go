@@ -54,11 +54,8 @@ func Table(path string) kernel.Table {
 			attention(a, tile, scratch, v)
 		}
 		t.AttentionDelta[dt] = func(a *kernel.AttentionGrad, lo, hi int) { attentionDelta(a, lo, hi, v) }
-		t.AttentionGradQ[dt] = func(a *kernel.AttentionGrad, tile kernel.Tile, scratch unsafe.Pointer) {
-			attentionGradQ(a, tile, scratch, v)
-		}
-		t.AttentionGradKV[dt] = func(a *kernel.AttentionGrad, tile kernel.Tile, scratch unsafe.Pointer) {
-			attentionGradKV(a, tile, scratch, v)
+		t.AttentionGrad[dt] = func(a *kernel.AttentionGrad, p kernel.Pair, scratch unsafe.Pointer) {
+			attentionGrad(a, p, scratch, v)
 		}
 		t.AttentionDecode[dt] = func(a *kernel.AttentionDecode, head int, scratch unsafe.Pointer) {
 			attentionDecode(a, head, scratch, v)

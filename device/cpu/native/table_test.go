@@ -1,12 +1,9 @@
 package native
 
 import (
-	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"testing"
 	"unsafe"
 
@@ -14,33 +11,13 @@ import (
 	"github.com/skein-ml/skein/device/cpu/kernel"
 )
 
-// formEnv names the form of the kernels that tests look at, avx2 instead of avx512.
-const formEnv = "SKEIN_TEST_NATIVE"
-
-// avx512 is the table under test: of AVX-512, unless formEnv says otherwise.
+// avx512 is the table under test.
 func avx512(t testing.TB) kernel.Table {
 	t.Helper()
-	switch form := os.Getenv(formEnv); {
-	case form == "avx2" && Features().AVX2:
-		return Table("avx2")
-	case form == "" && Features().AVX512:
-		return Table("avx512")
+	if !Features().AVX512 {
+		t.Skip("SKIPPED: no AVX-512 on this machine")
 	}
-	t.Skip("SKIPPED: no AVX-512, or AVX2, on this machine")
-	return kernel.Table{}
-}
-
-// The tests of every entry are for AVX-512; here they run again, in a process of their own, on
-// the forms for AVX2.
-func TestTheFormsForAVX2PassTheSameTests(t *testing.T) {
-	if !Features().AVX2 || os.Getenv(formEnv) != "" {
-		t.Skip("SKIPPED: no AVX2 on this machine, or it is the other process")
-	}
-	again := exec.Command(os.Args[0], "-test.short", "-test.v")
-	again.Env = append(os.Environ(), formEnv+"=avx2")
-	if out, err := again.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestAttention")) {
-		t.Errorf("%v\n%s", err, out)
-	}
+	return Table("avx512")
 }
 
 var floatTypes = []device.DType{device.F32, device.BF16}
@@ -208,15 +185,18 @@ func TestEntriesAllocateNothing(t *testing.T) {
 		table.Add[0](m.p(), m.p(), m.p(), 64)
 		table.SqNorm(m.p(), 64)
 		table.AdamW[0](&adam, 0, 64)
-		table.Attention[0](&attn, kernel.Tile{End: 4, Hi: 4}, scratch)
+		table.Attention[0](&attn, kernel.Tile{End: 4, Hi: 4, Heads: 1}, scratch)
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
 
 // newScratch is a worker's scratch memory, full of NaN, as garbage may be.
-func newScratch(table kernel.Table) unsafe.Pointer {
-	mem := make([]uint32, table.Scratch/4+16)
+func newScratch(table kernel.Table) unsafe.Pointer { return garbage(int(table.Scratch / 4)) }
+
+// garbage is n floats of NaN that start on a cache line.
+func garbage(n int) unsafe.Pointer {
+	mem := make([]uint32, n+16)
 	for i := range mem {
 		mem[i] = 0x7fc00000
 	}

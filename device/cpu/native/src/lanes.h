@@ -78,6 +78,20 @@ INLINE AVX512 vec vexp(vec x) {
   return _mm512_scalef_ps(q, n);
 }
 
+// vexp2 is 2^x within 1 ulp of the value at x as given: x = n + f with |f| ≤ 1/2, then 1 + f·q(f) with q
+// of degree 5 (relative error 2e-9). −Inf gives 0, NaN stays NaN; x must not be +Inf.
+INLINE AVX512 vec vexp2(vec x) {
+  x = _mm512_max_ps(set1(-200), x);  // the second operand is what max returns for NaN
+  vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  vec f = _mm512_sub_ps(x, n);
+  vec q = fma(set1(0x1.41fbbap-13f), f, set1(0x1.5f3e54p-10f));
+  q = fma(q, f, set1(0x1.3b2d4cp-7f));
+  q = fma(q, f, set1(0x1.c6aee8p-5f));
+  q = fma(q, f, set1(0x1.ebfbdcp-3f));
+  q = fma(q, f, set1(0x1.62e430p-1f));
+  return _mm512_scalef_ps(fma(q, f, set1(1)), n);
+}
+
 // logd is log(x) for positive normal x, +Inf and NaN, in F64: x = 2^e·m with m in [0.75, 1.5) and
 // log(m) = 2·artanh((m−1)/(m+1)) by its series; relative error about 1e-12.
 INLINE AVX512 __m512d logd(__m512d x) {

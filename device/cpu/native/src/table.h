@@ -49,7 +49,7 @@ struct attention_args {
 };
 
 struct attention_grad_args {
-  void *dq, *dk, *dv, *d_o, *q, *k, *v, *o, *lse, *delta;
+  void *dq, *dk, *dv, *d_o, *q, *k, *v, *o, *lse, *delta, *sums;
   int64_t ld_dq, ld_dk, ld_dv, ld_do, ld_q, ld_k, ld_v, ld_o, ld_lse, ld_delta;
   int64_t heads, kv_heads, head_dim, window;
   float scale;

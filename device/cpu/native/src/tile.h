@@ -1,29 +1,27 @@
-// Products of attention tiles, all in F32. A tile is up to 64 queries or keys of one head. In
-// every pass one side stays while the other streams by:
+// Products of attention tiles, all in F32. A tile is up to 64 queries or keys of one head. Some
+// tiles stay while others stream by:
 //
-//   pass       stays      streams    scores T [64 streamed, 64 staying]
-//   forward    queries    keys       exp(q·k), queries in lanes: their maxima and sums
-//   dQ         queries    keys       need no work across lanes
-//   dK, dV     keys       queries
+//   pass       stay                   stream           scores T [64 streamed, 64 staying]
+//   forward    queries, up to 4 tiles  keys, values     exp(q·k), queries in lanes: their maxima
+//                                                       and sums need no work across lanes
+//   backward   keys, up to 2 tiles     queries, grads   [queries, keys]
 //
 // The staying side is packed once as a panel [dp, 64], the streaming side as rows [64, dp]; dp
-// is the head dimension rounded up to 16, padding is zero. Then every product is one of two:
+// is the head dimension rounded up to 16, padding is zero. Then every product is one of three:
 //
 //   tile_scores:     T = rows · panel
 //   tile_accumulate: C [64 staying, dp] += Tᵀ · rows
+//   tile_apply:      C [64 streamed, dp] += T · rows of the staying side
 //
-// A path with a matrix unit replaces these two and the packing; the passes around
-// them stay. Sums run over ascending rows, so bits depend on places in a document only.
+// A path with a matrix unit replaces these and the packing; the passes around
+// them stay. Sums run over ascending rows, so bits depend on places in a document only, never on
+// which tiles stay together.
 //
 // What is not finite never travels against causality: products on the diagonal skip
 // what is masked. At the far edge of a window they do not, so NaN or Inf in a key or value
 // may reach queries up to a tile behind the window.
 //
-// With 64 elements a head, on one core, the products run at 93% of the rate of independent fused
-// multiply-adds and take 70% of the forward; exponentials take 15%, conversion to F32 11%. Not
-// chosen: turning every streamed tile instead of the staying one (an estimated 10% more), and
-// one backward pass of 5 products instead of two of 7 in sum, which needs F32
-// memory for the dK and dV of every query head or pieces too coarse for few key heads.
+// docs/adr/0016 has the variants that were tried, with figures.
 #ifndef SKEIN_TILE_H
 #define SKEIN_TILE_H
 
@@ -33,7 +31,7 @@
 
 // HELPER marks functions that stay calls: inlined for every case they would make
 // megabytes of code, and each does thousands of products.
-#define HELPER static __attribute__((noinline))
+#define HELPER static __attribute__((noinline, unused))
 
 // Which scores of a tile on the diagonal matter: keys up to the query's own.
 enum triangle {
@@ -205,6 +203,8 @@ INLINE AVX512 void accumulate_block(float *c, i64 dp, const float *t, const floa
 #undef GET
 #undef DECAY
 #undef STEP
+#undef LOAD_ROW
+#undef CORNER
 #undef PUT
 }
 
@@ -220,6 +220,65 @@ HELPER AVX512 void tile_accumulate(float *c, i64 dp, i64 staying, const float *t
   if (j < dp)
     for (i64 s = 0; s < staying; s += 8)
       accumulate_block(c + s * dp + j, dp, t + s, rows + j, s, n, decay ? decay + s : 0, shape, 0);
+}
+
+// apply_block: 8 streamed rows by 32 columns (16 if not wide) of tile_apply. Of them, n exist.
+INLINE AVX512 void apply_block(float *c, i64 dp, const float *t, const float *rows, i64 r, i64 n, i64 keys,
+                               int start, enum triangle shape, int wide) {
+#define GET(i)                                                  \
+  vec x##i = zero(), y##i = zero();                             \
+  if (!start && i < n) {                                        \
+    x##i = _mm512_load_ps(c + i * dp);                          \
+    if (wide) y##i = _mm512_load_ps(c + i * dp + 16);           \
+  }
+  BLOCK(GET)
+#define STEP(i)                                 \
+  {                                             \
+    vec f = set1(a[i * TILE]);                  \
+    x##i = fma(f, b0, x##i);                    \
+    if (wide) y##i = fma(f, b1, y##i);          \
+  }
+#define LOAD_ROW                                               \
+  const float *a = t + k, *b = rows + k * dp;                  \
+  vec b0 = _mm512_load_ps(b), b1 = zero();                     \
+  if (wide) b1 = _mm512_load_ps(b + 16);
+  // On the diagonal, row k is seen by streamed rows from its own on.
+  i64 to = shape == QUERY_ROWS ? r : keys;
+  for (i64 k = 0; k < to; k++) {
+    LOAD_ROW
+    BLOCK(STEP)
+  }
+#define CORNER(q) \
+  {               \
+    i64 k = r + q; \
+    LOAD_ROW      \
+    AFTER_##q     \
+  }
+  if (shape == QUERY_ROWS) { BLOCK(CORNER) }
+#define PUT(i)                                             \
+  if (i < n) {                                             \
+    _mm512_store_ps(c + i * dp, x##i);                     \
+    if (wide) _mm512_store_ps(c + i * dp + 16, y##i);      \
+  }
+  BLOCK(PUT)
+#undef GET
+#undef STEP
+#undef LOAD_ROW
+#undef CORNER
+#undef PUT
+}
+
+// tile_apply: C [n, dp] += T [n, 64]·rows [keys, dp], with C zero before if start; no row beyond n is
+// touched. With QUERY_ROWS, T is [queries, keys] on the diagonal.
+HELPER AVX512 void tile_apply(float *c, i64 dp, const float *t, const float *rows, i64 n, i64 keys,
+                              int start, enum triangle shape) {
+  for (i64 j = 0; j < dp; j += 32)
+    for (i64 r = 0; r < n; r += 8) {
+      if (j + 32 <= dp)
+        apply_block(c + r * dp + j, dp, t + r * TILE, rows + j, r, n - r, keys, start, shape, 1);
+      else
+        apply_block(c + r * dp + j, dp, t + r * TILE, rows + j, r, n - r, keys, start, shape, 0);
+    }
 }
 
 #endif

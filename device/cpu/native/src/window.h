@@ -5,9 +5,10 @@
 
 #include "tile.h"
 
-// Scratch memory, in floats, for head dimensions up to 256: five arrays [64, 256], two [64, 64]
-// and rows of 64. Odd gaps keep arrays off each other's cache sets.
+// Arrays in scratch memory are [64, dp] or [64, 64] floats. Odd gaps keep them off each other's
+// cache sets.
 #define GAP 80
+#define LOG2E 0x1.715476p+0f
 
 struct bounds {  // what a score of row r, lane c must satisfy: lane in [r + low, r + high)
   i64 low, high;
