@@ -23,8 +23,8 @@ type engine interface {
 	packRight(dst, src unsafe.Pointer, ld, cols, k int)
 	wideSize() int
 	// readsRows tells that LinearDX needs no packed form: k × cols ≤ 32 of a weight's own rows
-	// are packed by packRight whenever a panel enters L1. Where a packed panel would be
-	// converted then, that costs nothing, and saves a copy of the weights.
+	// are packed by packRight whenever a panel enters L1. That saves a copy of the weights, see
+	// docs/adr/0017.
 	readsRows() bool
 	// weightSlice is n elements of a packed weight as multiply wants them, in buf if need be.
 	weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer
@@ -71,7 +71,7 @@ func (v vector) isa() native.ISA { return v.set }
 func (v vector) leftSize() int { return 4 }
 func (v vector) wideSize() int { return 4 }
 
-// F32 needs no copy of a packed panel, and making one from rows costs SmolLM2's step 15 %.
+// BF16 has to be converted when a panel enters L1, F32 has not.
 func (v vector) readsRows() bool { return v.bf16 }
 
 func (v vector) rightSize() int {
