@@ -72,11 +72,12 @@ parity: build oracle fetch ## live against PyTorch: SmolLM2's held-out loss, the
 kills: ## fifty kill -9 at random moments of a job; every run must end on the undisturbed hash
 	SKEIN_KILLS=$${SKEIN_KILLS:-50} go test -tags invariants -count=1 -timeout 60m -run TestAKilledJob -v ./cmd/skein
 
-KILLS ?= 50
+KILLS ?= 20
+FAULTS ?= 200
 .PHONY: chaos
-chaos: ## KILLS=50 times kill -9 of every process of a cluster at random moments; SEED=n repeats a run
-	@SKEIN_CHAOS=$(KILLS) SKEIN_CHAOS_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 120m -run TestEveryProcessIsKilled ./cmd/skein \
-	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+chaos: ## KILLS=20 times kill -9 of a whole cluster, then FAULTS=200 of every kind on single processes; SEED=n repeats a run
+	@SKEIN_CHAOS=$(KILLS) SKEIN_FAULTS=$(FAULTS) SKEIN_CHAOS_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 120m \
+	  -run 'TestEveryProcessIsKilled|TestFaultsOfEveryKind' ./cmd/skein | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 
 .PHONY: sim
 sim: ## SEED=n plays one schedule of the simulated cluster with its trace; without, N (a million) from FROM (1) on
