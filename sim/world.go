@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
@@ -226,21 +227,22 @@ func (w *world) died(*process) { w.links.watch() }
 
 // describe says how things stand, for one who looks for what went wrong.
 func (w *world) describe() string {
-	text := fmt.Sprintf("leader %d", w.log.leader)
+	var text strings.Builder
+	fmt.Fprintf(&text, "leader %d", w.log.leader)
 	if j := w.newest(); j != nil {
-		text += fmt.Sprintf(", %s %s generation %d (%s)", j.ID, j.Phase, j.Generation, j.Reason)
+		fmt.Fprintf(&text, ", %s %s generation %d (%s)", j.ID, j.Phase, j.Generation, j.Reason)
 	}
 	for _, p := range w.workers {
 		if p.up {
-			text += fmt.Sprintf(", %v runs %v", p, p.state.Running())
+			fmt.Fprintf(&text, ", %v runs %v", p, p.state.Running())
 		}
 	}
 	if w.log.leader >= 0 {
 		if r := w.coordinators[w.log.leader].reign; r != nil {
-			text += fmt.Sprintf(", waits: %v %v", r.want.Notes, r.queue.Waiting)
+			fmt.Fprintf(&text, ", waits: %v %v", r.want.Notes, r.queue.Waiting)
 		}
 	}
-	return text
+	return text.String()
 }
 
 // running lists the processes that host ranks now.
