@@ -153,6 +153,7 @@ class Bench:
                         theirs.setdefault(mode, []).append(y["seconds"][0])
                         ours.append(x["seconds"][0])
                         rounds.setdefault(mode, []).append(y["seconds"][0] / x["seconds"][0])
+                        print(f"  {name} {mode}: ours {x['seconds'][0]:.2f} s, theirs {y['seconds'][0]:.2f} s", file=sys.stderr, flush=True)
                 memory[mode], losses[mode], last = y["residentBytes"], y["loss"], x
         speed = {mode: tokens / min(s) for mode, s in theirs.items()}
         best, mode = tokens / min(ours), max(speed, key=speed.get)
