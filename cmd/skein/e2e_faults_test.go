@@ -147,8 +147,11 @@ func (s *storm) upTo(d time.Duration) time.Duration { return time.Duration(s.rng
 func (s *storm) life() {
 	s.jobs++
 	s.most = 4
+	if s.jobs%2 == 0 {
+		s.most = 2 // its first scaling is up
+	}
 	out := fmt.Sprint("trained-", s.jobs)
-	id := s.submit(append(s.settings, "output.export=./"+out)...)
+	id := s.submit(append(s.settings, "output.export=./"+out, fmt.Sprint("cluster.workers.max=", s.most))...)
 	watcher := start(s.T, s.job, "watch", id, "--lines", "-1", "-o", "json", "--coordinator", strings.Join(s.addresses, ","))
 	began := time.Now()
 	s.single = nil
@@ -238,8 +241,12 @@ func (s *storm) goesOn(id string, generation uint64, step int64) client.Job {
 // whole waits until every process is back.
 func (s *storm) whole() {
 	s.Helper()
+	began := time.Now()
 	s.joined(faultWorkers)
 	s.eventually("all coordinators answer", func() bool { return len(s.nodes().Coordinators) == faultCoordinators })
+	if took := time.Since(began); took > 2*time.Second {
+		s.say("       all processes are back %.1f s later", took.Seconds())
+	}
 }
 
 // nodes are the processes, coordinators that answer only.
@@ -378,7 +385,8 @@ func (s *storm) scaleJob(j client.Job) string {
 		v := s.now(j.ID)
 		return v.Phase == "done" || v.Phase == "running" && len(v.Workers) == int(to)
 	})
-	if s.now(j.ID).Phase == "done" {
+	if v := s.now(j.ID); v.Phase == "done" {
+		s.say("       scaled from %d to %d workers at step %d, the job ended on %d of them", from, to, j.Step, len(v.Workers))
 		return ""
 	}
 	return fmt.Sprintf("%s from %d to %d", word, from, to)
