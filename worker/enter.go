@@ -70,10 +70,10 @@ func (h *hosting) enter(ctx context.Context) error {
 	}
 	hosts, mirrors := h.tr.Moves(has, source)
 	if err := h.tr.Transfer(ctx, hosts); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	if err := h.tr.Spread(); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	if err := h.keepCommitted(); err != nil {
 		return err
@@ -119,12 +119,12 @@ func (h *hosting) exchange(ctx context.Context, own entry) ([]entry, error) {
 	}
 	blobs, err := h.link.Exchange(ctx, "what each brings", b)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errUnreachable, err)
 	}
 	entries := make([]entry, len(blobs))
 	for i, b := range blobs {
 		if err := json.Unmarshal(b, &entries[i]); err != nil {
-			return nil, fmt.Errorf("what %s brings: %w", h.Order.GetMembers()[i].GetWorker(), err)
+			return nil, fmt.Errorf("%w: what %s brings: %w", errUnreachable, h.Order.GetMembers()[i].GetWorker(), err)
 		}
 	}
 	return entries, nil

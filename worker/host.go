@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
@@ -162,55 +159,6 @@ func (h *hosting) close() {
 	h.closers = nil
 }
 
-// cause sorts an error by what it means for the job.
-func (h *hosting) cause(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if errors.Is(err, ErrFenced) {
-		return ErrFenced
-	}
-	if errors.Is(err, errSealed) || errors.Is(err, errYielded) {
-		return &BrokenError{Reason: err.Error()}
-	}
-	if errors.Is(err, allreduce.ErrLinkClosed) && h.saving != nil { // by a checkpoint that failed
-		<-h.saving.done
-		if h.saving.err != nil {
-			err = h.saving.err
-		}
-	}
-	if link, ok := errors.AsType[*allreduce.LinkError](err); ok {
-		broken := &BrokenError{Reason: err.Error()}
-		if link.Accused >= 0 {
-			broken.Accused = h.Order.Members[link.Accused].Worker
-		}
-		return broken
-	}
-	if passing(err) {
-		return &BrokenError{Reason: err.Error()}
-	}
-	return err
-}
-
-// errUnreachable marks what another worker, or this one later, may well be able to do.
-var errUnreachable = errors.New("out of reach")
-
-// passing tells whether another worker, or this one later, may well get past an error: it is
-// about the machine, its disks and its links, and not about the job.
-func passing(err error) bool {
-	if errors.Is(err, checkpoint.ErrDiverged) || errors.Is(err, checkpoint.ErrForeign) || errors.Is(err, trainer.ErrDiverged) {
-		return false
-	}
-	if errors.Is(err, errUnreachable) || errors.Is(err, checkpoint.ErrDamaged) || IsTooBig(err) {
-		return true
-	}
-	// What the file system answers, in the forms in which package os wraps it.
-	_, errno := errors.AsType[syscall.Errno](err)
-	_, path := errors.AsType[*fs.PathError](err)
-	_, link := errors.AsType[*os.LinkError](err)
-	return errno || path || link
-}
-
 // admit opens what the job's folder says of the job, and the trainer.
 func (h *hosting) admit() error {
 	spec, err := jobspec.ParseResolved(h.Order.GetResolved())
@@ -286,7 +234,7 @@ func (d described) ReadRange(name string, _ int64, _ []float32) error {
 func (h *hosting) place() error {
 	members := h.Order.GetMembers()
 	var blocks []int
-	next := int32(0)
+	next, self := int32(0), -1
 	for i, m := range members {
 		for _, r := range m.GetRanks() {
 			if r != next {
@@ -296,7 +244,7 @@ func (h *hosting) place() error {
 		}
 		blocks = append(blocks, len(m.GetRanks()))
 		if m.GetWorker() == h.Worker {
-			h.self = i
+			self = i
 		}
 	}
 	p, err := shard.NewPlacement(blocks)
@@ -306,10 +254,10 @@ func (h *hosting) place() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnreachable, err)
 	}
-	if h.self < 0 {
+	if self < 0 {
 		return fmt.Errorf("%s is not among the workers of generation %d", h.Worker, h.Order.GetGeneration())
 	}
-	h.Config.Placement, h.Config.Worker = p, h.self
+	h.Config.Placement, h.Config.Worker, h.self = p, self, self
 	h.key = allreduce.Key{Job: h.Order.GetJob(), Generation: h.Order.GetGeneration(), SpecHash: h.Order.GetSpecHash(), Class: h.Spec.Job.Train.NumericClass}
 	return nil
 }
@@ -506,10 +454,25 @@ func (h *hosting) toTheEnd(ctx context.Context) error {
 	if err := h.saved(ctx); err != nil {
 		return err
 	}
-	if !h.leads() {
+	if h.leads() {
+		if err := h.finish(ctx); err != nil {
+			return err
+		}
+	}
+	return h.over(ctx)
+}
+
+// over keeps what a worker has until the job is over: whoever hosts rank 0 may still die
+// before the last checkpoint is published. Once it is over, nobody has to hear of it.
+func (h *hosting) over(ctx context.Context) error {
+	if h.link == nil {
 		return nil
 	}
-	return h.finish(ctx)
+	_, err := h.link.Exchange(ctx, "the job is over", nil)
+	if h.leads() {
+		return nil
+	}
+	return err
 }
 
 // measure evaluates unless an earlier generation has done so at this step.
@@ -526,7 +489,9 @@ func (h *hosting) measure(ctx context.Context, full bool) error {
 
 // step takes one step and does what is due after it.
 func (h *hosting) step(ctx context.Context) error {
-	h.request(h.Yield, allreduce.RequestYield)
+	if h.tr.StepsDone()+1 < h.Steps { // nobody stops at the end
+		h.request(h.Yield, allreduce.RequestYield)
+	}
 	h.request(h.Checkpoint, allreduce.RequestCheckpoint)
 	res, err := h.tr.Step(ctx)
 	if err != nil {
@@ -611,48 +576,4 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 
 func sentBytes(s allreduce.LinkStats) int64 {
 	return s.Reduce.SentBytes + s.Gather.SentBytes + s.Rows.SentBytes + s.Votes.SentBytes + s.Messages.SentBytes + s.Mirror.SentBytes + s.State.SentBytes
-}
-
-// finish evaluates, exports from the last checkpoint, and ends the job.
-func (h *hosting) finish(ctx context.Context) error {
-	if err := h.measure(ctx, true); err != nil {
-		return err
-	}
-	if err := h.store.writeLineage(); err != nil {
-		return err
-	}
-	if err := h.exportModel(ctx); err != nil {
-		return adviseOnSpace(err)
-	}
-	done := h.summary()
-	if n, ok := h.store.value(tokensName, true); ok {
-		done.Tokens = int64(n)
-	}
-	done.Seconds += h.before.Seconds
-	if err := h.Complete(ctx, console.Marshal(done)); err != nil {
-		return err
-	}
-	h.emit(done)
-	return nil
-}
-
-// exportModel writes the last checkpoint as a Hugging Face folder. The folder may be there
-// already: an earlier generation wrote it and did not get as far as to say so, or it is
-// another job's. So what is there is compared.
-func (h *hosting) exportModel(ctx context.Context) error {
-	opt := exportOptions(&h.Spec.Job)
-	_, err := ExportCheckpoint(ctx, h.FS, h.dir, h.Steps, h.export, opt)
-	if !errors.Is(err, hf.ErrExists) {
-		return err
-	}
-	again := filepath.Join(h.dir, "export-"+vfs.Unique())
-	defer func() { _ = h.FS.RemoveAll(again) }() // best effort: it is in the way of nothing
-	if _, err := ExportCheckpoint(ctx, h.FS, h.dir, h.Steps, again, opt); err != nil {
-		return err
-	}
-	same, err := sameFolder(h.FS, again, h.export)
-	if err == nil && !same {
-		err = fmt.Errorf("output.export: %s holds another model, written since the job was prepared; `skein export` writes this one to a folder of its own", h.export)
-	}
-	return err
 }

@@ -61,9 +61,10 @@ var errYielded = errors.New("all stop after this step, as was asked")
 // in memory stays if another generation may want it, and is then told in the cause.
 func (h *hosting) part(ctx context.Context, cause error) error {
 	h.leave()
+	_ = h.failedSave() // what the checkpoint came to counts; its error is the cause, or follows it
 	broken, ok := errors.AsType[*BrokenError](cause)
-	if !ok && ctx.Err() != nil && h.entered && h.Keep != nil {
-		broken, ok = &BrokenError{Reason: "it was stopped here: " + ctx.Err().Error()}, true
+	if !ok && h.entered && h.Keep != nil && ctx.Err() != nil {
+		broken, ok = &BrokenError{Reason: "it was stopped here: " + cause.Error()}, true
 	}
 	if !ok || h.Keep == nil || h.tr == nil {
 		h.close()

@@ -44,6 +44,7 @@ var mayAsk = map[string]string{
 	"device/devicetest":                   "times out a device that hangs",
 	"device/cpu/pool.go":                  "how long a barrier spins before it parks; work is cut by shape, never by time",
 	"device/cpu/path.go":                  "the user may force a kernel path at start; it is part of the numeric class, which the job pins",
+	"device/cpu/native/probe.go":          "which kernel path is the faster one at start; it is part of the numeric class, which the job pins",
 	"data/prepare.go":                     "the name of its scratch folder, and the seconds in its report",
 	"device/opaque/stream.go":             "delays operations at random, to show that no result depends on when they run",
 	"tokenizer/cache.go":                  "which shard of the cache holds a piece; the ids in it are the same",

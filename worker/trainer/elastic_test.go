@@ -420,7 +420,7 @@ func TestADecisionThatOneWorkerKnowsIsAppliedByAll(t *testing.T) {
 	// b hears nothing of the decision: its link ends while a decides.
 	a, b := p.actors["a"], p.actors["b"]
 	ctx, cancel := context.WithCancel(t.Context())
-	b.tr.Hold(ctx.Done()) // whatever it hears, it does not apply
+	b.tr.Hold(make(chan struct{})) // whatever it hears, it does not apply
 	done := make(chan error, 1)
 	go func() { _, err := b.tr.Step(ctx); done <- err }()
 	if _, err := a.tr.Step(t.Context()); err != nil {

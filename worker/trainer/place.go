@@ -24,7 +24,9 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 		}
 		worker = 0
 	}
+	_ = t.stream.Record().Wait() // nothing that is freed here is in use; an error shows again
 	t.unlink()
+	t.summed, t.asks = 0, 0
 	t.cfg.Placement, t.cfg.Worker, t.cfg.Mirror = p, worker, mirror && !t.replicated()
 	if err := t.placeRanks(p.Ranks(worker)); err != nil {
 		return err

@@ -231,6 +231,7 @@ func NewTable(c config.Config, worldSize int) (shard.Table, error) {
 
 // Close gives back all memory.
 func (t *Trainer) Close() {
+	_ = t.stream.Record().Wait() // nothing that is freed is in use
 	for _, r := range t.ranks {
 		r.mem.free()
 	}

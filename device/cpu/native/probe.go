@@ -17,15 +17,31 @@ type Rates struct {
 	AMXBF16    float64 `json:"amxBf16"`    // tiles of bf16, loaded from L1
 }
 
-// Probe measures once, for a few milliseconds: enough to tell which of two instruction
-// sets is the faster one, which differ by a factor of two, one way or the other.
-var Probe = sync.OnceValue(func() Rates { return Measure(3 * time.Millisecond) })
+// Probe measures once, for a few milliseconds, and for longer where that does not tell
+// which of two instruction sets is the faster one: a neighbour on the same core may take
+// half of it for a while.
+var Probe = sync.OnceValue(func() Rates {
+	r := Measure(3 * time.Millisecond)
+	for range 5 {
+		if ratio := r.AVX512BF16 / r.AVX512; !(ratio > 0.75 && ratio < 1.75) {
+			break
+		}
+		more := Measure(10 * time.Millisecond)
+		r = Rates{max(r.AVX2, more.AVX2), max(r.AVX512, more.AVX512), max(r.AVX512BF16, more.AVX512BF16), max(r.AMXBF16, more.AMXBF16)}
+	}
+	return r
+})
+
+// pairsWin is how much faster pairs must be to be chosen. Processors have them at half the
+// rate of f32 (Intel's) or at twice (AMD's): what lies between is noise, and the choice
+// must be the same each time, because it is part of a job's bits.
+const pairsWin = 1.4
 
 // PairsLose reports that bf16 pairs are no faster here than f32 multiply-adds, as on Intel's
 // processors so far, where they have half the rate.
 func PairsLose() bool {
 	r := Probe()
-	return r.AVX512BF16 <= r.AVX512
+	return r.AVX512BF16 <= pairsWin*r.AVX512
 }
 
 // Measure takes about as long as it is told to. What it measures takes turns, so
