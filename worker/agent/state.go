@@ -101,12 +101,13 @@ func (s *State) Step(e Event) []Action {
 	case Drain:
 		s.leaving = true
 	case Warmed:
-		s.warming, s.cooling = "", false
-		if e.Err == "" {
+		switch {
+		case e.Err == "":
 			s.ready = e.Job
-		} else {
+		case !s.cooling: // what was told to stop has not failed
 			s.unready = e.Job
 		}
+		s.warming, s.cooling = "", false
 	case Orphaned:
 		s.orders = nil
 	case Quit:
