@@ -63,7 +63,7 @@ func (h *hosting) part(ctx context.Context, cause error) error {
 	h.leave()
 	_ = h.failedSave() // what the checkpoint came to counts; its error is the cause, or follows it
 	broken, ok := errors.AsType[*BrokenError](cause)
-	if !ok && h.entered && h.Keep != nil && ctx.Err() != nil {
+	if !ok && cause != nil && h.entered && h.Keep != nil && ctx.Err() != nil {
 		broken, ok = &BrokenError{Reason: "it was stopped here: " + cause.Error()}, true
 	}
 	if !ok || h.Keep == nil || h.tr == nil {
