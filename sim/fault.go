@@ -286,15 +286,19 @@ func (w *world) scale(*process) {
 }
 
 func (w *world) pause(*process) {
-	w.client(func(c *coordinator) bool {
-		_, err := w.propose(c, fsm.Entry{Reason: "pause", Decision: &fsm.Pause{Job: w.job.id}})
-		return err == nil
-	})
-	w.after(w.between(100*time.Millisecond, 3*time.Second), func() {
-		w.client(func(c *coordinator) bool {
-			_, err := w.propose(c, fsm.Entry{Reason: "resume", Decision: &fsm.Resume{Job: w.job.id}})
+	ask := func(d fsm.Decision) func(c *coordinator) bool {
+		return func(c *coordinator) bool {
+			_, err := w.propose(c, fsm.Entry{Reason: d.Kind(), Decision: d})
 			return err == nil
-		})
+		}
+	}
+	paused := ask(&fsm.Pause{Job: w.job.id})
+	w.client(func(c *coordinator) bool {
+		if !paused(c) {
+			return false
+		}
+		w.after(w.between(100*time.Millisecond, 3*time.Second), func() { w.client(ask(&fsm.Resume{Job: w.job.id})) })
+		return true
 	})
 }
 

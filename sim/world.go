@@ -123,7 +123,9 @@ func (w *world) recovered(c *coordinator, before *fsm.Job, d *fsm.Generate) {
 			continue
 		}
 		h, ok := heard[p.name]
-		missing = missing || c.state.Workers[p.name].Draining // it may leave before long
+		// Who may leave before long, or gave up so often that nobody relies on it, may be
+		// left behind with what it holds.
+		missing = missing || c.state.Workers[p.name].Draining || recoveryConfig.Rests(c.clock(), c.reign.gaveUp[before.ID][p.name])
 		if !ok || h.Generation != ended.Generation || h.Incarnation != p.incarnation || p.frozen || p.cutOff {
 			missing = true // it was waited for long enough
 			continue
