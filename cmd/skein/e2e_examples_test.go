@@ -27,6 +27,7 @@ func examplesJob(t *testing.T) workertest.Job {
 // notHere are examples that need machines, disks or certificates of their own; other
 // tests run their commands.
 var notHere = []string{
+	"bench smollm2", // minutes and gigabytes; make bench-quick runs it on little data
 	"skein coordinator --id", "skein worker", "skein coordinator add", "skein coordinator remove", "skein coordinator restore", "--tls ",
 }
 
@@ -60,7 +61,7 @@ func TestEveryExampleOfTheHelpDoesWhatItSays(t *testing.T) {
 		}
 	}
 	// first are examples that others build on.
-	for _, line := range examplesOf("import", "plan", "data prepare", "doctor", "version", "certs init", "certs issue", "certs show") {
+	for _, line := range examplesOf("import", "plan", "data prepare", "doctor", "bench", "version", "certs init", "certs issue", "certs show") {
 		run(j, "", line)
 	}
 	for _, line := range examplesOf("train") {
