@@ -88,8 +88,8 @@ func TestTheProfilerSeesEveryOperation(t *testing.T) {
 		reflect.TypeFor[device.Tokens](), reflect.TypeFor[device.Updates]()}
 	names := []string{"Upload", "Download", "Copy"}
 	for _, set := range operations {
-		for i := range set.NumMethod() {
-			names = append(names, set.Method(i).Name)
+		for m := range set.Methods() {
+			names = append(names, m.Name)
 		}
 	}
 	for _, name := range names {
