@@ -40,7 +40,9 @@ func (r *receiver) part(h *header, b *blob) ([]byte, error) {
 		return nil, err
 	}
 	b.got += int64(h.Length)
+	r.l.mu.Lock() // who waits for it looks at done
 	b.done = b.got == h.Hi
+	r.l.mu.Unlock()
 	return part, nil
 }
 
