@@ -292,6 +292,30 @@ func TestALeavingNeighbourIsNotAccused(t *testing.T) {
 	}
 }
 
+// TestWhatOthersOweMayBeLostOnALeavingWorker: a worker that has left needs no news, and
+// whoever has news for it still gets all that comes from the other side.
+func TestWhatOthersOweMayBeLostOnALeavingWorker(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 3, workers: 3, elem: 4, chunk: 1000, elems: []int64{10}, seed: 6})
+	if err := ring[0].link.Close(); err != nil {
+		t.Fatal(err)
+	}
+	last := ring[2].link
+	last.mu.Lock()
+	for !last.nextLeft {
+		last.changed.Wait()
+	}
+	last.sendLocked(item{header: debt{phase: owesGather, step: 1}.header(1)})
+	last.mu.Unlock()
+	time.AfterFunc(20*time.Millisecond, func() {
+		if err := ring[1].link.Pass(4, []byte("late")); err != nil {
+			t.Error(err)
+		}
+	})
+	if b, err := last.Take(t.Context(), 4); err != nil || string(b) != "late" {
+		t.Errorf("took %q, %v", b, err)
+	}
+}
+
 // TestBeginEndsWithItsContextWhileNothingCanBeWritten stops the bytes of w0 on their
 // way: what it has to send fills the sockets and stays.
 func TestBeginEndsWithItsContextWhileNothingCanBeWritten(t *testing.T) {

@@ -27,7 +27,7 @@ func (l *Link) sendLocked(it item) {
 	switch {
 	case l.err != nil:
 	case l.nextLeft:
-		l.cut = true
+		l.cut = l.cut || it.header.Kind != kindPing // whom somebody waits for is nothing to one that has left
 		l.changed.Broadcast()
 		if it.chunk != nil {
 			l.freeLocked(it.chunk)
