@@ -12,8 +12,8 @@ type geometry struct {
 	rowsMax int // rows of a piece
 }
 
-// panelsMax is the most panels of one piece: their scratch stays in L2 when k takes
-// several chunks.
+// panelsMax is the most panels of one piece when k takes several chunks: their sums stay
+// in L2.
 const panelsMax = 24
 
 func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
@@ -40,16 +40,23 @@ type cut struct {
 }
 
 // newCut aims at twice as many pieces as workers, since a core may be busy with
-// something else, unless they would become too small to pay for their packing.
+// something else, unless they would become too small to pay for their packing. It cuts rows
+// first: every block of columns packs the left operand anew.
 func newCut(e engine, m, n, k, workers int) cut {
 	g := e.geometry()
-	c := cut{m: m, n: n, groups: (m + g.rowsMax - 1) / g.rowsMax, blocks: (panels(n) + panelsMax - 1) / panelsMax}
+	length := roundUp(g.slices(k), g.kUnit)
+	chunk := min(roundUp(k, length), g.kChunk/length*length)
+	wide := panelsMax
+	if chunk >= k {
+		wide *= 2 // one panel of sums is enough, and the left operand is packed half as often
+	}
+	c := cut{m: m, n: n, groups: (m + g.rowsMax - 1) / g.rowsMax, blocks: (panels(n) + wide - 1) / wide}
 	if workers > 1 {
-		for c.groups*c.blocks < 2*workers && panels(n)/(c.blocks+1) >= 8 {
-			c.blocks++
-		}
 		for c.groups*c.blocks < 2*workers && m/(c.groups+1) >= 96 {
 			c.groups++
+		}
+		for c.groups*c.blocks < 2*workers && panels(n)/(c.blocks+1) >= 8 {
+			c.blocks++
 		}
 	}
 	c.groupRows = roundUp((m+c.groups-1)/c.groups, g.mr)
@@ -57,8 +64,6 @@ func newCut(e engine, m, n, k, workers int) cut {
 	c.blockPanels = (panels(n) + c.blocks - 1) / c.blocks
 	c.blocks = (panels(n) + c.blockPanels - 1) / c.blockPanels
 
-	length := roundUp(g.slices(k), g.kUnit)
-	chunk := min(roundUp(k, length), g.kChunk/length*length)
 	c.leftBytes = roundUp(c.groupRows*chunk*e.leftSize(), 64)
 	c.rightBytes = length * 32 * 4
 	c.sumBytes = c.groupRows * 32 * 4

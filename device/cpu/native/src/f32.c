@@ -36,33 +36,45 @@ KERNEL(BOTH, gemm_f32) {
   const char *next = (const char *)p->next;
   const char *out = (const char *)p->out;
   const int64_t k = p->k, acc = p->acc;
-  const int64_t lines = p->panels > 0 ? (p->next_bytes / p->panels + 63) / 64 : 0;
+  const int64_t chunks = (k + 7) / 8;
+  const int64_t lines = p->panels * chunks > 0 ? (p->next_bytes / 64 + p->panels * chunks - 1) / (p->panels * chunks) : 0;
   for (int64_t n = p->panels; n > 0; n--) {
-    for (int64_t i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-    if (out) {
-      for (int i = 0; i < MR; i++, out += p->out_stride) {
-        __builtin_prefetch(out, 1, 2);
-        __builtin_prefetch(out + 64, 1, 2);
-      }
-    }
-    if (acc) {
-      for (int i = 0; i < MR * NR; i += 16) _mm_prefetch((const char *)(s + i), _MM_HINT_T0);
-    }
     const float *b = p->b;
+    const float *sums = s;
+    int ahead = MR;  // rows of the sums and of the output that are to be fetched
 #define ZERO(i) __m512 c##i##_0 = _mm512_setzero_ps(), c##i##_1 = c##i##_0;
     ROWS(ZERO)
-    for (int64_t kk = k; kk > 0; kk--) {
-      const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
 #define STEP(i)                                    \
   {                                                \
     const __m512 t = _mm512_set1_ps(a[i]);         \
     c##i##_0 = _mm512_fmadd_ps(t, b0, c##i##_0);   \
     c##i##_1 = _mm512_fmadd_ps(t, b1, c##i##_1);   \
   }
-      ROWS(STEP)
-      a += MR;
-      b += NR;
+    // What comes is fetched a little in every eight steps: many at once would fill the
+    // queue of loads, and the multiply-adds would wait for memory.
+    for (int64_t left = k; left > 0;) {
+      for (int64_t i = 0; i < lines; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+      if (ahead > 0) {
+        ahead--;
+        _mm_prefetch((const char *)sums, _MM_HINT_T0);
+        _mm_prefetch((const char *)(sums + 16), _MM_HINT_T0);
+        sums += NR;
+        if (out) {
+          __builtin_prefetch(out, 1, 2);
+          __builtin_prefetch(out + 64, 1, 2);
+          out += p->out_stride;
+        }
+      }
+      int64_t kk = left < 8 ? left : 8;
+      left -= kk;
+      for (; kk > 0; kk--) {
+        const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+        ROWS(STEP)
+        a += MR;
+        b += NR;
+      }
     }
+    if (out) out += ahead * p->out_stride;
     if (acc) {
 #define ADD(i)                                                       \
   c##i##_0 = _mm512_add_ps(_mm512_load_ps(s + i * NR), c##i##_0);    \
@@ -102,10 +114,20 @@ AVX512 INLINE void pack_rows(const void *src, int64_t ld, int64_t rows, int64_t 
   }
 }
 
-// pack_cols: src [k][rows], that is to be transposed → panels [k][12].
+// pack_cols: src [k][rows], that is to be transposed → panels [k][12]. Four panels at a
+// time are three lines of src, each read once.
 AVX512 INLINE void pack_cols(const void *src, int64_t ld, int64_t rows, int64_t k, float *dst, int bf) {
   const __mmask16 lanes = head16(MR);
-  for (int64_t r = 0; r < rows; r += MR) {
+  int64_t r = 0;
+  for (; r + 4 * MR <= rows; r += 4 * MR, dst += 4 * k * MR) {
+    float *to = dst;
+    for (int64_t kk = 0; kk < k; kk++, to += MR) {
+      for (int i = 0; i < 4; i++) {
+        _mm512_mask_storeu_ps(to + i * k * MR, lanes, load(src, kk * ld + r + i * MR, lanes, bf));
+      }
+    }
+  }
+  for (; r < rows; r += MR) {
     const __mmask16 m = head16(rows - r) & lanes;
     for (int64_t kk = 0; kk < k; kk++, dst += MR) {
       _mm512_mask_storeu_ps(dst, lanes, load(src, kk * ld + r, m, bf));
