@@ -107,6 +107,7 @@ type WorkerNode struct {
 	SilentMs       int64                  `protobuf:"varint,12,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"` // since its last heartbeat; -1 if this leader has heard none
 	Job            string                 `protobuf:"bytes,13,opt,name=job,proto3" json:"job,omitempty"`                            // that it prepares or hosts ranks of
 	Ranks          []int32                `protobuf:"varint,14,rep,packed,name=ranks,proto3" json:"ranks,omitempty"`
+	Zone           string                 `protobuf:"bytes,15,opt,name=zone,proto3" json:"zone,omitempty"` // empty: not known
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -237,6 +238,13 @@ func (x *WorkerNode) GetRanks() []int32 {
 		return x.Ranks
 	}
 	return nil
+}
+
+func (x *WorkerNode) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type NodesRequest struct {
@@ -816,7 +824,7 @@ const file_skein_v1_cluster_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06leader\x18\x03 \x01(\bR\x06leader\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"\x9f\x03\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\"\xb3\x03\n" +
 	"\n" +
 	"WorkerNode\x12\x16\n" +
 	"\x06worker\x18\x01 \x01(\tR\x06worker\x12 \n" +
@@ -833,7 +841,8 @@ const file_skein_v1_cluster_proto_rawDesc = "" +
 	"\tconnected\x18\v \x01(\bR\tconnected\x12\x1b\n" +
 	"\tsilent_ms\x18\f \x01(\x03R\bsilentMs\x12\x10\n" +
 	"\x03job\x18\r \x01(\tR\x03job\x12\x14\n" +
-	"\x05ranks\x18\x0e \x03(\x05R\x05ranks\"\x0e\n" +
+	"\x05ranks\x18\x0e \x03(\x05R\x05ranks\x12\x12\n" +
+	"\x04zone\x18\x0f \x01(\tR\x04zone\"\x0e\n" +
 	"\fNodesRequest\"z\n" +
 	"\rNodesResponse\x129\n" +
 	"\fcoordinators\x18\x01 \x03(\v2\x15.skein.v1.CoordinatorR\fcoordinators\x12.\n" +

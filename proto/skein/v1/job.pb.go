@@ -269,6 +269,9 @@ type Progress struct {
 	EtaSeconds      float64                `protobuf:"fixed64,14,opt,name=eta_seconds,json=etaSeconds,proto3" json:"eta_seconds,omitempty"`
 	Protected       bool                   `protobuf:"varint,15,opt,name=protected,proto3" json:"protected,omitempty"` // the loss of any one worker sets the job back by no decided step
 	Exposed         string                 `protobuf:"bytes,16,opt,name=exposed,proto3" json:"exposed,omitempty"`      // which ranks are not protected, why and until when; empty if protected
+	Spent           *Spent                 `protobuf:"bytes,17,opt,name=spent,proto3" json:"spent,omitempty"`          // where the time of this generation went
+	Straggler       string                 `protobuf:"bytes,18,opt,name=straggler,proto3" json:"straggler,omitempty"`  // the rank that all others wait for, step after step, and by how much; empty: none
+	Unsaved         string                 `protobuf:"bytes,19,opt,name=unsaved,proto3" json:"unsaved,omitempty"`      // why the newest checkpoint that was due is not published, and since which step; empty: it is
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -415,6 +418,291 @@ func (x *Progress) GetExposed() string {
 	return ""
 }
 
+func (x *Progress) GetSpent() *Spent {
+	if x != nil {
+		return x.Spent
+	}
+	return nil
+}
+
+func (x *Progress) GetStraggler() string {
+	if x != nil {
+		return x.Straggler
+	}
+	return ""
+}
+
+func (x *Progress) GetUnsaved() string {
+	if x != nil {
+		return x.Unsaved
+	}
+	return ""
+}
+
+// Spent is where a generation's time went, as one of its workers has measured it since it
+// got its orders.
+type Spent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          int64                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`                                     // the last that was decided
+	EnteringMs    int64                  `protobuf:"varint,2,opt,name=entering_ms,json=enteringMs,proto3" json:"entering_ms,omitempty"`       // until the first step was begun
+	ProductiveMs  int64                  `protobuf:"varint,3,opt,name=productive_ms,json=productiveMs,proto3" json:"productive_ms,omitempty"` // of steps that were decided, but for what follows
+	DataWaitMs    int64                  `protobuf:"varint,4,opt,name=data_wait_ms,json=dataWaitMs,proto3" json:"data_wait_ms,omitempty"`
+	CheckpointMs  int64                  `protobuf:"varint,5,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"` // training stood still for one
+	EvaluationMs  int64                  `protobuf:"varint,6,opt,name=evaluation_ms,json=evaluationMs,proto3" json:"evaluation_ms,omitempty"`
+	UnfinishedMs  int64                  `protobuf:"varint,7,opt,name=unfinished_ms,json=unfinishedMs,proto3" json:"unfinished_ms,omitempty"` // of the step that was under way when the worker stopped
+	Marks         []*Mark                `protobuf:"bytes,8,rep,name=marks,proto3" json:"marks,omitempty"`                                    // the newest checkpoints that were begun
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spent) Reset() {
+	*x = Spent{}
+	mi := &file_skein_v1_job_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spent) ProtoMessage() {}
+
+func (x *Spent) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_job_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spent.ProtoReflect.Descriptor instead.
+func (*Spent) Descriptor() ([]byte, []int) {
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Spent) GetStep() int64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Spent) GetEnteringMs() int64 {
+	if x != nil {
+		return x.EnteringMs
+	}
+	return 0
+}
+
+func (x *Spent) GetProductiveMs() int64 {
+	if x != nil {
+		return x.ProductiveMs
+	}
+	return 0
+}
+
+func (x *Spent) GetDataWaitMs() int64 {
+	if x != nil {
+		return x.DataWaitMs
+	}
+	return 0
+}
+
+func (x *Spent) GetCheckpointMs() int64 {
+	if x != nil {
+		return x.CheckpointMs
+	}
+	return 0
+}
+
+func (x *Spent) GetEvaluationMs() int64 {
+	if x != nil {
+		return x.EvaluationMs
+	}
+	return 0
+}
+
+func (x *Spent) GetUnfinishedMs() int64 {
+	if x != nil {
+		return x.UnfinishedMs
+	}
+	return 0
+}
+
+func (x *Spent) GetMarks() []*Mark {
+	if x != nil {
+		return x.Marks
+	}
+	return nil
+}
+
+// Mark says what a checkpoint's step had cost.
+type Mark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          int64                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	ProductiveMs  int64                  `protobuf:"varint,2,opt,name=productive_ms,json=productiveMs,proto3" json:"productive_ms,omitempty"` // up to it, in this generation
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mark) Reset() {
+	*x = Mark{}
+	mi := &file_skein_v1_job_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mark) ProtoMessage() {}
+
+func (x *Mark) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_job_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mark.ProtoReflect.Descriptor instead.
+func (*Mark) Descriptor() ([]byte, []int) {
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Mark) GetStep() int64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Mark) GetProductiveMs() int64 {
+	if x != nil {
+		return x.ProductiveMs
+	}
+	return 0
+}
+
+// Ledger is where a job's time went. All of it together is the time since it was submitted.
+type Ledger struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PreparingMs   int64                  `protobuf:"varint,1,opt,name=preparing_ms,json=preparingMs,proto3" json:"preparing_ms,omitempty"`    // until the first step was begun, without the queue
+	ProductiveMs  int64                  `protobuf:"varint,2,opt,name=productive_ms,json=productiveMs,proto3" json:"productive_ms,omitempty"` // of steps that were taken and not lost
+	ReworkMs      int64                  `protobuf:"varint,3,opt,name=rework_ms,json=reworkMs,proto3" json:"rework_ms,omitempty"`             // of steps that were lost
+	RecoveryMs    int64                  `protobuf:"varint,4,opt,name=recovery_ms,json=recoveryMs,proto3" json:"recovery_ms,omitempty"`       // from the end of a generation to the next one's first step
+	CheckpointMs  int64                  `protobuf:"varint,5,opt,name=checkpoint_ms,json=checkpointMs,proto3" json:"checkpoint_ms,omitempty"`
+	DataWaitMs    int64                  `protobuf:"varint,6,opt,name=data_wait_ms,json=dataWaitMs,proto3" json:"data_wait_ms,omitempty"`
+	EvaluationMs  int64                  `protobuf:"varint,7,opt,name=evaluation_ms,json=evaluationMs,proto3" json:"evaluation_ms,omitempty"`
+	PausedMs      int64                  `protobuf:"varint,8,opt,name=paused_ms,json=pausedMs,proto3" json:"paused_ms,omitempty"` // or queued, or preempted
+	Capacity      float64                `protobuf:"fixed64,9,opt,name=capacity,proto3" json:"capacity,omitempty"`                // workers for each that the job could use, in the mean while it trained; 0: it did not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ledger) Reset() {
+	*x = Ledger{}
+	mi := &file_skein_v1_job_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ledger) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ledger) ProtoMessage() {}
+
+func (x *Ledger) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_job_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ledger.ProtoReflect.Descriptor instead.
+func (*Ledger) Descriptor() ([]byte, []int) {
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Ledger) GetPreparingMs() int64 {
+	if x != nil {
+		return x.PreparingMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetProductiveMs() int64 {
+	if x != nil {
+		return x.ProductiveMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetReworkMs() int64 {
+	if x != nil {
+		return x.ReworkMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetRecoveryMs() int64 {
+	if x != nil {
+		return x.RecoveryMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetCheckpointMs() int64 {
+	if x != nil {
+		return x.CheckpointMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetDataWaitMs() int64 {
+	if x != nil {
+		return x.DataWaitMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetEvaluationMs() int64 {
+	if x != nil {
+		return x.EvaluationMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetPausedMs() int64 {
+	if x != nil {
+		return x.PausedMs
+	}
+	return 0
+}
+
+func (x *Ledger) GetCapacity() float64 {
+	if x != nil {
+		return x.Capacity
+	}
+	return 0
+}
+
 // Job is everything that clients may know of a job.
 type Job struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -438,17 +726,19 @@ type Job struct {
 	Result          []byte                 `protobuf:"bytes,18,opt,name=result,proto3" json:"result,omitempty"`     // of a done job: JSON, as its last worker reported it
 	Preparer        string                 `protobuf:"bytes,19,opt,name=preparer,proto3" json:"preparer,omitempty"` // worker that prepares it
 	Priority        int32                  `protobuf:"varint,20,opt,name=priority,proto3" json:"priority,omitempty"`
-	Paused          bool                   `protobuf:"varint,21,opt,name=paused,proto3" json:"paused,omitempty"` // someone asked for it; the phase follows
-	Mirror          bool                   `protobuf:"varint,22,opt,name=mirror,proto3" json:"mirror,omitempty"` // its spec protects it by mirrors
-	Live            bool                   `protobuf:"varint,23,opt,name=live,proto3" json:"live,omitempty"`     // its generation went on from the memory of its workers
-	Began           int64                  `protobuf:"varint,24,opt,name=began,proto3" json:"began,omitempty"`   // step that its generation went on from
+	Paused          bool                   `protobuf:"varint,21,opt,name=paused,proto3" json:"paused,omitempty"`  // someone asked for it; the phase follows
+	Mirror          bool                   `protobuf:"varint,22,opt,name=mirror,proto3" json:"mirror,omitempty"`  // its spec protects it by mirrors
+	Live            bool                   `protobuf:"varint,23,opt,name=live,proto3" json:"live,omitempty"`      // its generation went on from the memory of its workers
+	Began           int64                  `protobuf:"varint,24,opt,name=began,proto3" json:"began,omitempty"`    // step that its generation went on from
+	Domains         string                 `protobuf:"bytes,26,opt,name=domains,proto3" json:"domains,omitempty"` // of a running, mirrored job: the failure domains that mirrors share with what they mirror; empty: none
+	Ledger          *Ledger                `protobuf:"bytes,25,opt,name=ledger,proto3" json:"ledger,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_skein_v1_job_proto_msgTypes[3]
+	mi := &file_skein_v1_job_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -460,7 +750,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_job_proto_msgTypes[3]
+	mi := &file_skein_v1_job_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -473,7 +763,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_skein_v1_job_proto_rawDescGZIP(), []int{3}
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Job) GetId() string {
@@ -644,6 +934,20 @@ func (x *Job) GetBegan() int64 {
 	return 0
 }
 
+func (x *Job) GetDomains() string {
+	if x != nil {
+		return x.Domains
+	}
+	return ""
+}
+
+func (x *Job) GetLedger() *Ledger {
+	if x != nil {
+		return x.Ledger
+	}
+	return nil
+}
+
 // Event is something that happened to a job. Its index is its place in the log,
 // the same on every coordinator, so a watcher can go on from it anywhere.
 type Event struct {
@@ -658,7 +962,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_skein_v1_job_proto_msgTypes[4]
+	mi := &file_skein_v1_job_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +974,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_job_proto_msgTypes[4]
+	mi := &file_skein_v1_job_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +987,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_skein_v1_job_proto_rawDescGZIP(), []int{4}
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Event) GetIndex() uint64 {
@@ -730,7 +1034,7 @@ type Line struct {
 
 func (x *Line) Reset() {
 	*x = Line{}
-	mi := &file_skein_v1_job_proto_msgTypes[5]
+	mi := &file_skein_v1_job_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +1046,7 @@ func (x *Line) String() string {
 func (*Line) ProtoMessage() {}
 
 func (x *Line) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_job_proto_msgTypes[5]
+	mi := &file_skein_v1_job_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +1059,7 @@ func (x *Line) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Line.ProtoReflect.Descriptor instead.
 func (*Line) Descriptor() ([]byte, []int) {
-	return file_skein_v1_job_proto_rawDescGZIP(), []int{5}
+	return file_skein_v1_job_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Line) GetWorker() string {
@@ -814,7 +1118,7 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x14\n" +
 	"\x05ranks\x18\x03 \x03(\x05R\x05ranks\x12!\n" +
 	"\fring_address\x18\x04 \x01(\tR\vringAddress\x12%\n" +
-	"\x0estream_address\x18\x05 \x01(\tR\rstreamAddress\"\x8a\x04\n" +
+	"\x0estream_address\x18\x05 \x01(\tR\rstreamAddress\"\xe9\x04\n" +
 	"\bProgress\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
@@ -835,7 +1139,36 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\veta_seconds\x18\x0e \x01(\x01R\n" +
 	"etaSeconds\x12\x1c\n" +
 	"\tprotected\x18\x0f \x01(\bR\tprotected\x12\x18\n" +
-	"\aexposed\x18\x10 \x01(\tR\aexposed\"\xf0\x05\n" +
+	"\aexposed\x18\x10 \x01(\tR\aexposed\x12%\n" +
+	"\x05spent\x18\x11 \x01(\v2\x0f.skein.v1.SpentR\x05spent\x12\x1c\n" +
+	"\tstraggler\x18\x12 \x01(\tR\tstraggler\x12\x18\n" +
+	"\aunsaved\x18\x13 \x01(\tR\aunsaved\"\x98\x02\n" +
+	"\x05Spent\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x03R\x04step\x12\x1f\n" +
+	"\ventering_ms\x18\x02 \x01(\x03R\n" +
+	"enteringMs\x12#\n" +
+	"\rproductive_ms\x18\x03 \x01(\x03R\fproductiveMs\x12 \n" +
+	"\fdata_wait_ms\x18\x04 \x01(\x03R\n" +
+	"dataWaitMs\x12#\n" +
+	"\rcheckpoint_ms\x18\x05 \x01(\x03R\fcheckpointMs\x12#\n" +
+	"\revaluation_ms\x18\x06 \x01(\x03R\fevaluationMs\x12#\n" +
+	"\runfinished_ms\x18\a \x01(\x03R\funfinishedMs\x12$\n" +
+	"\x05marks\x18\b \x03(\v2\x0e.skein.v1.MarkR\x05marks\"?\n" +
+	"\x04Mark\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x03R\x04step\x12#\n" +
+	"\rproductive_ms\x18\x02 \x01(\x03R\fproductiveMs\"\xb3\x02\n" +
+	"\x06Ledger\x12!\n" +
+	"\fpreparing_ms\x18\x01 \x01(\x03R\vpreparingMs\x12#\n" +
+	"\rproductive_ms\x18\x02 \x01(\x03R\fproductiveMs\x12\x1b\n" +
+	"\trework_ms\x18\x03 \x01(\x03R\breworkMs\x12\x1f\n" +
+	"\vrecovery_ms\x18\x04 \x01(\x03R\n" +
+	"recoveryMs\x12#\n" +
+	"\rcheckpoint_ms\x18\x05 \x01(\x03R\fcheckpointMs\x12 \n" +
+	"\fdata_wait_ms\x18\x06 \x01(\x03R\n" +
+	"dataWaitMs\x12#\n" +
+	"\revaluation_ms\x18\a \x01(\x03R\fevaluationMs\x12\x1b\n" +
+	"\tpaused_ms\x18\b \x01(\x03R\bpausedMs\x12\x1a\n" +
+	"\bcapacity\x18\t \x01(\x01R\bcapacity\"\xb4\x06\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
@@ -867,7 +1200,9 @@ const file_skein_v1_job_proto_rawDesc = "" +
 	"\x06paused\x18\x15 \x01(\bR\x06paused\x12\x16\n" +
 	"\x06mirror\x18\x16 \x01(\bR\x06mirror\x12\x12\n" +
 	"\x04live\x18\x17 \x01(\bR\x04live\x12\x14\n" +
-	"\x05began\x18\x18 \x01(\x03R\x05began\"c\n" +
+	"\x05began\x18\x18 \x01(\x03R\x05began\x12\x18\n" +
+	"\adomains\x18\x1a \x01(\tR\adomains\x12(\n" +
+	"\x06ledger\x18\x19 \x01(\v2\x10.skein.v1.LedgerR\x06ledger\"c\n" +
 	"\x05Event\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x1c\n" +
 	"\n" +
@@ -905,26 +1240,32 @@ func file_skein_v1_job_proto_rawDescGZIP() []byte {
 }
 
 var file_skein_v1_job_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_skein_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_skein_v1_job_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_skein_v1_job_proto_goTypes = []any{
 	(Phase)(0),         // 0: skein.v1.Phase
 	(*Checkpoint)(nil), // 1: skein.v1.Checkpoint
 	(*Member)(nil),     // 2: skein.v1.Member
 	(*Progress)(nil),   // 3: skein.v1.Progress
-	(*Job)(nil),        // 4: skein.v1.Job
-	(*Event)(nil),      // 5: skein.v1.Event
-	(*Line)(nil),       // 6: skein.v1.Line
+	(*Spent)(nil),      // 4: skein.v1.Spent
+	(*Mark)(nil),       // 5: skein.v1.Mark
+	(*Ledger)(nil),     // 6: skein.v1.Ledger
+	(*Job)(nil),        // 7: skein.v1.Job
+	(*Event)(nil),      // 8: skein.v1.Event
+	(*Line)(nil),       // 9: skein.v1.Line
 }
 var file_skein_v1_job_proto_depIdxs = []int32{
-	0, // 0: skein.v1.Job.phase:type_name -> skein.v1.Phase
-	2, // 1: skein.v1.Job.members:type_name -> skein.v1.Member
-	1, // 2: skein.v1.Job.published:type_name -> skein.v1.Checkpoint
-	3, // 3: skein.v1.Job.progress:type_name -> skein.v1.Progress
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	4, // 0: skein.v1.Progress.spent:type_name -> skein.v1.Spent
+	5, // 1: skein.v1.Spent.marks:type_name -> skein.v1.Mark
+	0, // 2: skein.v1.Job.phase:type_name -> skein.v1.Phase
+	2, // 3: skein.v1.Job.members:type_name -> skein.v1.Member
+	1, // 4: skein.v1.Job.published:type_name -> skein.v1.Checkpoint
+	3, // 5: skein.v1.Job.progress:type_name -> skein.v1.Progress
+	6, // 6: skein.v1.Job.ledger:type_name -> skein.v1.Ledger
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_skein_v1_job_proto_init() }
@@ -938,7 +1279,7 @@ func file_skein_v1_job_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_job_proto_rawDesc), len(file_skein_v1_job_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -36,6 +36,7 @@ type Hello struct {
 	NumericClasses []string               `protobuf:"bytes,8,rep,name=numeric_classes,json=numericClasses,proto3" json:"numeric_classes,omitempty"` // such as "amx-bf16 r1", the preferred first
 	MemoryBytes    int64                  `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`         // that a job may use
 	Threads        int32                  `protobuf:"varint,10,opt,name=threads,proto3" json:"threads,omitempty"`
+	Zone           string                 `protobuf:"bytes,11,opt,name=zone,proto3" json:"zone,omitempty"` // of the machine: what is lost together with others beside it; empty: not known
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -140,15 +141,23 @@ func (x *Hello) GetThreads() int32 {
 	return 0
 }
 
+func (x *Hello) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
 type Heartbeat struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	DataSets []string               `protobuf:"bytes,2,rep,name=data_sets,json=dataSets,proto3" json:"data_sets,omitempty"` // content hashes that its stream server has
 	// The task that runs, whatever the orders say by now; no job: none does.
-	Job           string `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
-	Generation    uint64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`   // that it hosts ranks in, or
-	Preparation   uint64 `protobuf:"varint,5,opt,name=preparation,proto3" json:"preparation,omitempty"` // the try that it makes
-	Warm          string `protobuf:"bytes,6,opt,name=warm,proto3" json:"warm,omitempty"`                // job that it is ready to enter without delay; empty: none
+	Job           string  `protobuf:"bytes,3,opt,name=job,proto3" json:"job,omitempty"`
+	Generation    uint64  `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`   // that it hosts ranks in, or
+	Preparation   uint64  `protobuf:"varint,5,opt,name=preparation,proto3" json:"preparation,omitempty"` // the try that it makes
+	Warm          string  `protobuf:"bytes,6,opt,name=warm,proto3" json:"warm,omitempty"`                // job that it is ready to enter without delay; empty: none
+	Keeps         *string `protobuf:"bytes,7,opt,name=keeps,proto3,oneof" json:"keeps,omitempty"`        // job that it may keep state of, empty if none: what it said of any other is true no more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +230,13 @@ func (x *Heartbeat) GetPreparation() uint64 {
 func (x *Heartbeat) GetWarm() string {
 	if x != nil {
 		return x.Warm
+	}
+	return ""
+}
+
+func (x *Heartbeat) GetKeeps() string {
+	if x != nil && x.Keeps != nil {
+		return *x.Keeps
 	}
 	return ""
 }
@@ -976,13 +992,16 @@ func (x *Source) GetWorker() string {
 // Sealed is what a worker holds that will not act in its generation again.
 type Sealed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Step          int64                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`            // that its state is of
-	Decision      []byte                 `protobuf:"bytes,2,opt,name=decision,proto3" json:"decision,omitempty"`     // D(step); empty if the generation began from a checkpoint at it
-	Held          []int32                `protobuf:"varint,3,rep,packed,name=held,proto3" json:"held,omitempty"`     // ranks whose master weights and moments are complete here, its own or mirrored
-	Summed        []int32                `protobuf:"varint,4,rep,packed,name=summed,proto3" json:"summed,omitempty"` // those of them whose gradients of step + 1 are summed here
-	Reaches       []string               `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`       // members whose ring listener answers it
-	Yielded       bool                   `protobuf:"varint,6,opt,name=yielded,proto3" json:"yielded,omitempty"`      // it stopped at a step boundary, as was asked
-	Told          bool                   `protobuf:"varint,7,opt,name=told,proto3" json:"told,omitempty"`            // it stopped because orders had it seal
+	Step          int64                  `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`                                // that its state is of
+	Decision      []byte                 `protobuf:"bytes,2,opt,name=decision,proto3" json:"decision,omitempty"`                         // D(step); empty if the generation began from a checkpoint at it
+	Held          []int32                `protobuf:"varint,3,rep,packed,name=held,proto3" json:"held,omitempty"`                         // ranks whose master weights and moments are complete here, its own or mirrored
+	Summed        []int32                `protobuf:"varint,4,rep,packed,name=summed,proto3" json:"summed,omitempty"`                     // those of them whose gradients of step + 1 are summed here
+	Reaches       []string               `protobuf:"bytes,5,rep,name=reaches,proto3" json:"reaches,omitempty"`                           // members whose ring listener answers it
+	Yielded       bool                   `protobuf:"varint,6,opt,name=yielded,proto3" json:"yielded,omitempty"`                          // it stopped at a step boundary, as was asked
+	Told          bool                   `protobuf:"varint,7,opt,name=told,proto3" json:"told,omitempty"`                                // it stopped because orders had it seal
+	Spent         *Spent                 `protobuf:"bytes,8,opt,name=spent,proto3" json:"spent,omitempty"`                               // where the time of the generation went
+	Computed      []int32                `protobuf:"varint,9,rep,packed,name=computed,proto3" json:"computed,omitempty"`                 // ranks whose own gradients of step + 1 were completed in it, and are kept
+	ComputedMs    int64                  `protobuf:"varint,10,opt,name=computed_ms,json=computedMs,proto3" json:"computed_ms,omitempty"` // that it took, of spent.unfinished_ms
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1064,6 +1083,27 @@ func (x *Sealed) GetTold() bool {
 		return x.Told
 	}
 	return false
+}
+
+func (x *Sealed) GetSpent() *Spent {
+	if x != nil {
+		return x.Spent
+	}
+	return nil
+}
+
+func (x *Sealed) GetComputed() []int32 {
+	if x != nil {
+		return x.Computed
+	}
+	return nil
+}
+
+func (x *Sealed) GetComputedMs() int64 {
+	if x != nil {
+		return x.ComputedMs
+	}
+	return 0
 }
 
 // Warm has a worker without ranks make ready to enter a job: it opens what does not
@@ -1725,6 +1765,7 @@ type CompleteRequest struct {
 	Job           string                 `protobuf:"bytes,2,opt,name=job,proto3" json:"job,omitempty"`
 	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Result        []byte                 `protobuf:"bytes,4,opt,name=result,proto3" json:"result,omitempty"` // JSON
+	Spent         *Spent                 `protobuf:"bytes,5,opt,name=spent,proto3" json:"spent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1783,6 +1824,13 @@ func (x *CompleteRequest) GetGeneration() uint64 {
 func (x *CompleteRequest) GetResult() []byte {
 	if x != nil {
 		return x.Result
+	}
+	return nil
+}
+
+func (x *CompleteRequest) GetSpent() *Spent {
+	if x != nil {
+		return x.Spent
 	}
 	return nil
 }
@@ -1944,6 +1992,8 @@ type BrokenRequest struct {
 	Accused       string                 `protobuf:"bytes,5,opt,name=accused,proto3" json:"accused,omitempty"`          // worker at the other end; empty if none
 	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`            // such as "connection reset (reduce, step 388, bucket 17, piece 2)"
 	Sealed        *Sealed                `protobuf:"bytes,7,opt,name=sealed,proto3" json:"sealed,omitempty"`            // what the worker keeps; unset if nothing
+	Sealing       bool                   `protobuf:"varint,8,opt,name=sealing,proto3" json:"sealing,omitempty"`         // what the worker keeps follows in a second report
+	Diverged      *Divergence            `protobuf:"bytes,9,opt,name=diverged,proto3" json:"diverged,omitempty"`        // copies of a rank's state differ: what the workers of this generation keep is of no use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2027,6 +2077,98 @@ func (x *BrokenRequest) GetSealed() *Sealed {
 	return nil
 }
 
+func (x *BrokenRequest) GetSealing() bool {
+	if x != nil {
+		return x.Sealing
+	}
+	return false
+}
+
+func (x *BrokenRequest) GetDiverged() *Divergence {
+	if x != nil {
+		return x.Diverged
+	}
+	return nil
+}
+
+// Divergence is that two workers have different weights of one rank: one of the two
+// machines computes, or remembers, wrongly.
+type Divergence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rank          int32                  `protobuf:"varint,1,opt,name=rank,proto3" json:"rank,omitempty"`
+	Bucket        string                 `protobuf:"bytes,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Step          int64                  `protobuf:"varint,3,opt,name=step,proto3" json:"step,omitempty"`    // after which it was found
+	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`   // worker that hosts the rank
+	Mirror        string                 `protobuf:"bytes,5,opt,name=mirror,proto3" json:"mirror,omitempty"` // worker that mirrors it, and found it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Divergence) Reset() {
+	*x = Divergence{}
+	mi := &file_skein_v1_workers_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Divergence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Divergence) ProtoMessage() {}
+
+func (x *Divergence) ProtoReflect() protoreflect.Message {
+	mi := &file_skein_v1_workers_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Divergence.ProtoReflect.Descriptor instead.
+func (*Divergence) Descriptor() ([]byte, []int) {
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Divergence) GetRank() int32 {
+	if x != nil {
+		return x.Rank
+	}
+	return 0
+}
+
+func (x *Divergence) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *Divergence) GetStep() int64 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *Divergence) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Divergence) GetMirror() string {
+	if x != nil {
+		return x.Mirror
+	}
+	return ""
+}
+
 type BrokenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2035,7 +2177,7 @@ type BrokenResponse struct {
 
 func (x *BrokenResponse) Reset() {
 	*x = BrokenResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[27]
+	mi := &file_skein_v1_workers_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2189,7 @@ func (x *BrokenResponse) String() string {
 func (*BrokenResponse) ProtoMessage() {}
 
 func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[27]
+	mi := &file_skein_v1_workers_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2202,7 @@ func (x *BrokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BrokenResponse.ProtoReflect.Descriptor instead.
 func (*BrokenResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{27}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{28}
 }
 
 type DrainRequest struct {
@@ -2072,7 +2214,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_skein_v1_workers_proto_msgTypes[28]
+	mi := &file_skein_v1_workers_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2084,7 +2226,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[28]
+	mi := &file_skein_v1_workers_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2097,7 +2239,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{28}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DrainRequest) GetSender() *Sender {
@@ -2115,7 +2257,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_skein_v1_workers_proto_msgTypes[29]
+	mi := &file_skein_v1_workers_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2269,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_skein_v1_workers_proto_msgTypes[29]
+	mi := &file_skein_v1_workers_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,14 +2282,14 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_skein_v1_workers_proto_rawDescGZIP(), []int{29}
+	return file_skein_v1_workers_proto_rawDescGZIP(), []int{30}
 }
 
 var File_skein_v1_workers_proto protoreflect.FileDescriptor
 
 const file_skein_v1_workers_proto_rawDesc = "" +
 	"\n" +
-	"\x16skein/v1/workers.proto\x12\bskein.v1\x1a\x12skein/v1/job.proto\"\xb5\x02\n" +
+	"\x16skein/v1/workers.proto\x12\bskein.v1\x1a\x12skein/v1/job.proto\"\xc9\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
 	"\x06worker\x18\x02 \x01(\tR\x06worker\x12 \n" +
@@ -2159,7 +2301,8 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x0fnumeric_classes\x18\b \x03(\tR\x0enumericClasses\x12!\n" +
 	"\fmemory_bytes\x18\t \x01(\x03R\vmemoryBytes\x12\x18\n" +
 	"\athreads\x18\n" +
-	" \x01(\x05R\athreads\"\xac\x01\n" +
+	" \x01(\x05R\athreads\x12\x12\n" +
+	"\x04zone\x18\v \x01(\tR\x04zone\"\xd1\x01\n" +
 	"\tHeartbeat\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1b\n" +
 	"\tdata_sets\x18\x02 \x03(\tR\bdataSets\x12\x10\n" +
@@ -2168,7 +2311,9 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"generation\x18\x04 \x01(\x04R\n" +
 	"generation\x12 \n" +
 	"\vpreparation\x18\x05 \x01(\x04R\vpreparation\x12\x12\n" +
-	"\x04warm\x18\x06 \x01(\tR\x04warm\"\x1e\n" +
+	"\x04warm\x18\x06 \x01(\tR\x04warm\x12\x19\n" +
+	"\x05keeps\x18\a \x01(\tH\x00R\x05keeps\x88\x01\x01B\b\n" +
+	"\x06_keeps\"\x1e\n" +
 	"\x04Pong\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"O\n" +
 	"\vJobProgress\x12\x10\n" +
@@ -2226,7 +2371,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x06mirror\x18\x12 \x01(\bR\x06mirror\"4\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04rank\x18\x01 \x01(\x05R\x04rank\x12\x16\n" +
-	"\x06worker\x18\x02 \x01(\tR\x06worker\"\xac\x01\n" +
+	"\x06worker\x18\x02 \x01(\tR\x06worker\"\x90\x02\n" +
 	"\x06Sealed\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x03R\x04step\x12\x1a\n" +
 	"\bdecision\x18\x02 \x01(\fR\bdecision\x12\x12\n" +
@@ -2234,7 +2379,12 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\x06summed\x18\x04 \x03(\x05R\x06summed\x12\x18\n" +
 	"\areaches\x18\x05 \x03(\tR\areaches\x12\x18\n" +
 	"\ayielded\x18\x06 \x01(\bR\ayielded\x12\x12\n" +
-	"\x04told\x18\a \x01(\bR\x04told\"t\n" +
+	"\x04told\x18\a \x01(\bR\x04told\x12%\n" +
+	"\x05spent\x18\b \x01(\v2\x0f.skein.v1.SpentR\x05spent\x12\x1a\n" +
+	"\bcomputed\x18\t \x03(\x05R\bcomputed\x12\x1f\n" +
+	"\vcomputed_ms\x18\n" +
+	" \x01(\x03R\n" +
+	"computedMs\"t\n" +
 	"\x04Warm\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x1a\n" +
 	"\bresolved\x18\x02 \x01(\fR\bresolved\x12\x1b\n" +
@@ -2281,14 +2431,15 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x03 \x01(\v2\x14.skein.v1.CheckpointR\n" +
 	"checkpoint\"\x11\n" +
-	"\x0fPublishResponse\"\x85\x01\n" +
+	"\x0fPublishResponse\"\xac\x01\n" +
 	"\x0fCompleteRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
 	"\x03job\x18\x02 \x01(\tR\x03job\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
 	"generation\x12\x16\n" +
-	"\x06result\x18\x04 \x01(\fR\x06result\"\x12\n" +
+	"\x06result\x18\x04 \x01(\fR\x06result\x12%\n" +
+	"\x05spent\x18\x05 \x01(\v2\x0f.skein.v1.SpentR\x05spent\"\x12\n" +
 	"\x10CompleteResponse\"\xa3\x01\n" +
 	"\vFailRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
@@ -2298,7 +2449,7 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"generation\x12 \n" +
 	"\vpreparation\x18\x04 \x01(\x04R\vpreparation\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x0e\n" +
-	"\fFailResponse\"\xe9\x01\n" +
+	"\fFailResponse\"\xb5\x02\n" +
 	"\rBrokenRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\x12\x10\n" +
 	"\x03job\x18\x02 \x01(\tR\x03job\x12\x1e\n" +
@@ -2308,7 +2459,16 @@ const file_skein_v1_workers_proto_rawDesc = "" +
 	"\vpreparation\x18\x04 \x01(\x04R\vpreparation\x12\x18\n" +
 	"\aaccused\x18\x05 \x01(\tR\aaccused\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12(\n" +
-	"\x06sealed\x18\a \x01(\v2\x10.skein.v1.SealedR\x06sealed\"\x10\n" +
+	"\x06sealed\x18\a \x01(\v2\x10.skein.v1.SealedR\x06sealed\x12\x18\n" +
+	"\asealing\x18\b \x01(\bR\asealing\x120\n" +
+	"\bdiverged\x18\t \x01(\v2\x14.skein.v1.DivergenceR\bdiverged\"z\n" +
+	"\n" +
+	"Divergence\x12\x12\n" +
+	"\x04rank\x18\x01 \x01(\x05R\x04rank\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\tR\x06bucket\x12\x12\n" +
+	"\x04step\x18\x03 \x01(\x03R\x04step\x12\x14\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x16\n" +
+	"\x06mirror\x18\x05 \x01(\tR\x06mirror\"\x10\n" +
 	"\x0eBrokenResponse\"8\n" +
 	"\fDrainRequest\x12(\n" +
 	"\x06sender\x18\x01 \x01(\v2\x10.skein.v1.SenderR\x06sender\"\x0f\n" +
@@ -2334,7 +2494,7 @@ func file_skein_v1_workers_proto_rawDescGZIP() []byte {
 	return file_skein_v1_workers_proto_rawDescData
 }
 
-var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_skein_v1_workers_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_skein_v1_workers_proto_goTypes = []any{
 	(*Hello)(nil),            // 0: skein.v1.Hello
 	(*Heartbeat)(nil),        // 1: skein.v1.Heartbeat
@@ -2363,61 +2523,66 @@ var file_skein_v1_workers_proto_goTypes = []any{
 	(*FailRequest)(nil),      // 24: skein.v1.FailRequest
 	(*FailResponse)(nil),     // 25: skein.v1.FailResponse
 	(*BrokenRequest)(nil),    // 26: skein.v1.BrokenRequest
-	(*BrokenResponse)(nil),   // 27: skein.v1.BrokenResponse
-	(*DrainRequest)(nil),     // 28: skein.v1.DrainRequest
-	(*DrainResponse)(nil),    // 29: skein.v1.DrainResponse
-	(*Progress)(nil),         // 30: skein.v1.Progress
-	(*Line)(nil),             // 31: skein.v1.Line
-	(*Member)(nil),           // 32: skein.v1.Member
-	(*Checkpoint)(nil),       // 33: skein.v1.Checkpoint
+	(*Divergence)(nil),       // 27: skein.v1.Divergence
+	(*BrokenResponse)(nil),   // 28: skein.v1.BrokenResponse
+	(*DrainRequest)(nil),     // 29: skein.v1.DrainRequest
+	(*DrainResponse)(nil),    // 30: skein.v1.DrainResponse
+	(*Progress)(nil),         // 31: skein.v1.Progress
+	(*Line)(nil),             // 32: skein.v1.Line
+	(*Member)(nil),           // 33: skein.v1.Member
+	(*Checkpoint)(nil),       // 34: skein.v1.Checkpoint
+	(*Spent)(nil),            // 35: skein.v1.Spent
 }
 var file_skein_v1_workers_proto_depIdxs = []int32{
-	30, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
-	31, // 1: skein.v1.JobLines.lines:type_name -> skein.v1.Line
+	31, // 0: skein.v1.JobProgress.progress:type_name -> skein.v1.Progress
+	32, // 1: skein.v1.JobLines.lines:type_name -> skein.v1.Line
 	0,  // 2: skein.v1.WorkerMessage.hello:type_name -> skein.v1.Hello
 	1,  // 3: skein.v1.WorkerMessage.heartbeat:type_name -> skein.v1.Heartbeat
 	3,  // 4: skein.v1.WorkerMessage.progress:type_name -> skein.v1.JobProgress
 	4,  // 5: skein.v1.WorkerMessage.store_read:type_name -> skein.v1.StoreRead
 	5,  // 6: skein.v1.WorkerMessage.lines:type_name -> skein.v1.JobLines
 	2,  // 7: skein.v1.WorkerMessage.pong:type_name -> skein.v1.Pong
-	32, // 8: skein.v1.Assignment.members:type_name -> skein.v1.Member
-	33, // 9: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
+	33, // 8: skein.v1.Assignment.members:type_name -> skein.v1.Member
+	34, // 9: skein.v1.Assignment.resume:type_name -> skein.v1.Checkpoint
 	10, // 10: skein.v1.Assignment.sources:type_name -> skein.v1.Source
-	8,  // 11: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
-	9,  // 12: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
-	13, // 13: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
-	12, // 14: skein.v1.Orders.warm:type_name -> skein.v1.Warm
-	7,  // 15: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
-	14, // 16: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
-	15, // 17: skein.v1.LeaderMessage.ping:type_name -> skein.v1.Ping
-	17, // 18: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
-	33, // 19: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
-	17, // 20: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
-	33, // 21: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
-	17, // 22: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
-	17, // 23: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
-	17, // 24: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
-	11, // 25: skein.v1.BrokenRequest.sealed:type_name -> skein.v1.Sealed
-	17, // 26: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
-	6,  // 27: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
-	18, // 28: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
-	20, // 29: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
-	22, // 30: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
-	24, // 31: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
-	26, // 32: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
-	28, // 33: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
-	16, // 34: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
-	19, // 35: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
-	21, // 36: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
-	23, // 37: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
-	25, // 38: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
-	27, // 39: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
-	29, // 40: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
-	34, // [34:41] is the sub-list for method output_type
-	27, // [27:34] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	35, // 11: skein.v1.Sealed.spent:type_name -> skein.v1.Spent
+	8,  // 12: skein.v1.Orders.preparation:type_name -> skein.v1.Preparation
+	9,  // 13: skein.v1.Orders.assignment:type_name -> skein.v1.Assignment
+	13, // 14: skein.v1.Orders.probes:type_name -> skein.v1.StoreProbe
+	12, // 15: skein.v1.Orders.warm:type_name -> skein.v1.Warm
+	7,  // 16: skein.v1.LeaderMessage.welcome:type_name -> skein.v1.Welcome
+	14, // 17: skein.v1.LeaderMessage.orders:type_name -> skein.v1.Orders
+	15, // 18: skein.v1.LeaderMessage.ping:type_name -> skein.v1.Ping
+	17, // 19: skein.v1.PreparedRequest.sender:type_name -> skein.v1.Sender
+	34, // 20: skein.v1.PreparedRequest.step0:type_name -> skein.v1.Checkpoint
+	17, // 21: skein.v1.PublishRequest.sender:type_name -> skein.v1.Sender
+	34, // 22: skein.v1.PublishRequest.checkpoint:type_name -> skein.v1.Checkpoint
+	17, // 23: skein.v1.CompleteRequest.sender:type_name -> skein.v1.Sender
+	35, // 24: skein.v1.CompleteRequest.spent:type_name -> skein.v1.Spent
+	17, // 25: skein.v1.FailRequest.sender:type_name -> skein.v1.Sender
+	17, // 26: skein.v1.BrokenRequest.sender:type_name -> skein.v1.Sender
+	11, // 27: skein.v1.BrokenRequest.sealed:type_name -> skein.v1.Sealed
+	27, // 28: skein.v1.BrokenRequest.diverged:type_name -> skein.v1.Divergence
+	17, // 29: skein.v1.DrainRequest.sender:type_name -> skein.v1.Sender
+	6,  // 30: skein.v1.Workers.Session:input_type -> skein.v1.WorkerMessage
+	18, // 31: skein.v1.Workers.Prepared:input_type -> skein.v1.PreparedRequest
+	20, // 32: skein.v1.Workers.Publish:input_type -> skein.v1.PublishRequest
+	22, // 33: skein.v1.Workers.Complete:input_type -> skein.v1.CompleteRequest
+	24, // 34: skein.v1.Workers.Fail:input_type -> skein.v1.FailRequest
+	26, // 35: skein.v1.Workers.Broken:input_type -> skein.v1.BrokenRequest
+	29, // 36: skein.v1.Workers.Drain:input_type -> skein.v1.DrainRequest
+	16, // 37: skein.v1.Workers.Session:output_type -> skein.v1.LeaderMessage
+	19, // 38: skein.v1.Workers.Prepared:output_type -> skein.v1.PreparedResponse
+	21, // 39: skein.v1.Workers.Publish:output_type -> skein.v1.PublishResponse
+	23, // 40: skein.v1.Workers.Complete:output_type -> skein.v1.CompleteResponse
+	25, // 41: skein.v1.Workers.Fail:output_type -> skein.v1.FailResponse
+	28, // 42: skein.v1.Workers.Broken:output_type -> skein.v1.BrokenResponse
+	30, // 43: skein.v1.Workers.Drain:output_type -> skein.v1.DrainResponse
+	37, // [37:44] is the sub-list for method output_type
+	30, // [30:37] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_skein_v1_workers_proto_init() }
@@ -2426,6 +2591,7 @@ func file_skein_v1_workers_proto_init() {
 		return
 	}
 	file_skein_v1_job_proto_init()
+	file_skein_v1_workers_proto_msgTypes[1].OneofWrappers = []any{}
 	file_skein_v1_workers_proto_msgTypes[6].OneofWrappers = []any{
 		(*WorkerMessage_Hello)(nil),
 		(*WorkerMessage_Heartbeat)(nil),
@@ -2445,7 +2611,7 @@ func file_skein_v1_workers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_skein_v1_workers_proto_rawDesc), len(file_skein_v1_workers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
