@@ -55,7 +55,8 @@ const policy = `
 
 	# Path of control. It moves names and numbers, never tensors: nothing of the
 	# path of data but arithmetic. The deciders sit above the state that they read.
-	proto, shard, protocol, jobspec < coordinator/fsm
+	NONE < coordinator/ledger
+	proto, shard, protocol, jobspec, coordinator/ledger < coordinator/fsm
 	coordinator/fsm < coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog
 	coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog < coordinator
 
