@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/skein-ml/skein/shard"
 )
 
 // The encoding of a vote is part of docs/formats/ring.md.
-const voteFixed = 32
+const voteFixed = 48
 
 func appendVote(b []byte, v Vote) []byte {
 	le := binary.LittleEndian
@@ -26,6 +27,8 @@ func appendVote(b []byte, v Vote) []byte {
 	}
 	b = append(b, ok, byte(v.Requests))
 	b = le.AppendUint32(b, uint32(len(v.SqNorms)))
+	b = le.AppendUint64(b, uint64(v.Data))
+	b = le.AppendUint64(b, uint64(v.Compute))
 	for _, x := range v.SqNorms {
 		b = le.AppendUint64(b, math.Float64bits(x))
 	}
@@ -39,12 +42,13 @@ var errVote = errors.New("not a vote")
 func decodeVote(b []byte, norms []float64) (Vote, error) {
 	le := binary.LittleEndian
 	if len(b) < voteFixed || b[26] > 1 || Requests(b[27])&^requestsAll != 0 ||
-		uint64(len(b)-voteFixed) != 8*uint64(le.Uint32(b[28:])) {
+		uint64(len(b)-voteFixed) != 8*uint64(le.Uint32(b[28:])) || int64(le.Uint64(b[32:])) < 0 || int64(le.Uint64(b[40:])) < 0 {
 		return Vote{}, fmt.Errorf("%w: %d bytes", errVote, len(b))
 	}
 	v := Vote{
 		Step: int64(le.Uint64(b)), Loss: math.Float64frombits(le.Uint64(b[8:])), Tokens: int64(le.Uint64(b[16:])),
 		Rank: shard.Rank(le.Uint16(b[24:])), Finite: b[26] == 1, Requests: Requests(b[27]), SqNorms: norms[:0],
+		Data: time.Duration(le.Uint64(b[32:])), Compute: time.Duration(le.Uint64(b[40:])),
 	}
 	for p := b[voteFixed:]; len(p) > 0; p = p[8:] {
 		v.SqNorms = append(v.SqNorms, math.Float64frombits(le.Uint64(p)))

@@ -143,6 +143,9 @@ func (m *mortal) vouch(step int64) error {
 
 // gatherAndForget ends a step, so that nothing of it can be taken for the next one's.
 func (m *mortal) gatherAndForget(step int64, dies bool) error {
+	for b := range m.want { // before others' pieces may come
+		m.fill(b, step)
+	}
 	if err := m.link.BeginGather(m.t.Context(), step); err != nil {
 		return err
 	}
@@ -150,7 +153,6 @@ func (m *mortal) gatherAndForget(step int64, dies bool) error {
 		if dies && b == 1 {
 			return m.die()
 		}
-		m.fill(b, step)
 		m.link.GatherReady(b)
 	}
 	for b := range m.want {
@@ -209,6 +211,9 @@ func strike(t *testing.T, victim int, at moment, step int64, after time.Duration
 	}
 	wg.Wait()
 	closeAll(ring)
+	for i, err := range errs {
+		t.Logf("worker %d ended with: %v", i, err) // seen if the test fails
+	}
 	var s struck
 	for i, m := range mortals {
 		if i == victim {

@@ -11,7 +11,7 @@ import (
 )
 
 // ringVersion is the version of everything that two workers say to each other.
-const ringVersion = 2
+const ringVersion = 3
 
 const (
 	helloMagic    = "SKNR"

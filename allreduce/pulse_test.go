@@ -21,11 +21,12 @@ import (
 )
 
 // cable carries bytes between two workers and can lose those of either direction, as a
-// network does that has come apart.
+// network does that has come apart, or hold them back, as one does that comes back.
 type cable struct {
 	l     net.Listener
 	there atomic.Bool // what the dialling worker says is lost
 	back  atomic.Bool // what it hears
+	late  gate        // what it says is held back
 	wg    sync.WaitGroup
 	mu    sync.Mutex
 	ends  []net.Conn
@@ -37,10 +38,11 @@ func newCable(t *testing.T, to string) *cable {
 		t.Fatal(err)
 	}
 	c := &cable{l: l}
-	copyTo := func(dst, src net.Conn, lose *atomic.Bool) {
+	copyTo := func(dst, src net.Conn, lose *atomic.Bool, held *gate) {
 		b := make([]byte, 32<<10)
 		for {
 			n, err := src.Read(b)
+			held.pass()
 			if err == nil && !lose.Load() {
 				_, err = dst.Write(b[:n])
 			}
@@ -67,12 +69,13 @@ func newCable(t *testing.T, to string) *cable {
 			c.mu.Lock()
 			c.ends = append(c.ends, from, far)
 			c.mu.Unlock()
-			c.wg.Go(func() { copyTo(far, from, &c.there) })
-			c.wg.Go(func() { copyTo(from, far, &c.back) })
+			c.wg.Go(func() { copyTo(far, from, &c.there, &c.late) })
+			c.wg.Go(func() { copyTo(from, far, &c.back, &gate{}) })
 		}
 	})
 	t.Cleanup(func() {
 		_ = l.Close()
+		c.late.shut(false)
 		c.mu.Lock()
 		for _, e := range c.ends {
 			_ = e.Close()

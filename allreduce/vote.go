@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/skein-ml/skein/shard"
 )
@@ -37,6 +38,9 @@ type Vote struct {
 	Tokens   int64   // target tokens
 	Finite   bool    // nothing the rank saw was NaN or infinite
 	Requests Requests
+	// Data and Compute are how long the rank waited for its samples and computed. No decision
+	// depends on them; they tell rank 0's worker who is slow.
+	Data, Compute time.Duration
 }
 
 // Rule is what a decision depends on besides the votes: all of it fixed by the job.
