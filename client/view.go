@@ -31,6 +31,8 @@ type Job struct {
 	Step         int64           `json:"step"`
 	Steps        int64           `json:"steps"` // 0 until resolved
 	Progress     *Progress       `json:"progress,omitempty"`
+	Domains      string          `json:"domains,omitempty"` // failure domains that its mirrors share with what they mirror
+	Goodput      *Goodput        `json:"goodput,omitempty"`
 	Published    *Published      `json:"published,omitempty"`
 	SpecHash     string          `json:"specHash,omitempty"`
 	NumericClass string          `json:"numericClass,omitempty"`
@@ -59,8 +61,42 @@ type Progress struct {
 	Validation      *float64 `json:"validationLoss,omitempty"`
 	ValidationStep  int64    `json:"validationStep,omitempty"`
 	ETASeconds      float64  `json:"etaSeconds"`
-	Protected       bool     `json:"protected"`         // the loss of a worker costs no step
-	Exposed         string   `json:"exposed,omitempty"` // which ranks are not, why and until when
+	Protected       bool     `json:"protected"`           // the loss of a worker costs no step
+	Exposed         string   `json:"exposed,omitempty"`   // which ranks are not, why and until when
+	Straggler       string   `json:"straggler,omitempty"` // the rank that all others wait for, and by how much
+	Unsaved         string   `json:"unsaved,omitempty"`   // why the checkpoint that was due is not published
+}
+
+// Goodput is where a job's time went, in seconds that add up to its wall time.
+type Goodput struct {
+	Share      float64 `json:"share"`    // productive, of the wall time but for Preparing
+	Capacity   float64 `json:"capacity"` // workers for each that it could use, in the mean while it trained
+	Wall       float64 `json:"wallSeconds"`
+	Preparing  float64 `json:"preparingSeconds"`
+	Productive float64 `json:"productiveSeconds"`
+	Recovery   float64 `json:"recoverySeconds"`
+	Rework     float64 `json:"reworkSeconds"`
+	Checkpoint float64 `json:"checkpointSeconds"`
+	DataWait   float64 `json:"dataWaitSeconds"`
+	Evaluation float64 `json:"evaluationSeconds"`
+	Paused     float64 `json:"pausedSeconds"`
+}
+
+// goodputOf is nil for a job that was not trained yet.
+func goodputOf(l *skeinv1.Ledger) *Goodput {
+	if l.GetCapacity() == 0 {
+		return nil
+	}
+	s := func(ms int64) float64 { return float64(ms) / 1000 }
+	g := &Goodput{
+		Capacity: l.GetCapacity(), Preparing: s(l.GetPreparingMs()), Productive: s(l.GetProductiveMs()), Recovery: s(l.GetRecoveryMs()), Rework: s(l.GetReworkMs()),
+		Checkpoint: s(l.GetCheckpointMs()), DataWait: s(l.GetDataWaitMs()), Evaluation: s(l.GetEvaluationMs()), Paused: s(l.GetPausedMs()),
+	}
+	since := g.Productive + g.Recovery + g.Rework + g.Checkpoint + g.DataWait + g.Evaluation + g.Paused
+	if g.Wall = since + g.Preparing; since > 0 {
+		g.Share = g.Productive / since
+	}
+	return g
 }
 
 // Published is a job's newest checkpoint.
@@ -85,6 +121,7 @@ func View(j *skeinv1.Job) Job {
 		Pausing:  j.GetPaused() && j.GetPhase() == skeinv1.Phase_PHASE_RUNNING,
 		SpecHash: j.GetSpecHash(), NumericClass: j.GetNumericClass(), Result: j.GetResult(),
 	}
+	v.Goodput, v.Domains = goodputOf(j.GetLedger()), j.GetDomains()
 	for _, m := range j.GetMembers() {
 		v.Workers = append(v.Workers, Placed{m.GetWorker(), m.GetRanks()})
 	}
@@ -97,7 +134,7 @@ func View(j *skeinv1.Job) Job {
 		v.Progress = &Progress{
 			Loss: p.GetLoss(), LearningRate: p.GetLearningRate(), GradientNorm: p.GetGradientNorm(), TokensPerSecond: p.GetTokensPerSecond(),
 			DataWaitShare: p.GetDataWaitShare(), Tokens: p.GetTokens(), Targets: p.GetTargets(), ETASeconds: p.GetEtaSeconds(),
-			Protected: p.GetProtected(), Exposed: p.GetExposed(),
+			Protected: p.GetProtected(), Exposed: p.GetExposed(), Straggler: p.GetStraggler(), Unsaved: p.GetUnsaved(),
 		}
 		if p.GetHasValidation() {
 			loss := p.GetValidationLoss()
@@ -146,6 +183,7 @@ type Worker struct {
 	Name           string   `json:"name"`
 	State          string   `json:"state"` // free, busy, draining or lost
 	Node           string   `json:"node"`
+	Zone           string   `json:"zone,omitempty"`
 	Build          string   `json:"build"`
 	NumericClasses []string `json:"numericClasses"`
 	MemoryBytes    int64    `json:"memoryBytes"`
@@ -165,7 +203,7 @@ func ViewNodes(n *skeinv1.NodesResponse) Nodes {
 	}
 	for _, w := range n.GetWorkers() {
 		v.Workers = append(v.Workers, Worker{
-			Name: w.GetWorker(), State: stateOf(w), Node: w.GetNode(), Build: w.GetBuild(), NumericClasses: w.GetNumericClasses(),
+			Name: w.GetWorker(), State: stateOf(w), Node: w.GetNode(), Zone: w.GetZone(), Build: w.GetBuild(), NumericClasses: w.GetNumericClasses(),
 			MemoryBytes: w.GetMemoryBytes(), Threads: w.GetThreads(), Ring: w.GetRingAddress(), Stream: w.GetStreamAddress(),
 			Job: w.GetJob(), Ranks: w.GetRanks(), SilentMS: w.GetSilentMs(),
 		})

@@ -98,8 +98,18 @@ func description(j client.Job, now time.Time) string {
 	if p := j.Published; p != nil {
 		row("Published", "step %d, %s ago · %s · weights %s", p.Step, console.Age(now.Sub(p.At)), console.Bytes(p.Bytes), console.Short(p.Weights))
 	}
+	if p := j.Progress; p != nil && p.Unsaved != "" && j.Phase == "running" {
+		row("Checkpoint", "%s; it is tried again", p.Unsaved)
+	}
 	if j.Phase == "running" && j.Published != nil {
 		row("Protection", "%s", protection(j))
+	}
+	if p := j.Progress; p != nil && p.Straggler != "" && j.Phase == "running" {
+		row("Straggler", "%s", p.Straggler)
+	}
+	if g := j.Goodput; g != nil {
+		row("Goodput", "%s", goodput(*g))
+		row("Capacity", "%.1f %% of the workers that it could use, in the mean", 100*g.Capacity)
 	}
 	if j.Priority != 0 {
 		row("Priority", "%d", j.Priority)
@@ -133,6 +143,8 @@ func description(j client.Job, now time.Time) string {
 // protection says what the loss of a worker would cost.
 func protection(j client.Job) string {
 	switch p := j.Progress; {
+	case p != nil && p.Protected && j.Domains != "":
+		return fmt.Sprintf("protected: the loss of any one worker costs no step; but %s: to lose that sets it back to step %d", j.Domains, j.Published.Step)
 	case p != nil && p.Protected:
 		return "protected: the loss of any one worker costs no step"
 	case p != nil && p.Exposed != "":
@@ -141,6 +153,24 @@ func protection(j client.Job) string {
 		return fmt.Sprintf("exposed until its mirrors are filled: a lost worker sets it back to step %d", j.Published.Step)
 	}
 	return fmt.Sprintf("exposed (protect: checkpoint): a lost worker sets it back to step %d", j.Published.Step)
+}
+
+// goodput says where a job's time went.
+func goodput(g client.Goodput) string {
+	text := fmt.Sprintf("%.1f %%", 100*g.Share)
+	for i, c := range []struct {
+		name    string
+		seconds float64
+		always  bool
+	}{
+		{"productive", g.Productive, true}, {"recovery", g.Recovery, true}, {"rework", g.Rework, true}, {"checkpoint", g.Checkpoint, true},
+		{"data wait", g.DataWait, true}, {"evaluation", g.Evaluation, false}, {"paused", g.Paused, true}, {"preparing", g.Preparing, false},
+	} {
+		if c.always || c.seconds >= .05 {
+			text += map[bool]string{true: " · ", false: "  "}[i > 0] + fmt.Sprintf("%s %.1f s", c.name, c.seconds)
+		}
+	}
+	return text
 }
 
 func bounds(j client.Job) string {

@@ -18,6 +18,8 @@ type Model struct {
 	Seed   uint64 // of the weights
 	Hidden int    // a multiple of 4; 0: 64
 	Vocab  int    // 0: 300, more than the tokenizer has
+	Layers int    // 0: 2
+	MLP    int    // width between; 0: 96
 }
 
 // config.json of the model. Everything that Skein reads is said.
@@ -25,8 +27,8 @@ const description = `{
   "architectures": ["LlamaForCausalLM"],
   "model_type": "llama",
   "hidden_size": %d,
-  "intermediate_size": 96,
-  "num_hidden_layers": 2,
+  "intermediate_size": %d,
+  "num_hidden_layers": %d,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "head_dim": 16,
@@ -54,7 +56,13 @@ func (m Model) JSON() string {
 	if m.Vocab == 0 {
 		m.Vocab = 300
 	}
-	return fmt.Sprintf(description, m.Hidden, m.Vocab, idStart, idEnd, idText)
+	if m.Layers == 0 {
+		m.Layers = 2
+	}
+	if m.MLP == 0 {
+		m.MLP = 96
+	}
+	return fmt.Sprintf(description, m.Hidden, m.MLP, m.Layers, m.Vocab, idStart, idEnd, idText)
 }
 
 // Config is the model's configuration.
