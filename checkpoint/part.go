@@ -56,6 +56,10 @@ type partSaver struct {
 // is removed, but for finished objects of generation 0, and what was there before is
 // untouched.
 //
+// With a chain, a worker whose files cannot be written, for a full disk say, reads src to
+// its end all the same and hands the hash on, so that the others do not wait for it; only
+// then it fails with [ErrUnwritten].
+//
 // src is read from the calling goroutine, bucket by bucket: weights first, then the
 // moments.
 func SavePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, step int64, generation uint64,
@@ -87,11 +91,9 @@ func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 	} else if before != nil && before.Fingerprint != table.Fingerprint() {
 		return Part{}, fmt.Errorf("%w: %s holds model %q; set checkpoint.store to another folder", ErrForeign, folder, before.Model)
 	}
-	if err := fsys.MkdirAll(folder); err != nil {
-		return Part{}, err
-	}
 	p := &partSaver{table: table, ranks: ranks, src: src, chain: chain, hash: shard.NewWeightsHash(table),
-		spool: newSpool(ctx, fsys, folder, step, generation, table.BucketMax()/int64(table.WorldSize())*4)}
+		spool: &spool{fsys: fsys, folder: folder, step: step, generation: generation, through: chain != nil, failed: fsys.MkdirAll(folder)}}
+	p.spool.start(ctx, table.BucketMax()/int64(table.WorldSize())*4)
 	err := p.read(p.spool.ctx)
 	release()
 	objects, err := p.spool.wait(err)
@@ -109,9 +111,29 @@ func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 	}
 	if err := syncFolders(fsys, folder, dir); err != nil {
 		p.spool.discard()
-		return Part{}, err
+		return Part{}, unwritten{err}
 	}
 	return part, nil
+}
+
+// ErrUnwritten marks the failure of a SavePart that has read all and handed on the hash of
+// the weights, and whose files could not be written: the store is at fault, and nothing else.
+var ErrUnwritten = errors.New("not written")
+
+// unwritten is such a failure.
+type unwritten struct{ error }
+
+func (unwritten) Is(target error) bool { return target == ErrUnwritten }
+
+// Unwrap gives what the file system said.
+func (u unwritten) Unwrap() error { return u.error }
+
+// Withdraw removes what a SavePart wrote for a checkpoint that no manifest names and that
+// is given up, as well as it can.
+func Withdraw(fsys vfs.FS, dir string, step int64, part Part) {
+	for _, o := range part.Objects {
+		_ = fsys.Remove(filepath.Join(dir, stepName(step), o.File))
+	}
 }
 
 func checkRanks(ranks []shard.Rank, worldSize int, chain Chain) error {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -364,6 +365,69 @@ func TestAPartThatFailsLeavesNothingOfIts(t *testing.T) {
 			t.Fatalf("operation %d, %s, fails: %d files, before %d", n, fault.Log()[n-1], len(after), len(before))
 		}
 	}
+}
+
+// TestAPartThatCannotBeWrittenHandsTheHashOn fails everything that one of three workers
+// writes from some operation on, as a full disk does.
+func TestAPartThatCannotBeWrittenHandsTheHashOn(t *testing.T) {
+	table := testTable(t, 3, 3000)
+	good := mustSaveParts(t, table, savers(3, vfs.NewMem(), fake{table, 1}))
+	for n := 1; ; n++ {
+		mem := vfs.NewMem()
+		workers := savers(3, mem, fake{table, 1})
+		fault := vfs.NewFault(mem, vfs.FailNth(vfs.OpChange, n, syscall.ENOSPC))
+		workers[1].fsys = fault
+		errs, parts := eachPart(t, table, workers)
+		if errs[0] != nil || errs[2] != nil {
+			t.Fatalf("operation %d fails, and the others with it: %v", n, errs)
+		}
+		if *parts[2].Weights != *good[2].Weights {
+			t.Fatalf("operation %d fails, and the hash of the weights is another", n)
+		}
+		if fault.Changes() < n {
+			return
+		}
+		if log := fault.Log(); log[n-1] == "syncdir ." {
+			continue // best effort: another's folder
+		}
+		if !errors.Is(errs[1], ErrUnwritten) || !errors.Is(errs[1], syscall.ENOSPC) {
+			t.Fatalf("operation %d, %s, fails: error %v", n, fault.Log()[n-1], errs[1])
+		}
+		for _, i := range []int{0, 2} {
+			Withdraw(mem, "ckpt", 1, parts[i])
+		}
+		if left := readFolder(t, mem, 1); len(left) > 0 {
+			t.Fatalf("operation %d fails, all is withdrawn, and there are %d files", n, len(left))
+		}
+	}
+}
+
+// eachPart saves the parts of all workers at the same time, whether others fail or not.
+func eachPart(t *testing.T, table shard.Table, workers []worker) ([]error, []Part) {
+	t.Helper()
+	placement, err := shard.EvenPlacement(table.WorldSize(), len(workers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wire := newWire(len(workers), table.Buckets())
+	errs, parts := make([]error, len(workers)), make([]Part, len(workers))
+	var all sync.WaitGroup
+	for i, w := range workers {
+		all.Go(func() {
+			parts[i], errs[i] = SavePart(t.Context(), w.fsys, "ckpt", table, 1, 2, placement.Ranks(i), w.src, wire.of(i))
+		})
+	}
+	all.Wait()
+	return errs, parts
+}
+
+func mustSaveParts(t *testing.T, table shard.Table, workers []worker) []Part {
+	t.Helper()
+	errs, parts := eachPart(t, table, workers)
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	return parts
 }
 
 func TestPartsThatDoNotMakeAWholeAreRefused(t *testing.T) {

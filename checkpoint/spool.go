@@ -22,6 +22,8 @@ type spool struct {
 	folder     string
 	step       int64
 	generation uint64
+	through    bool  // the source is read to its end even if nothing can be written any more
+	failed     error // why nothing can be
 
 	ctx   context.Context // ends with the caller's, and when writing fails
 	group *errgroup.Group
@@ -55,17 +57,15 @@ type spoolWork struct {
 	end    bool
 }
 
-// newSpool starts a spool whose buffers have at most bytes and at most a block.
-func newSpool(ctx context.Context, fsys vfs.FS, folder string, step int64, generation uint64, bytes int64) *spool {
-	s := &spool{fsys: fsys, folder: folder, step: step, generation: generation,
-		work: make(chan spoolWork, spoolBuffers), // room for every buffer, so that the reader waits for buffers only
-		free: make(chan []byte, spoolBuffers), open: map[*spooled]bool{}}
+// start starts the spool with buffers of at most bytes and at most a block.
+func (s *spool) start(ctx context.Context, bytes int64) {
+	s.work = make(chan spoolWork, spoolBuffers) // room for every buffer, so that the reader waits for buffers only
+	s.free, s.open = make(chan []byte, spoolBuffers), map[*spooled]bool{}
 	for range spoolBuffers {
 		s.free <- make([]byte, min(bytes, blockBytes))
 	}
 	s.group, s.ctx = errgroup.WithContext(ctx)
 	s.group.Go(s.run)
-	return s
 }
 
 // buffer waits for a free buffer.
@@ -110,9 +110,18 @@ func (s *spool) run() error {
 		if err := s.ctx.Err(); err != nil {
 			return err
 		}
-		if err := s.write(w); err != nil {
-			return err
+		if s.failed == nil {
+			s.failed = s.write(w)
 		}
+		if s.failed != nil && !s.through {
+			return unwritten{s.failed}
+		}
+		if !w.end {
+			s.free <- w.le // never waits: it has room for every buffer
+		}
+	}
+	if s.failed != nil {
+		return unwritten{s.failed}
 	}
 	// Only now, for disks take their time and the source is free again already.
 	for _, o := range s.order {
@@ -120,7 +129,7 @@ func (s *spool) run() error {
 			return err
 		}
 		if err := s.end(o); err != nil {
-			return err
+			return unwritten{err}
 		}
 	}
 	return nil
@@ -137,11 +146,7 @@ func (s *spool) write(w spoolWork) (err error) {
 		o.sum, err = o.w.finish()
 		return err
 	}
-	if err := o.w.data(w.le); err != nil {
-		return err
-	}
-	s.free <- w.le // never waits: it has room for every buffer
-	return nil
+	return o.w.data(w.le)
 }
 
 func (s *spool) begin(o *spooled) (err error) {
