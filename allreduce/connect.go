@@ -131,6 +131,7 @@ func newLink(c LinkConfig) *Link {
 		l.hosted[r] = true
 	}
 	l.reducedLeft, l.gatheredLeft = make([]int, c.Table.Buckets()), make([]int, c.Table.Buckets())
+	l.unspent = make([]int64, c.Table.Buckets())
 	for range c.Table.Buckets() {
 		l.gatherAt = append(l.gatherAt, make([]int64, worldSize))
 	}

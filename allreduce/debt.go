@@ -115,6 +115,9 @@ func (l *Link) debtLocked() debt {
 		return debt{owesBegin, l.step + 1, 0, first}
 	}
 	if d, owed := l.gradientDebt(); owed {
+		if l.stalled > 0 {
+			return debt{step: l.step} // it waits, before it can compute on
+		}
 		return d
 	}
 	if slices.ContainsFunc(l.reducedLeft, func(left int) bool { return left != 0 }) {

@@ -222,6 +222,7 @@ func (l *Link) execute() error {
 		case DoRoundOwn:
 			current = l.newChunk(a.Frame.Range.Len())
 			l.c.Arithmetic.RoundBF16(current.data, l.c.Memory.Gradient(e.hosted[a.at], a.Frame.Bucket, a.Frame.Range))
+			l.spend(a.Frame.Bucket, a.Frame.Range.Len())
 		case DoSendOwn:
 			err = l.sendOwn(a)
 		case DoSend:
@@ -253,7 +254,9 @@ func (l *Link) add(a placedAction) *chunk {
 	last := f.Piece == e.hosted[a.at]
 	var c *chunk
 	var received []byte
+	spent := f.Range.Len()
 	if l.startsInMemory(a.at, a.Hop) {
+		spent *= 2
 		received = l.c.Memory.Gradient(e.hosted[a.at-1], f.Bucket, f.Range)
 		if !last {
 			c = l.newChunk(f.Range.Len())
@@ -272,6 +275,7 @@ func (l *Link) add(a placedAction) *chunk {
 	default:
 		l.c.Arithmetic.AddBF16Last(l.c.Memory.Reduced(f.Bucket, f.Range), received, own)
 	}
+	l.spend(f.Bucket, spent)
 	if last && c != nil {
 		l.freeChunk(c)
 		c = nil

@@ -115,7 +115,9 @@ type Link struct {
 	reducedBits  []uint64 // by bucket: the ranks whose piece is
 	gatheredLeft []int    // by bucket: hosted ranks that miss pieces
 	gatherAt     [][]int64
-	mirrorLeft   []int // by bucket: pieces mirrored here whose reduced gradient is not here
+	unspent      []int64 // by bucket: elements of gradients here that are still to be added or written
+	stalled      int     // callers that wait before they can compute on
+	mirrorLeft   []int   // by bucket: pieces mirrored here whose reduced gradient is not here
 	mirrorSent   []bool
 	readySaid    [][]bool // by hosted rank and bucket: the caller said so
 	readyLast    []int    // by hosted rank: the bucket that the caller named last, or -1
@@ -257,6 +259,7 @@ func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 	l.beginDebts()
 	for b := range l.reducedLeft {
 		l.reducedLeft[b], l.gatheredLeft[b] = len(l.engine.hosted), len(l.engine.hosted)
+		l.unspent[b] = int64(len(l.engine.hosted)) * l.c.Table.Bucket(b).Padded
 	}
 	for _, at := range l.gatherAt {
 		clear(at)
@@ -287,6 +290,35 @@ func (l *Link) Ready(rank shard.Rank, bucket int) {
 	defer l.mu.Unlock()
 	l.readySaid[at][bucket], l.readyLast[at] = true, bucket
 	l.postLocked(event{what: ready, at: at, bucket: bucket})
+}
+
+// WaitSpent waits until the link reads no gradient of a hosted rank in a bucket any more: all
+// are added to what goes round the ring. Their memory is then free for other buckets of the step. It ends
+// once all workers have made all ranks' gradients of the bucket Ready.
+func (l *Link) WaitSpent(ctx context.Context, bucket int) error {
+	return l.stall(ctx, kindReduce, bucket, func() bool { return l.reducing && l.unspent[bucket] == 0 })
+}
+
+// stall is wait for a caller that cannot compute on before.
+func (l *Link) stall(ctx context.Context, k kind, bucket int, ok func() bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stalled++
+	defer func() { l.stalled-- }()
+	return l.waitLocked(ctx, k, bucket, ok)
+}
+
+// spendLocked notes that so many elements of gradients are not read any more.
+func (l *Link) spendLocked(bucket int, elems int64) {
+	if l.unspent[bucket] -= elems; l.unspent[bucket] == 0 {
+		l.changed.Broadcast()
+	}
+}
+
+func (l *Link) spend(bucket int, elems int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.spendLocked(bucket, elems)
 }
 
 // WaitReduced waits until the reduced gradient of all pieces owned here is in Reduced

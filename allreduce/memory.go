@@ -72,7 +72,7 @@ func addBF16LastRef(dst, received, own []byte) {
 // that moves from worker to worker is a StateMemory.
 type LinkMemory interface {
 	// Gradient is the local gradient of a hosted rank, fp32. It does not change from
-	// Ready until the step is decided.
+	// Ready until the bucket is spent, see [Link.WaitSpent], or the step is decided.
 	Gradient(rank shard.Rank, bucket int, r shard.Range) []byte
 	// Reduced is where the reduced gradient of a piece goes that a hosted rank owns,
 	// fp32. The range lies in one piece.

@@ -127,10 +127,8 @@ func (t *transmitter) fetch() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.writing, l.lagging = false, false
-	for _, it := range t.items {
-		if it.chunk != nil {
-			l.freeLocked(it.chunk)
-		}
+	for i := range t.items {
+		l.writtenLocked(&t.items[i])
 	}
 	t.items = t.items[:0]
 	if l.outbox.n == 0 && l.calm > 0 {
@@ -161,6 +159,16 @@ func (t *transmitter) fetch() bool {
 		l.lastOut, l.lastOutAt = *last, l.wroteAt
 	}
 	return true
+}
+
+// writtenLocked notes that a frame's payload is not read any more.
+func (l *Link) writtenLocked(it *item) {
+	switch {
+	case it.chunk != nil:
+		l.freeLocked(it.chunk)
+	case it.header.Kind == kindReduce:
+		l.spendLocked(int(it.header.Bucket), it.header.Hi-it.header.Lo)
+	}
 }
 
 // write writes what was fetched.

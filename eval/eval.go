@@ -13,10 +13,13 @@ import (
 type Resident struct{}
 
 // NeedWeights does nothing: the weights are there.
-func (Resident) NeedWeights(int) error { return nil }
+func (Resident) NeedWeights(int, int) error { return nil }
+
+// NeedGrad does nothing: memory for gradients is there.
+func (Resident) NeedGrad(int) error { return nil }
 
 // GradReady does nothing: nobody waits for gradients.
-func (Resident) GradReady(int) error { return nil }
+func (Resident) GradReady(int, int) error { return nil }
 
 // Result is a loss over held-out tokens.
 type Result struct {
@@ -26,7 +29,7 @@ type Result struct {
 
 // Loss runs micro-batches until next returns false and returns the mean loss of all
 // their targets. A batch without targets counts for nothing.
-func Loss(ctx context.Context, m *model.Model, s device.Stream, next func() (model.Batch, bool, error)) (Result, error) {
+func Loss(ctx context.Context, m *model.Model, s device.Stream, hooks model.Hooks, next func() (model.Batch, bool, error)) (Result, error) {
 	m.ResetLoss(s)
 	var r Result
 	for {
@@ -40,7 +43,7 @@ func Loss(ctx context.Context, m *model.Model, s device.Stream, next func() (mod
 		if !ok {
 			break
 		}
-		if err := m.Evaluate(s, b, device.Tensor{}, Resident{}); err != nil {
+		if err := m.Evaluate(s, b, device.Tensor{}, hooks); err != nil {
 			return Result{}, err
 		}
 		for _, t := range b.Targets {
@@ -53,7 +56,7 @@ func Loss(ctx context.Context, m *model.Model, s device.Stream, next func() (mod
 			return Result{}, err
 		}
 	}
-	sum, err := m.Loss(s)
+	sum, err := m.Loss(s, 0)
 	if err != nil {
 		return Result{}, err
 	}

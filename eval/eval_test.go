@@ -56,7 +56,7 @@ func TestLossIsTheMeanOverTargetsThatPyTorchFinds(t *testing.T) {
 	for _, name := range modeltest.Names(t) {
 		g := modeltest.Load(t, name)
 		m, s := load(t, g)
-		got, err := eval.Loss(context.Background(), m, s, sequences(g))
+		got, err := eval.Loss(context.Background(), m, s, eval.Resident{}, sequences(g))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func TestLossRefusesDataWithoutTargets(t *testing.T) {
 		g.Targets[i] = -100
 	}
 	m, s := load(t, g)
-	if r, err := eval.Loss(context.Background(), m, s, sequences(g)); err == nil {
+	if r, err := eval.Loss(context.Background(), m, s, eval.Resident{}, sequences(g)); err == nil {
 		t.Errorf("a loss over nothing: %+v", r)
 	}
 }
@@ -94,7 +94,7 @@ func generate(ctx context.Context, t *testing.T, o eval.Sampling, prompt []int32
 	}
 	defer d.Close()
 	var told []int32
-	ids, err := eval.Generate(ctx, d, s, prompt, o, func(id int32) { told = append(told, id) })
+	ids, err := eval.Generate(ctx, d, s, eval.Resident{}, prompt, o, func(id int32) { told = append(told, id) })
 	if !slices.Equal(ids, told) {
 		t.Errorf("returned %v and told %v", ids, told)
 	}

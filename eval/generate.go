@@ -26,12 +26,12 @@ type Sampling struct {
 // Generate answers a prompt and returns the new ids. Each is given to emit, unless
 // that is nil, as soon as it is known. It stops at a stop id, after TokensMax, or
 // when the decoder's cache is full.
-func Generate(ctx context.Context, d *model.Decoder, s device.Stream, prompt []int32, o Sampling, emit func(int32)) ([]int32, error) {
+func Generate(ctx context.Context, d *model.Decoder, s device.Stream, hooks model.Hooks, prompt []int32, o Sampling, emit func(int32)) ([]int32, error) {
 	if o.TokensMax < 1 {
 		return nil, fmt.Errorf("eval: asked for %d new tokens, need at least 1", o.TokensMax)
 	}
 	pick := newPicker(o)
-	logits, err := d.Prefill(s, prompt, Resident{})
+	logits, err := d.Prefill(s, prompt, hooks)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func Generate(ctx context.Context, d *model.Decoder, s device.Stream, prompt []i
 		if slices.Contains(o.Stop, id) || len(out) == o.TokensMax || d.Full() {
 			return out, nil
 		}
-		if logits, err = d.Decode(s, id, Resident{}); err != nil {
+		if logits, err = d.Decode(s, id, hooks); err != nil {
 			return out, err
 		}
 	}

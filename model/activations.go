@@ -37,50 +37,15 @@ func (m *Model) kept() int {
 	return m.cfg.Layers
 }
 
-func (m *Model) newActivations() error {
+func (m *Model) newScratch() error {
 	c, n, dt := m.cfg, m.rows(), m.opt.DType
 	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	a := &m.acts
-	a.layers = make([]layerActs, m.kept())
-	a.input = make([]device.Tensor, c.Layers)
-	list := []tensorSpec{{&a.stats, device.F32, n, m.statsCols()}, {&m.loss, device.F64, 1, 1}}
-	for i := range a.layers {
-		l := &a.layers[i]
-		if i == 0 || m.opt.Checkpointing != CheckpointSelective {
-			list = append(list, tensorSpec{&l.inner, dt, n, m.innerCols()})
-		}
-		list = append(list,
-			tensorSpec{&l.qkv, dt, n, q + 2*kv}, tensorSpec{&l.o, dt, n, q}, tensorSpec{&l.lse, device.F32, c.Heads, n},
-			tensorSpec{&l.mid, dt, n, c.Hidden},
-			tensorSpec{&l.stats1, device.F32, n, m.statsCols()}, tensorSpec{&l.stats2, device.F32, n, m.statsCols()})
-	}
 	x := &m.scratch
-	list = append(list, tensorSpec{&x.c1, dt, n, c.Hidden}, tensorSpec{&x.f, dt, n, c.MLP})
-	if m.opt.ForwardOnly {
-		// Nothing is kept, so the residual stream runs through two buffers in turn.
-		list = append(list, tensorSpec{&x.c2, dt, n, c.Hidden}, tensorSpec{&x.dh, dt, n, c.Hidden})
-	} else {
-		list = append(list, tensorSpec{&a.final, dt, n, c.Hidden}, tensorSpec{&x.c2, dt, n, c.Hidden},
-			tensorSpec{&x.q, dt, n, q}, tensorSpec{&x.dqkv, dt, n, q + 2*kv}, tensorSpec{&x.dh, dt, n, c.Hidden})
-		for i := range a.input {
-			list = append(list, tensorSpec{&a.input[i], dt, n, c.Hidden})
-		}
+	list := []tensorSpec{{&x.c1, dt, n, c.Hidden}, {&x.c2, dt, n, c.Hidden}, {&x.f, dt, n, c.MLP}}
+	if !m.opt.ForwardOnly {
+		list = append(list, tensorSpec{&x.q, dt, n, q}, tensorSpec{&x.dqkv, dt, n, q + 2*kv})
 	}
-	if err := m.mem.tensors(device.KindActivations, list); err != nil {
-		return err
-	}
-	for i := range a.layers {
-		if a.layers[i].inner.IsZero() {
-			a.layers[i].inner = a.layers[0].inner
-		}
-	}
-	if m.opt.ForwardOnly {
-		for i := range a.input {
-			a.input[i] = []device.Tensor{x.c2, x.dh}[i%2]
-		}
-		a.final = []device.Tensor{x.c2, x.dh}[c.Layers%2]
-	}
-	return nil
+	return m.mem.tensors(device.KindActivations, list)
 }
 
 // newWorkspace sizes the one workspace that operations share, each in its turn.

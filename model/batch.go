@@ -26,8 +26,8 @@ type inputs struct {
 	hostPosOrder, hostPosStarts []int32
 }
 
-func (m *Model) newInputs() error {
-	n, in := m.rows(), &m.inputs
+func (m *Model) newInputs(l *lane) error {
+	n, in := m.rows(), &l.inputs
 	in.hostPos = make([]int32, n)
 	specs := []tensorSpec{
 		{&in.ids, device.I32, 1, n}, {&in.targets, device.I32, 1, n},
@@ -40,7 +40,7 @@ func (m *Model) newInputs() error {
 		in.hostPosOrder, in.hostPosStarts = make([]int32, n), make([]int32, m.opt.SeqLen+1)
 		specs = append(specs, tensorSpec{&in.posOrder, device.I32, 1, n}, tensorSpec{&in.posStarts, device.I32, 1, m.opt.SeqLen + 1})
 	}
-	return m.mem.tensors(device.KindActivations, specs)
+	return l.mem.tensors(device.KindActivations, specs)
 }
 
 // batchView is a batch as the layers see it: views of N rows.
@@ -50,13 +50,14 @@ type batchView struct {
 	docs              device.Docs
 }
 
-// load checks b, uploads it and returns its views.
-func (m *Model) load(s device.Stream, b Batch) (batchView, error) {
+// load checks b and uploads it to a lane, which becomes the one at work.
+func (m *Model) load(s device.Stream, at int, b Batch) error {
 	n := len(b.IDs)
 	if err := m.check(b); err != nil {
-		return batchView{}, err
+		return err
 	}
-	in := &m.inputs
+	m.enter(at)
+	in := &m.now.inputs
 	for i := 1; i < len(b.CuDocs); i++ {
 		for r := b.CuDocs[i-1]; r < b.CuDocs[i]; r++ {
 			in.hostPos[r] = r - b.CuDocs[i-1]
@@ -68,11 +69,12 @@ func (m *Model) load(s device.Stream, b Batch) (batchView, error) {
 	}
 	m.dev.Upload(s, in.pos.Buf.Slice(0, int64(n)*4), device.HostBytes(in.hostPos[:n]))
 	m.dev.Upload(s, in.cu.Buf.Slice(0, int64(len(b.CuDocs))*4), device.HostBytes(b.CuDocs))
-	return batchView{
+	m.now.view = batchView{
 		n:   n,
 		ids: in.ids.ColRange(0, n), targets: in.targets.ColRange(0, n), pos: in.pos.ColRange(0, n),
 		docs: device.Docs{Cu: in.cu.ColRange(0, len(b.CuDocs)), Host: b.CuDocs},
-	}, nil
+	}
+	return nil
 }
 
 // check refuses a batch that would index outside a table.
@@ -105,7 +107,7 @@ func (m *Model) check(b Batch) error {
 
 // byPosition uploads the tokens of a batch of n rows in the order of their positions.
 func (m *Model) byPosition(s device.Stream, n int) (order, starts device.Tensor) {
-	in := &m.inputs
+	in := &m.now.inputs
 	clear(in.hostPosStarts)
 	for _, p := range in.hostPos[:n] {
 		in.hostPosStarts[p+1]++

@@ -48,17 +48,17 @@ func (d *Decoder) Prefill(s device.Stream, ids []int32, hooks Hooks) ([]float32,
 		return nil, fmt.Errorf("model: a prompt of %d tokens, room for 1 to %d", len(ids), d.capacity())
 	}
 	m := d.m
-	v, err := m.load(s, Batch{IDs: ids, CuDocs: []int32{0, int32(len(ids))}})
-	if err != nil {
+	if err := m.load(s, 0, Batch{IDs: ids, CuDocs: []int32{0, int32(len(ids))}}); err != nil {
 		return nil, err
 	}
 	m.afterAttention = func(layer int, k, v device.Tensor) { d.fill(s, layer, 0, k, v) }
-	if err := m.forward(s, v, hooks); err != nil {
+	err := m.forward(s, 1, hooks)
+	m.afterAttention = nil
+	if err != nil {
 		return nil, err
 	}
-	m.afterAttention = nil
 	d.n = len(ids)
-	return d.head(s, m.scratch.c1.RowRange(v.n-1, v.n))
+	return d.head(s, m.finalNorm(s).RowRange(d.n-1, d.n))
 }
 
 // Decode appends one token and returns the logits after it, valid until the next call.
@@ -70,28 +70,26 @@ func (d *Decoder) Decode(s device.Stream, id int32, hooks Hooks) ([]float32, err
 		return nil, fmt.Errorf("model: the cache of %d tokens is full", d.n)
 	}
 	m := d.m
-	v, err := m.load(s, Batch{IDs: []int32{id}, CuDocs: []int32{0, 1}})
-	if err != nil {
+	if err := m.load(s, 0, Batch{IDs: []int32{id}, CuDocs: []int32{0, 1}}); err != nil {
 		return nil, err
 	}
-	m.inputs.hostPos[0] = int32(d.n)
-	m.dev.Upload(s, m.inputs.pos.Buf.Slice(0, 4), device.HostBytes(m.inputs.hostPos[:1]))
+	in := &m.now.inputs
+	in.hostPos[0] = int32(d.n)
+	m.dev.Upload(s, in.pos.Buf.Slice(0, 4), device.HostBytes(in.hostPos[:1]))
 	d.n++
-	if err := m.embed(s, v, hooks); err != nil {
+	if err := m.embed(s, m.now.view, hooks); err != nil {
 		return nil, err
 	}
 	for i := range m.cfg.Layers {
-		if err := hooks.NeedWeights(i + 1); err != nil {
+		if err := hooks.NeedWeights(i+1, m.after(i)); err != nil {
 			return nil, err
 		}
-		d.layer(s, v, i)
+		d.layer(s, m.now.view, i)
 	}
-	if err := hooks.NeedWeights(m.layout.norm); err != nil {
+	if err := hooks.NeedWeights(m.layout.norm, -1); err != nil {
 		return nil, err
 	}
-	x := m.scratch.c1.RowRange(0, 1)
-	m.norm(s, x, m.acts.stats.RowRange(0, 1), m.input(m.cfg.Layers, 1), m.weights.norm)
-	return d.head(s, x)
+	return d.head(s, m.finalNorm(s))
 }
 
 // layer is layerForward for one row whose keys and values are cached.

@@ -122,7 +122,11 @@ func (m *Model) gelu() device.Act {
 // embed fills the first layer's input: the tokens' rows and, with a learned table, their
 // positions' rows, added and rounded once.
 func (m *Model) embed(s device.Stream, v batchView, hooks Hooks) error {
-	if err := hooks.NeedWeights(0); err != nil {
+	first := 1
+	if !m.cfg.Rotary() {
+		first = m.layout.positions
+	}
+	if err := hooks.NeedWeights(0, first); err != nil {
 		return err
 	}
 	x := m.input(0, v.n)
@@ -130,7 +134,7 @@ func (m *Model) embed(s device.Stream, v batchView, hooks Hooks) error {
 	if m.cfg.Rotary() {
 		return nil
 	}
-	if err := hooks.NeedWeights(m.layout.positions); err != nil {
+	if err := hooks.NeedWeights(m.layout.positions, 1); err != nil {
 		return err
 	}
 	at := m.scratch.c1.RowRange(0, v.n)
@@ -141,11 +145,7 @@ func (m *Model) embed(s device.Stream, v batchView, hooks Hooks) error {
 
 // positionsBackward adds the gradient at the embedding's output to a learned table's. It is
 // dense: every position up to a document's length is there in every sequence.
-func (m *Model) positionsBackward(s device.Stream, v batchView, g *gradViews, hooks Hooks) error {
-	if m.cfg.Rotary() {
-		return nil
-	}
+func (m *Model) positionsBackward(s device.Stream, v batchView, g *gradViews) {
 	order, starts := m.byPosition(s, v.n)
 	m.dev.EmbedGrad(s, g.positions.RowRange(0, m.opt.SeqLen), m.scratch.dh.RowRange(0, v.n), order, starts, m.opt.SeqLen, m.ws)
-	return hooks.GradReady(m.layout.positions)
 }

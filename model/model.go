@@ -41,17 +41,23 @@ type Options struct {
 	ForwardOnly   bool // no backward will be run: no gradient buffers
 	SlotsMax      int  // most distinct ids that a rank reads in one step; 0: tokens of a micro-batch
 	BucketAlign   int  // each bucket's flat weights are padded to a multiple of so many elements; 0: not at all
+	// LayerSlots is how many layers' weights there is room for: layer i's are where those of
+	// layers i ± LayerSlots, … are at other times. 0: all of them.
+	LayerSlots int
 }
 
 // Hooks are what a trainer hears from a running model, in fixed order, from the
 // goroutine that called it. An error ends the run there, between two layers.
 type Hooks interface {
-	// NeedWeights is called before the first use of a bucket's weights in a forward
-	// or a backward; on return they are packed and current.
-	NeedWeights(bucket int) error
-	// GradReady is called when a bucket's gradient has its last contribution of this
-	// micro-batch. The sparse part of the embedding comes after all of them.
-	GradReady(bucket int) error
+	// NeedWeights is called before a bucket's weights are used in a forward or a backward;
+	// on return they are packed and current. next is the bucket that comes after it, or -1:
+	// what shares the memory of next is not needed any more.
+	NeedWeights(bucket, next int) error
+	// NeedGrad is called before a run adds to a bucket's gradients.
+	NeedGrad(bucket int) error
+	// GradReady is called when a bucket's gradient has its last contribution of the run's
+	// micro-batch at. The sparse part of the embedding comes after all of them.
+	GradReady(bucket, at int) error
 }
 
 // Model is one set of weights on one device with the buffers to run them.
@@ -64,14 +70,12 @@ type Model struct {
 	layout  layout
 	names   names
 	weights Weights
-	inputs  inputs
-	acts    activations
+	lanes   []*lane // of micro-batches that run together
+	now     *lane   // the one at work
 	scratch scratch
 	ws      device.Buf
 	rope    device.Tensor // [positions, D] F32, cos then sin
-	loss    device.Tensor // [1, 1] F64
-
-	lossHost [1]float64 // where Loss reads it
+	one     [1]Work       // of Train
 
 	afterAttention func(layer int, k, v device.Tensor) // a decoder fills its caches, else nil
 }
@@ -97,7 +101,7 @@ func New(dev device.Device, cfg config.Config, opt Options) (_ *Model, err error
 			m.Close()
 		}
 	}()
-	for _, build := range []func() error{m.newWeights, m.newInputs, m.newActivations, m.newWorkspace, m.newRope} {
+	for _, build := range []func() error{m.newWeights, m.newScratch, m.newWorkspace, m.newRope, func() error { return m.SetLanes(1) }} {
 		if err := build(); err != nil {
 			return nil, fmt.Errorf("model: %w", err)
 		}
@@ -132,6 +136,10 @@ func (m *Model) Close() {
 		m.dev.FreeWeight(w)
 	}
 	m.weights.all = nil
+	for _, l := range m.lanes {
+		l.mem.free()
+	}
+	m.lanes = nil
 	m.mem.free()
 }
 

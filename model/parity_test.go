@@ -56,7 +56,7 @@ func runGolden(t testing.TB, dev device.Device, g modeltest.Golden, c config.Con
 	if err := m.Train(s, b, &grads, scale, eval.Resident{}); err != nil {
 		t.Fatal(err)
 	}
-	sum, err := m.Loss(s)
+	sum, err := m.Loss(s, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

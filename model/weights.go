@@ -89,7 +89,28 @@ type layerWeights struct {
 
 // Bucket is the flat working weights of bucket b, [1, elems] in the model's type
 // and padded as the options say, which the trainer writes before it calls [Model.Repack].
+// With LayerSlots they are those of another layer at other times.
 func (m *Model) Bucket(b int) device.Tensor { return m.weights.flat[b] }
+
+// GradOrder lists a model's buckets in the order in which a run adds to their gradients.
+func GradOrder(cfg config.Config) []int {
+	l := newLayout(cfg)
+	var order []int
+	if cfg.Tied {
+		order = append(order, l.head)
+	}
+	order = append(order, l.norm)
+	for b := cfg.Layers; b >= 1; b-- {
+		order = append(order, b)
+	}
+	if !cfg.Rotary() {
+		order = append(order, l.positions)
+	}
+	if !cfg.Tied {
+		order = append(order, 0)
+	}
+	return order
+}
 
 // Buckets is the number of buckets.
 func (m *Model) Buckets() int { return len(m.weights.flat) }
@@ -97,7 +118,12 @@ func (m *Model) Buckets() int { return len(m.weights.flat) }
 func (m *Model) newWeights() error {
 	w := &m.weights
 	w.flat = make([]device.Tensor, len(m.layout.elems))
+	slots := m.opt.LayerSlots
 	for b, n := range m.layout.elems {
+		if slots > 0 && b > slots && b <= m.cfg.Layers { // bucket 1 is the first layer's
+			w.flat[b] = w.flat[b-slots]
+			continue
+		}
 		if align := int64(m.opt.BucketAlign); align > 0 {
 			n = (n + align - 1) / align * align
 		}
@@ -119,6 +145,10 @@ func (m *Model) newWeights() error {
 	}
 	w.layers = make([]layerWeights, c.Layers)
 	for i := range w.layers {
+		if slots > 0 && i >= slots {
+			w.layers[i] = w.layers[i-slots]
+			continue
+		}
 		if err := m.newLayerWeights(i, &w.layers[i]); err != nil {
 			return err
 		}

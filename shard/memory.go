@@ -55,6 +55,7 @@ const (
 // MemoryInput is what the memory of a worker depends on. All counts are positive.
 type MemoryInput struct {
 	Table          Table
+	GradOrder      []int // the buckets in the order of the backward
 	Shape          Shape
 	Precision      Precision
 	Stage          Stage
@@ -78,7 +79,7 @@ type Memory struct {
 	Ranks   int // ranks that the worker hosts
 
 	Weights     int64 // working weights, packed
-	Gradients   int64 // local gradients, one buffer for each hosted rank
+	Gradients   int64 // local gradients of each hosted rank: all, or from stage 2 on two buckets
 	Reduced     int64 // reduced gradients of the pieces held, until they are applied
 	Optimizer   int64 // fp32 master weights and two moments
 	Mirrors     int64 // the same for mirrored ranks, with their reduced gradients
@@ -149,11 +150,10 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	if worldSize == 1 {
 		m.Reduced = 0 // the gradients themselves
 	}
-	if in.Stage >= StageGradients && in.MicroBatches == 1 {
-		m.Gradients = 2*4*in.Table.BucketMax()*ranks + sparse // freed as soon as a bucket is reduced
-	}
-	if in.Stage >= StageWeights {
-		m.Weights = segment*in.Precision.bytes()*ranks + 2*in.Table.BucketMax()*in.Precision.bytes()*int64(in.WeightForms)
+	lanes := int64(1) // micro-batches that run together
+	if in.Stage >= StageGradients && worldSize > 1 {
+		m.Gradients = 4*in.Table.Window(in.GradOrder)*ranks + sparse
+		lanes = ranks * int64(in.MicroBatches)
 	}
 	if workers > 1 {
 		m.Staging = 2 * 4 * in.Table.BucketMax()
@@ -163,13 +163,14 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	}
 	chunk := int64(in.HeadChunk)
 	m.Head = 4*chunk*int64(in.Shape.Vocab) + 2*in.Precision.bytes()*chunk*int64(in.Shape.Hidden)
-	m.Activations, m.Backward = activations(in)
+	m.Activations, m.Backward = activations(in, lanes)
 	return m
 }
 
 // activations are the bytes kept from forward to backward, and those of one
-// layer's backward, for one micro-batch.
-func activations(in MemoryInput) (kept, backward int64) {
+// layer's backward, for as many micro-batches as run together. What is computed again, and
+// what is inside the backward but the residual stream, is there for one of them at a time.
+func activations(in MemoryInput, lanes int64) (kept, backward int64) {
 	s, e := in.Shape, in.Precision.bytes()
 	d, f, h, hk := int64(s.Hidden), int64(s.MLP), int64(s.Heads), int64(s.KVHeads)
 	q, kv := h*int64(s.HeadDim), hk*int64(s.HeadDim)
@@ -187,14 +188,15 @@ func activations(in MemoryInput) (kept, backward int64) {
 	if s.Family == FamilyGPT2 {
 		backward = tokens * e * (4*d + 2*q + 2*kv + f) // one inner width, and the last layer's output
 	}
+	backward += (lanes - 1) * tokens * e * 2 * d
 	switch in.Checkpointing {
 	case KeepAll:
 	case KeepSome:
-		return tokens * (layers*(layer-again) + again), backward
+		return tokens * (lanes*layers*(layer-again) + again), backward
 	case KeepInputs:
-		return tokens * (layers*e*d + layer), backward
+		return tokens * (lanes*layers*e*d + layer), backward
 	}
-	return tokens * layers * layer, backward
+	return tokens * lanes * layers * layer, backward
 }
 
 // CheckMemory refuses a job whose worst placement needs more than budget bytes on
@@ -226,6 +228,9 @@ func remedy(in MemoryInput, budget int64) string {
 	}
 	if in.Stage == StageReplicated {
 		try("set cluster.zero to 1", func(c *MemoryInput) { c.Stage = StageOptimizer })
+	}
+	if in.Stage < StageGradients {
+		try("set cluster.zero to 2", func(c *MemoryInput) { c.Stage = StageGradients })
 	}
 	if in.MicroBatch > 1 {
 		try("set train.microBatch to 1", func(c *MemoryInput) { c.MicroBatch = 1 })

@@ -24,8 +24,12 @@ func smolLM2(t testing.TB, worldSize int) Table {
 }
 
 func smolLM2Input(t testing.TB, worldSize int) MemoryInput {
+	var order []int // tied: the head first, then the norm
+	for b := range 31 {
+		order = append(order, 31-b)
+	}
 	return MemoryInput{
-		Table: smolLM2(t, worldSize), Precision: BF16, Stage: StageOptimizer, Mirror: true,
+		Table: smolLM2(t, worldSize), GradOrder: append([]int{0}, order...), Precision: BF16, Stage: StageOptimizer, Mirror: true,
 		Shape:      Shape{FamilyLlama, 30, 576, 1536, 9, 3, 64, 49152},
 		WorkersMin: worldSize, WorkersMax: worldSize, MicroBatch: 1, MicroBatches: 1, SequenceTokens: 512,
 		HeadChunk: 512, WeightForms: 2,
@@ -59,6 +63,26 @@ func TestStagesFollowTheZeROPaper(t *testing.T) {
 		if m.Optimizer != c.optimizer || m.Weights != 2*padded || m.Gradients != 4*padded {
 			t.Errorf("stage %d: %+v", c.stage, m)
 		}
+	}
+}
+
+// Two neighbours in the order of the backward, whatever the number of ranks: the head and the norm.
+func TestFromStageTwoOnARanksGradientsAreTwoBuckets(t *testing.T) {
+	in := smolLM2Input(t, 8)
+	in.Stage, in.MicroBatches = StageGradients, 3
+	want := 4 * (in.Table.Bucket(0).Padded + in.Table.Bucket(31).Padded)
+	for workers, ranks := range map[int]int64{8: 1, 4: 2, 1: 8} {
+		if got := MemoryOn(in, workers).Gradients; got != ranks*want {
+			t.Errorf("%d workers: %d bytes of gradients, want %d", workers, got, ranks*want)
+		}
+	}
+	one, all := MemoryOn(in, 8), MemoryOn(in, 1)
+	if one.Activations*8 != all.Activations {
+		t.Errorf("the micro-batches of all ranks run together: activations of one rank %d, of eight %d", one.Activations, all.Activations)
+	}
+	in.Table, in.Stage = smolLM2(t, 1), StageGradients
+	if got, want := MemoryOn(in, 1).Gradients, 4*in.Table.Padded(); got != want {
+		t.Errorf("a world of one: gradients of %d bytes, want %d", got, want)
 	}
 }
 

@@ -18,12 +18,12 @@ const (
 // CheckStage refuses a stage that jobs cannot have.
 func CheckStage(s Stage) error {
 	switch s {
-	case StageReplicated, StageOptimizer:
+	case StageReplicated, StageOptimizer, StageGradients:
 		return nil
-	case StageGradients, StageWeights:
-		return fmt.Errorf("ZeRO stage %d is not available in this version: use 0 or 1; the weights come out the same", s)
+	case StageWeights:
+		return fmt.Errorf("ZeRO stage %d is not available in this version: use 0, 1 or 2; the weights come out the same", s)
 	}
-	return fmt.Errorf("ZeRO stage %d does not exist: use 0 or 1", s)
+	return fmt.Errorf("ZeRO stage %d does not exist: use 0, 1 or 2", s)
 }
 
 // Holds lists the ranks whose pieces of optimizer state rank r keeps and updates,

@@ -154,6 +154,17 @@ func (t Table) BucketMax() int64 {
 	return n
 }
 
+// Window is the most elements that two buckets have which follow each other in an order:
+// the memory of a rank's gradients from ZeRO stage 2 on.
+func (t Table) Window(order []int) int64 {
+	var most, last int64
+	for _, b := range order {
+		n := t.buckets[b].Padded
+		most, last = max(most, last+n), n
+	}
+	return most
+}
+
 // Segment is what rank r owns: its piece of every bucket, by bucket index.
 func (t Table) Segment(r Rank) []Range {
 	s := make([]Range, len(t.buckets))

@@ -13,10 +13,11 @@ import (
 	"github.com/skein-ml/skein/model"
 )
 
-// examiner measures a model whose weights are packed and current.
+// examiner measures a model whose weights are packed and current, or become so in its hooks.
 type examiner struct {
 	model    *model.Model
 	stream   device.Stream
+	hooks    model.Hooks
 	language *Language
 	rows     int // sequences of one forward
 	seqLen   int
@@ -28,7 +29,7 @@ func (x examiner) loss(ctx context.Context, set *data.Dataset, limit int) (eval.
 	var b data.Batch
 	var next, seen int64
 	indices := make([]int64, x.rows)
-	return eval.Loss(ctx, x.model, x.stream, func() (model.Batch, bool, error) {
+	return eval.Loss(ctx, x.model, x.stream, x.hooks, func() (model.Batch, bool, error) {
 		if next >= set.Len() || limit > 0 && seen >= int64(limit) {
 			return model.Batch{}, false, nil
 		}
@@ -88,7 +89,7 @@ func (x examiner) answer(ctx context.Context, d *model.Decoder, q question, toke
 	if len(q.ids) >= x.seqLen {
 		return "", nil
 	}
-	ids, err := eval.Generate(ctx, d, x.stream, q.ids, eval.Sampling{
+	ids, err := eval.Generate(ctx, d, x.stream, x.hooks, q.ids, eval.Sampling{
 		TokensMax: tokensMax, Stop: x.language.Stop, IDsMax: x.language.Tokenizer.VocabSize(),
 	}, nil)
 	if err != nil {
@@ -130,11 +131,11 @@ const answersShown = 3
 // asks questions; the others are there to be quick.
 func (r *run) evaluate(ctx context.Context, full bool) error {
 	job := &r.Spec.Job
-	m, stream, err := r.tr.Model(ctx)
+	m, stream, hooks, err := r.tr.Model(ctx)
 	if err != nil {
 		return err
 	}
-	x := examiner{model: m, stream: stream, language: r.Language, rows: r.Config.Batch.Micro, seqLen: r.Config.Batch.SeqLen}
+	x := examiner{model: m, stream: stream, hooks: hooks, language: r.Language, rows: r.Config.Batch.Micro, seqLen: r.Config.Batch.SeqLen}
 	step := r.tr.StepsDone()
 	if r.Validation != nil {
 		ev := console.Evaluated{Step: step}

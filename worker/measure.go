@@ -100,7 +100,7 @@ func open(env Env, path string, seqLen, rows int, precision device.DType) (_ *Ba
 	if err != nil {
 		return nil, x, err
 	}
-	x.model, x.stream, x.rows, x.seqLen = m, env.Device.Stream(device.StreamCompute), rows, seqLen
+	x.model, x.stream, x.hooks, x.rows, x.seqLen = m, env.Device.Stream(device.StreamCompute), eval.Resident{}, rows, seqLen
 	if err := m.LoadWeights(x.stream, base); err != nil {
 		m.Close()
 		return nil, x, err
@@ -181,7 +181,7 @@ func (c GenerateConfig) ask(l *Language, prompt string) ([]int32, error) {
 // answer writes one answer as it comes.
 func (c GenerateConfig) answer(ctx context.Context, x examiner, d *model.Decoder, ids []int32, n uint64, write func(string)) error {
 	text := x.language.Tokenizer.NewStream(true)
-	_, err := eval.Generate(ctx, d, x.stream, ids, eval.Sampling{
+	_, err := eval.Generate(ctx, d, x.stream, x.hooks, ids, eval.Sampling{
 		TokensMax: c.MaxNewTokens, Temperature: c.Temperature, TopK: c.TopK, TopP: c.TopP, Seed: c.Seed + n,
 		Stop: x.language.Stop, IDsMax: x.language.Tokenizer.VocabSize(),
 	}, func(id int32) { write(text.Push(id)) })

@@ -25,24 +25,29 @@ func TestAPlanIsWhatATrainerAllocates(t *testing.T) {
 		checkpointing                   jobspec.ActivationCheckpointing
 		tied, gpt2                      bool
 		workers                         int // 0: one
+		zero                            int
 	}{
-		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0},
-		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true, false, 0},
-		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0},
-		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false, false, 0},
-		{"some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, false, 0},
-		{"GPT-2, some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, true, 0},
-		{"GPT-2, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true, 0},
-		{"GPT-2, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, true, 0},
-		{"four ranks on two workers, mirrored", 8192, 8, 4, 512, 2, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 2},
-		{"four workers, mirrored", 32768, 4, 4, 512, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, true, false, 4},
+		{"small vocabulary", 2048, 4, 4, 256, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0, 1},
+		{"large batch, large vocabulary", 32768, 256, 4, 256, 4, jobspec.PrecisionBF16, jobspec.WireBF16, jobspec.ActivationCheckpointingNone, true, false, 0, 1},
+		{"fp32, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 0, 1},
+		{"fp32, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingFull, false, false, 0, 1},
+		{"some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, false, 0, 1},
+		{"GPT-2, some kept", 8192, 8, 2, 512, 4, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingSelective, true, true, 0, 1},
+		{"GPT-2, all kept", 8192, 8, 2, 512, 4, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true, 0, 1},
+		{"GPT-2, inputs kept", 8192, 8, 1, 512, 8, jobspec.PrecisionFP32, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, true, 0, 1},
+		{"four ranks on two workers, mirrored", 8192, 8, 4, 512, 2, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, false, 2, 1},
+		{"four workers, mirrored", 32768, 4, 4, 512, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, true, false, 4, 1},
+		{"ZeRO-2, four ranks", 8192, 8, 4, 512, 1, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, true, false, 0, 2},
+		{"ZeRO-2, some kept, two workers, mirrored", 8192, 4, 4, 256, 1, jobspec.PrecisionFP32, jobspec.WireBF16, jobspec.ActivationCheckpointingSelective, true, false, 2, 2},
+		{"ZeRO-2, GPT-2, all kept, four workers", 8192, 8, 4, 256, 2, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingNone, true, true, 4, 2},
+		{"ZeRO-2, one rank", 8192, 8, 1, 256, 2, jobspec.PrecisionBF16, jobspec.WireFP32, jobspec.ActivationCheckpointingFull, false, false, 0, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := memoryModel(t, c.vocab, c.tied, c.gpt2)
 			job := &jobspec.Job{Name: "memory", Model: jobspec.Model{Base: "x"}, Data: jobspec.Data{Train: jobspec.Paths{"x"}, SequenceLength: c.seq}}
 			job.Train = jobspec.Train{Steps: 1, GlobalBatch: c.batch, MicroBatch: jobspec.MicroBatch(c.micro), Precision: c.precision, ActivationCheckpointing: c.checkpointing}
 			job.Train.Optimizer.LearningRate = 1e-3
-			job.Cluster = jobspec.Cluster{WorldSize: c.ranks, Wire: c.wire, Protect: jobspec.ProtectMirror}
+			job.Cluster = jobspec.Cluster{WorldSize: c.ranks, Wire: c.wire, Protect: jobspec.ProtectMirror, Zero: &c.zero}
 			job.EnsureDefaults()
 			spec, err := job.Resolve(jobspec.Facts{Sequences: 1 << 20, NumericClass: "x", MicroBatch: c.micro})
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/model"
 	"github.com/skein-ml/skein/shard"
 	"github.com/skein-ml/skein/worker/trainer"
 )
@@ -26,7 +27,7 @@ func (e *DoesNotFitError) Unwrap() error { return e.Err }
 func memoryInput(dev device.Info, c modelConfig, job *jobspec.Job, table shard.Table, workers, micro int) shard.MemoryInput {
 	share := job.Train.GlobalBatch / job.Cluster.WorldSize
 	in := shard.MemoryInput{
-		Table: table,
+		Table: table, GradOrder: model.GradOrder(c),
 		Shape: shard.Shape{Family: shard.FamilyLlama, Layers: c.Layers, Hidden: c.Hidden, MLP: c.MLP,
 			Heads: c.Heads, KVHeads: c.KVHeads, HeadDim: c.HeadDim, Vocab: c.Vocab},
 		Precision: shard.FP32, Stage: shard.Stage(*job.Cluster.Zero), WorkersMin: workers, WorkersMax: workers,

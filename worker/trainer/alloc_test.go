@@ -10,6 +10,7 @@ import (
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model"
 	"github.com/skein-ml/skein/model/modeltest"
+	"github.com/skein-ml/skein/shard"
 )
 
 // steady serves what it has read before, without allocating.
@@ -36,15 +37,17 @@ func TestASteadyStepAllocatesNothing(t *testing.T) {
 		worldSize int
 		wire      allreduce.Wire
 		keep      model.Checkpointing
+		stage     shard.Stage
 	}{
-		{"llama-tied-gqa", 1, allreduce.WireFP32, model.CheckpointNone},
-		{"llama-untied-bias", 2, allreduce.WireFP32, model.CheckpointSelective},
-		{"gpt2-tanh", 2, allreduce.WireBF16, model.CheckpointFull},
+		{"llama-tied-gqa", 1, allreduce.WireFP32, model.CheckpointNone, shard.StageOptimizer},
+		{"llama-untied-bias", 2, allreduce.WireFP32, model.CheckpointSelective, shard.StageOptimizer},
+		{"gpt2-tanh", 2, allreduce.WireBF16, model.CheckpointFull, shard.StageOptimizer},
+		{"llama-untied-bias", 2, allreduce.WireFP32, model.CheckpointSelective, shard.StageGradients},
 	} {
-		t.Run(fmt.Sprintf("%s on %d ranks", x.golden, x.worldSize), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s on %d ranks, ZeRO-%d", x.golden, x.worldSize, x.stage), func(t *testing.T) {
 			g := golden{modeltest.Load(t, x.golden)}
 			c := g.config(x.worldSize, 2)
-			c.Precision, c.Wire, c.Checkpointing = device.BF16, x.wire, x.keep
+			c.Precision, c.Wire, c.Checkpointing, c.Stage = device.BF16, x.wire, x.keep, x.stage
 			tr := newTrainer(t, newDevice(t, "", 2), g, c)
 			read := steady{map[int64]*data.Batch{}}
 			for i := range int64(len(g.IDs) / g.SeqLen) {

@@ -17,7 +17,9 @@ import (
 type rank struct {
 	id     shard.Rank
 	mem    memory
+	batch  rankBatch // of the step under way
 	grads  model.Grads
+	window device.Tensor // what grads are views of, if they share memory; see window.go
 	ids    device.Tensor // [1, slots] I32: which rows of the embedding the sparse rows are
 	done   int64         // step whose gradients are complete here
 	loss   float64       // sum of token losses of this step
@@ -59,6 +61,9 @@ func (t *Trainer) newFlat(r *rank) (flat []device.Tensor, err error) {
 		}
 		return s.sum, nil
 	}
+	if t.together() {
+		return t.newWindow(r)
+	}
 	for b := range t.table.Buckets() {
 		x, err := r.mem.tensor(device.KindGradients, device.F32, 1, int(t.table.Bucket(b).Padded))
 		if err != nil {
@@ -78,10 +83,10 @@ type rankBatch struct {
 	docs [][]int32
 }
 
-// read fills the batch with the samples of rank r in step k.
-func (t *Trainer) read(ctx context.Context, k int64, r shard.Rank) error {
-	b := &t.batch
-	lo, hi := shard.RankSequences(r, t.cfg.Batch.Global, t.cfg.WorldSize)
+// read fills a rank's batch with its samples of step k.
+func (t *Trainer) read(ctx context.Context, k int64, r *rank) error {
+	b := &r.batch
+	lo, hi := shard.RankSequences(r.id, t.cfg.Batch.Global, t.cfg.WorldSize)
 	b.indices = b.indices[:0]
 	for j := lo; j < hi; j++ {
 		index, _ := t.cfg.Order.Sample(k, int64(j))
@@ -121,38 +126,49 @@ func (b *rankBatch) tokens() int64 {
 	return n
 }
 
-// compute runs rank r's micro-batches of step k, in order, into its gradients.
-func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatch, res *Result) error {
-	if err := t.read(ctx, k, r.id); err != nil {
+// prepare reads a rank's samples of step k.
+func (t *Trainer) prepare(ctx context.Context, k int64, r *rank, clock *stopwatch, res *Result) error {
+	if err := t.read(ctx, k, r); err != nil {
 		return err
 	}
 	res.Timing.Data += clock.lap()
-	res.Tokens += t.batch.tokens()
-	r.tokens = t.batch.TargetCount
-	r.grads.Slots.Reset(t.batch.Tokens)
+	res.Tokens += r.batch.tokens()
+	r.tokens = r.batch.TargetCount
+	r.grads.Slots.Reset(r.batch.Tokens)
 	t.dev.Upload(t.stream, r.ids.Buf.Slice(0, int64(len(r.grads.Slots.IDs))*4), device.HostBytes(r.grads.Slots.IDs))
+	t.dev.Fill(t.stream, r.sparse(), 0)
+	return nil
+}
+
+// compute runs rank r's micro-batches of step k, in order, into its gradients.
+func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatch, res *Result) error {
+	if err := t.prepare(ctx, k, r, clock, res); err != nil {
+		return err
+	}
 	for _, g := range r.grads.Flat {
 		t.dev.Fill(t.stream, g, 0)
 	}
-	t.dev.Fill(t.stream, r.sparse(), 0)
 	t.model.ResetLoss(t.stream)
 	scale := lossScale(t.cfg.Batch)
 	gather := res.Timing.Gather
 	t.now = r
-	for i, n := 0, len(t.batch.indices)/t.cfg.Batch.Micro; i < n; i++ {
+	for i, n := 0, t.micros(); i < n; i++ {
 		t.closing = i == n-1
-		if err := t.model.Train(t.stream, t.batch.slice(i, t.cfg.Batch.Micro), &r.grads, scale, t); err != nil {
+		if err := t.model.Train(t.stream, r.batch.slice(i, t.cfg.Batch.Micro), &r.grads, scale, t); err != nil {
 			return err
 		}
 	}
 	var err error
-	if r.loss, err = t.model.Loss(t.stream); err != nil {
+	if r.loss, err = t.model.Loss(t.stream, 0); err != nil {
 		return err
 	}
 	err = t.peers.rowsReady(r)
 	res.Timing.Compute += clock.lap() - (res.Timing.Gather - gather)
 	return err
 }
+
+// micros is how many micro-batches a rank has in a step.
+func (t *Trainer) micros() int { return t.cfg.Batch.Global / t.cfg.WorldSize / t.cfg.Batch.Micro }
 
 // sparse is the rank's sparse rows of this step, one per slot.
 func (r *rank) sparse() device.Tensor { return r.grads.Sparse.RowRange(0, len(r.grads.Slots.IDs)) }
@@ -164,7 +180,7 @@ func lossScale(b Batching) float32 {
 
 // NeedWeights brings a bucket's packed weights up to its flat ones, once after each
 // step that changed them: the gather of a step is hidden in the next forward.
-func (t *Trainer) NeedWeights(bucket int) error {
+func (t *Trainer) NeedWeights(bucket, _ int) error {
 	if t.fresh[bucket] {
 		return t.ctx.Err()
 	}
@@ -180,11 +196,15 @@ func (t *Trainer) NeedWeights(bucket int) error {
 
 // GradReady sends a bucket on its way round the ring when its last micro-batch has
 // left it, while the layers before it are still computed.
-func (t *Trainer) GradReady(bucket int) error {
-	if !t.closing {
+func (t *Trainer) GradReady(bucket, at int) error {
+	r, last := t.now, t.closing
+	if t.together() {
+		r, last = t.ranks[at/t.micros()], (at+1)%t.micros() == 0
+	}
+	if !last {
 		return t.ctx.Err()
 	}
-	return t.peers.ready(t.now, bucket)
+	return t.peers.ready(r, bucket)
 }
 
 // memory is what was allocated together and is freed together.

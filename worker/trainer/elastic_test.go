@@ -292,7 +292,7 @@ func takeOver(ring []string, blocks []int, lost string) ([]string, []int) {
 func TestAnyWorkerMayDieAtAnyMomentAndTheBitsStayTheSame(t *testing.T) {
 	const steps = 8
 	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+	for _, stage := range stages {
 		c := g.config(6, 6)
 		c.Precision, c.Stage = device.BF16, stage
 		alone := newTrainer(t, newDevice(t, "generic", 2), g, c)
@@ -365,7 +365,7 @@ func anyDevice(t *testing.T, i int) device.Device {
 
 func TestWorkersComeAndGoWhileTheBitsStayTheSame(t *testing.T) {
 	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+	for _, stage := range stages {
 		c := g.config(6, 6)
 		c.Precision, c.Stage = device.BF16, stage
 		alone := newTrainer(t, newDevice(t, "generic", 2), g, c)

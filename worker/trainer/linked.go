@@ -21,6 +21,7 @@ type unlinked struct{}
 
 func (unlinked) ready(*rank, int) error              { return errUnlinked }
 func (unlinked) rowsReady(*rank) error               { return errUnlinked }
+func (unlinked) spent(context.Context, int) error    { return errUnlinked }
 func (unlinked) reduce(context.Context) error        { return errUnlinked }
 func (unlinked) begin(int64) error                   { return errUnlinked }
 func (unlinked) changed(int) error                   { return errUnlinked }
@@ -89,7 +90,7 @@ func (t *Trainer) newLinked() (*linked, error) {
 		l.copied = true
 	}
 	for _, r := range t.ranks {
-		l.grads, l.rows = append(l.grads, l.hosts(r.grads.Flat)), append(l.rows, l.host(r.grads.Sparse))
+		l.grads, l.rows = append(l.grads, l.gradients(r)), append(l.rows, l.host(r.grads.Sparse))
 	}
 	for r, s := range t.segments {
 		l.sums = append(l.sums, nil)
@@ -124,6 +125,19 @@ func (l *linked) hosts(list []device.Tensor) [][]byte {
 	var memory [][]byte
 	for _, x := range list {
 		memory = append(memory, l.host(x))
+	}
+	return memory
+}
+
+// gradients are a rank's gradients by bucket as the host sees them.
+func (l *linked) gradients(r *rank) [][]byte {
+	if !l.copied || r.window.IsZero() {
+		return l.hosts(r.grads.Flat)
+	}
+	window, memory := l.host(r.window), make([][]byte, len(r.grads.Flat))
+	for at, b := range l.t.order {
+		lo, hi := l.t.inWindow(at)
+		memory[b] = window[4*lo : 4*hi]
 	}
 	return memory
 }
@@ -223,6 +237,8 @@ func (l *linked) rowsReady(r *rank) error {
 	l.link.SendRows(r.id, r.grads.Slots.IDs, host)
 	return nil
 }
+
+func (l *linked) spent(ctx context.Context, bucket int) error { return l.link.WaitSpent(ctx, bucket) }
 
 // reduce waits for the sums of what is hosted here, and sends them on to who keeps them too.
 func (l *linked) reduce(ctx context.Context) error {

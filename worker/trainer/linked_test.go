@@ -19,6 +19,9 @@ import (
 	"github.com/skein-ml/skein/shard"
 )
 
+// stages are the ZeRO stages.
+var stages = []shard.Stage{shard.StageReplicated, shard.StageOptimizer, shard.StageGradients}
+
 // team is the trainers of one job on several workers, linked over loopback.
 type team struct {
 	trainers []*Trainer
@@ -158,7 +161,7 @@ func TestEveryPlacementAndStageTrainsToTheSameBits(t *testing.T) {
 				steps(t, alone, 3)
 				want := hash(t, alone)
 				for workers := 1; workers <= 4; workers++ {
-					for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+					for _, stage := range stages {
 						c.Stage, c.Batch.Micro, c.Mirror = stage, 1+workers%2, workers != 2
 						m := newTeam(t, func(int) device.Device { return newDevice(t, p.Name, 1) }, g, c, workers)
 						m.steps(t, 3)
@@ -174,7 +177,7 @@ func TestEveryPlacementAndStageTrainsToTheSameBits(t *testing.T) {
 
 func TestAnUntiedModelAndTheOpaqueDeviceMeetOverLinks(t *testing.T) {
 	for _, name := range []string{"llama-untied-bias", "llama-tied-gqa"} {
-		for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+		for _, stage := range stages {
 			g := golden{modeltest.Load(t, name)}
 			c := g.config(2, 4)
 			c.Precision, c.Stage, c.Checkpointing = device.BF16, stage, model.CheckpointFull
@@ -209,6 +212,7 @@ func TestACheckpointOfATeamGoesOnAnywhere(t *testing.T) {
 	steps(t, alone, 3)
 	want := hash(t, alone)
 	for workers := 1; workers <= 3; workers++ {
+		c.Stage = stages[workers-1] // the checkpoint is that of stage 1
 		m := newLinkedTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, c, workers)
 		m.each(t, func(_ int, tr *Trainer) error { return tr.Restore(states, 3, 3) })
 		m.steps(t, 3)

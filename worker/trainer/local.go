@@ -71,6 +71,9 @@ func (l *local) ready(r *rank, bucket int) error {
 
 func (l *local) rowsReady(*rank) error { return nil }
 
+// spent has nothing to wait for: what is called later runs after the additions.
+func (l *local) spent(context.Context, int) error { return nil }
+
 // reduce has nothing to wait for: it adds the embedding's sparse rows.
 func (l *local) reduce(context.Context) error {
 	l.begun = false

@@ -31,6 +31,9 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 	if err := t.placeRanks(p.Ranks(worker)); err != nil {
 		return err
 	}
+	if err := t.model.SetLanes(t.lanes()); err != nil {
+		return err
+	}
 	t.mirrors = nil
 	if n := p.Workers(); t.cfg.Mirror && n > 1 {
 		t.mirrors = p.Ranks((worker + n - 1) % n)

@@ -81,6 +81,10 @@ func (c Config) Validate() error {
 	return c.Optimizer.Validate(c.Schedule.Peak)
 }
 
+// cutsGradients tells whether no rank has room for all its gradients. The only rank of a
+// world of one owns all of them.
+func (c Config) cutsGradients() bool { return c.Stage >= shard.StageGradients && c.WorldSize > 1 }
+
 // Samples gives a trainer its sequences; a [data.Dataset] is one.
 type Samples interface {
 	// Batch fills dst with the samples of the given indices, in their order. An index
@@ -102,7 +106,7 @@ type Trainer struct {
 	segments []*segment
 	peers    collective
 	cells    cells
-	batch    rankBatch
+	order    []int // buckets, as their gradients are computed
 
 	step    int64               // last step decided, applied and counted
 	taken   int64               // steps that were not skipped: Adam's t
@@ -122,6 +126,7 @@ type Trainer struct {
 	result  Result
 	now     *rank // whose gradients are computed
 	closing bool  // its last micro-batch runs
+	work    []model.Work
 	votes   []allreduce.Vote
 	rows    []allreduce.Rows
 }
@@ -133,6 +138,8 @@ type collective interface {
 	ready(r *rank, bucket int) error
 	// rowsReady says that its sparse rows are complete too.
 	rowsReady(r *rank) error
+	// spent waits until the hosted ranks' gradients of a bucket are not read any more.
+	spent(ctx context.Context, bucket int) error
 	// reduce waits until the sums of all segments that belong here are complete.
 	reduce(ctx context.Context) error
 	// decide makes or learns the decision from the votes of the hosted ranks.
@@ -194,7 +201,7 @@ func NewIdle(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err er
 	if err != nil {
 		return nil, err
 	}
-	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table,
+	t := &Trainer{cfg: cfg, dev: dev, stream: dev.Stream(device.StreamCompute), samples: samples, table: table, order: model.GradOrder(cfg.Model),
 		segments: make([]*segment, cfg.WorldSize), peers: unlinked{}}
 	defer func() {
 		if err != nil {
@@ -257,14 +264,15 @@ func (t *Trainer) Table() shard.Table { return t.table }
 func (t *Trainer) Alone() bool { return len(t.ranks) == t.cfg.WorldSize }
 
 // Model is the trainer's model with current weights packed, for evaluation between steps.
-func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, error) {
+// Its runs are to be given the hooks.
+func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, model.Hooks, error) {
 	t.ctx = ctx
 	for b := range t.fresh {
-		if err := t.NeedWeights(b); err != nil {
-			return nil, nil, err
+		if err := t.NeedWeights(b, -1); err != nil {
+			return nil, nil, nil, err
 		}
 	}
-	return t.model, t.stream, nil
+	return t.model, t.stream, t, nil
 }
 
 // Request puts a request into this worker's next votes. The decision record of that step
@@ -291,7 +299,14 @@ func (t *Trainer) Step(ctx context.Context) (Result, error) {
 // take takes step k: compute, reduce, vote, decide, apply.
 func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	clock := stopwatch{last: time.Now()}
-	for _, r := range t.ranks {
+	ranks := t.ranks
+	if t.together() {
+		ranks = nil
+		if err := t.computeTogether(ctx, k, &clock, res); err != nil {
+			return err
+		}
+	}
+	for _, r := range ranks {
 		if r.done == k { // before a failure
 			err = t.again(r)
 		} else if err = t.compute(ctx, k, r, &clock, res); err == nil {
@@ -326,7 +341,7 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 // again sends a rank's gradients on their way that are complete already.
 func (t *Trainer) again(r *rank) error {
 	for b := range t.fresh {
-		if err := t.NeedWeights(b); err != nil {
+		if err := t.NeedWeights(b, -1); err != nil {
 			return err
 		}
 	}
