@@ -22,12 +22,12 @@ type engine interface {
 	// type, which wideSize gives.
 	packRight(dst, src unsafe.Pointer, ld, cols, k int)
 	wideSize() int
-	// readsRows tells that LinearDX needs no packed form: k × cols ≤ 32 of a weight's own rows
-	// are packed by packRight whenever a panel enters L1. That saves a copy of the weights, see
-	// docs/adr/0017.
+	// readsRows tells that weights need no packed form: k × cols ≤ 32 of a weight's own rows, or
+	// of its columns, are packed whenever a panel enters L1. That saves copies of the weights,
+	// see docs/adr/0017.
 	readsRows() bool
-	// weightSlice is n elements of a packed weight as multiply wants them, in buf if need be.
-	weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer
+	// packRightRows is packRight from [cols][k], for engines that read rows.
+	packRightRows(dst, src unsafe.Pointer, ld, cols, k int)
 	multiply(a product)
 	packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int)
 	packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int)
@@ -76,7 +76,7 @@ func (v vector) readsRows() bool { return v.bf16 }
 
 func (v vector) rightSize() int {
 	if v.bf16 {
-		return 2
+		return 2 // its rows
 	}
 	return 4
 }
@@ -90,27 +90,23 @@ func (v vector) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
 	native.F32PackRight(&native.F32PackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k), Bf16: flag(v.bf16)}, v.set)
 }
 
-func (v vector) weightSlice(p, buf unsafe.Pointer, n int) unsafe.Pointer {
-	if !v.bf16 {
-		return p
-	}
-	native.F32Widen(&native.F32WidenArgs{Src: p, Dst: buf, N: int64(n)}, v.set)
-	return buf
+func (v vector) packRightRows(dst, src unsafe.Pointer, ld, cols, k int) {
+	native.F32PackRight(&native.F32PackRightArgs{Src: src, Dst: dst, LD: int64(ld), Cols: int64(cols), K: int64(k), Transposed: 1}, v.set)
 }
 
 func (v vector) multiply(m product) {
 	native.GemmF32(&native.GemmF32Args{A: m.a, B: m.b, S: m.s, Next: uint64(m.next), NextBytes: int64(m.nextBytes),
-		Out: uint64(m.out), OutStride: int64(m.outStride), K: int64(m.k), Panels: int64((m.rows + 11) / 12), Acc: flag(m.acc)}, v.set)
+		Out: uint64(m.out), OutStride: int64(m.outStride), K: int64(m.k), Panels: int64((m.rows + 11) / 12), Rows: int64(m.rows), Acc: flag(m.acc)}, v.set)
 }
 
 func (v vector) packForward(dst unsafe.Pointer, src kernel.Matrix, col, k int) {
 	native.F32PackForward(&native.F32PackForwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
-		K: int64(k), Col: int64(col), Bf16: flag(v.bf16)}, v.set)
+		K: int64(k), Col: int64(col)}, v.set)
 }
 
 func (v vector) packBackward(dst unsafe.Pointer, src kernel.Matrix, row, out int) {
 	native.F32PackBackward(&native.F32PackBackwardArgs{Src: src.P, Dst: dst, LD: int64(src.Ld), Rows: int64(src.Rows),
-		Cols: int64(src.Cols), Row: int64(row), Out: int64(out), Bf16: flag(v.bf16)}, v.set)
+		Cols: int64(src.Cols), Row: int64(row), Out: int64(out)}, v.set)
 }
 
 // isBF16 is how kernels are told of a type.

@@ -91,21 +91,24 @@ func formBytes(e engine, n, k int) int64 {
 // PackedBytes is the length of a packed weight.
 func (g *Products) PackedBytes(out, in int, dt device.DType, forms device.Forms) (n int64) {
 	e := g.engine(dt)
+	if e.readsRows() {
+		return 0
+	}
 	if forms&device.FormForward != 0 {
 		n += formBytes(e, out, in)
 	}
-	if forms&device.FormDX != 0 && !e.readsRows() {
+	if forms&device.FormDX != 0 {
 		n += formBytes(e, in, out)
 	}
 	return n
 }
 
-// backward is what LinearDX reads of a weight: its rows, with their stride, or a packed form.
-func (g *Products) backward(w *kernel.Weight) (p unsafe.Pointer, ld int) {
+// operand is what a product reads of a weight: its rows, with their stride, or a packed form.
+func (g *Products) operand(w *kernel.Weight, f device.Forms) (p unsafe.Pointer, ld int) {
 	if g.engine(w.DT).readsRows() {
 		return w.Src.P, w.Src.Ld
 	}
-	return g.form(w, device.FormDX), 0
+	return g.form(w, f), 0
 }
 
 // form finds one form of a packed weight: the forward form, if any, comes first.
@@ -141,9 +144,10 @@ func (g *Products) Linear(p kernel.Pool, y, x kernel.Matrix, w *kernel.Weight, b
 	}
 	g.task = task{
 		engine: g.engine(w.DT), cut: newCut(g.engine(w.DT), y.Rows, w.Out, w.In, p.Workers()),
-		left: x, right: g.form(w, device.FormForward),
+		left: x, rightRows: true,
 		out: y, bias: bias, add: add, seq: w.In, k: w.In,
 	}
+	g.task.right, g.task.rightLd = g.operand(w, device.FormForward)
 	g.run(p, ws)
 }
 
@@ -156,7 +160,7 @@ func (g *Products) LinearDX(p kernel.Pool, dx, dy kernel.Matrix, w *kernel.Weigh
 		engine: g.engine(w.DT), cut: newCut(g.engine(w.DT), dx.Rows, w.In, w.Out, p.Workers()),
 		left: dy, out: dx, add: add, seq: w.Out, k: w.Out,
 	}
-	g.task.right, g.task.rightLd = g.backward(w)
+	g.task.right, g.task.rightLd = g.operand(w, device.FormDX)
 	g.run(p, ws)
 }
 
@@ -199,14 +203,14 @@ func aligned(ws []byte) []byte {
 
 // Pack makes rows of every packed form of a weight those of its source.
 func (g *Products) Pack(p kernel.Pool, w *kernel.Weight, lo, hi int) {
-	if lo == hi {
+	if lo == hi || g.engine(w.DT).readsRows() {
 		return
 	}
 	g.pack = packTask{engine: g.engine(w.DT), w: w, src: rowsOf(w.Src, lo, hi, 0), row: lo}
 	if w.Forms&device.FormForward != 0 {
 		g.pack.forward = g.form(w, device.FormForward)
 	}
-	if w.Forms&device.FormDX != 0 && !g.pack.engine.readsRows() {
+	if w.Forms&device.FormDX != 0 {
 		g.pack.backward = g.form(w, device.FormDX)
 	}
 	p.Run(g.pack.pieces(), &g.pack)

@@ -17,6 +17,7 @@ type task struct {
 	right      unsafe.Pointer // packed weight, or what rightTask made
 	wide       bool           // the latter
 	rightLd    int            // not 0: right is a weight's rows with this stride, read as they are
+	rightRows  bool           // and they are the columns of the right operand
 	out        kernel.Matrix
 	bias, add  kernel.Matrix
 
@@ -131,18 +132,19 @@ func (p *piece) panel(j, first, end int) unsafe.Pointer {
 
 // slice makes terms [k, k+m.k) of panel j the right operand of m.
 func (p *piece) slice(m *product, j, k int) {
-	if p.rightLd > 0 {
-		row := unsafe.Add(p.right, (k*p.rightLd+j*32)*p.rightElement)
-		p.engine.packRight(p.b, row, p.rightLd, min(32, p.cut.n-j*32), m.k)
-		m.b = p.b
+	if p.rightLd == 0 {
+		m.b = unsafe.Add(p.right, (j*p.rightK+k)*32*p.rightElement)
+		m.nextBytes = m.k * 32 * p.rightElement
+		m.next = uintptr(m.b) + uintptr(m.nextBytes)
 		return
 	}
-	b := unsafe.Add(p.right, (j*p.rightK+k)*32*p.rightElement)
-	m.nextBytes = m.k * 32 * p.rightElement
-	m.next = uintptr(b) + uintptr(m.nextBytes)
-	if m.b = b; !p.wide {
-		m.b = p.engine.weightSlice(b, p.b, m.k*32)
+	m.b = p.b
+	cols := min(32, p.cut.n-j*32)
+	if p.rightRows {
+		p.engine.packRightRows(p.b, unsafe.Add(p.right, (j*32*p.rightLd+k)*p.rightElement), p.rightLd, cols, m.k)
+		return
 	}
+	p.engine.packRight(p.b, unsafe.Add(p.right, (k*p.rightLd+j*32)*p.rightElement), p.rightLd, cols, m.k)
 }
 
 // store writes the columns of panel j.

@@ -87,7 +87,9 @@ func (t tiles) packRight(dst, src unsafe.Pointer, ld, cols, k int) {
 	})
 }
 
-func (tiles) weightSlice(p, _ unsafe.Pointer, _ int) unsafe.Pointer { return p }
+func (tiles) packRightRows(_, _ unsafe.Pointer, _, _, _ int) {
+	panic("gemm: tiles read packed weights")
+}
 
 func (t tiles) multiply(m product) {
 	stride := int64(tileStep * t.size() / 2)

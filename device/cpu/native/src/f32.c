@@ -23,14 +23,38 @@ struct gemm_f32 {
   int64_t out_stride;  // from row to row, in bytes
   int64_t k;
   int64_t panels;
-  int64_t acc;  // 1: add to s, 0: overwrite it
+  int64_t rows;  // that matter: of one panel with no more than four, the others are left out
+  int64_t acc;   // 1: add to s, 0: overwrite it
 };
 
 #ifdef SKEIN_AVX2
 #include "f32_avx2.h"
 KERNEL(BOTH, gemm_f32) { gemm_avx2(p); }
 #else
+// few multiplies four rows of one panel. Generation takes one row at a time.
+AVX512 INLINE void few(const struct gemm_f32 *p) {
+  const float *a = p->a, *b = p->b;
+  __m512 c[8];
+  for (int i = 0; i < 8; i++) c[i] = _mm512_setzero_ps();
+  for (int64_t kk = p->k; kk > 0; kk--, a += MR, b += NR) {
+    const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+    for (int i = 0; i < 4; i++) {
+      const __m512 t = _mm512_set1_ps(a[i]);
+      c[2 * i] = _mm512_fmadd_ps(t, b0, c[2 * i]);
+      c[2 * i + 1] = _mm512_fmadd_ps(t, b1, c[2 * i + 1]);
+    }
+  }
+  for (int i = 0; i < 8; i++) {
+    float *to = p->s + 16 * i;
+    _mm512_store_ps(to, p->acc ? _mm512_add_ps(_mm512_load_ps(to), c[i]) : c[i]);
+  }
+}
+
 KERNEL(BOTH, gemm_f32) {
+  if (p->rows <= 4) {
+    few(p);
+    return;
+  }
   const float *a = p->a;
   float *s = p->s;
   const char *next = (const char *)p->next;
@@ -163,6 +187,7 @@ struct f32_pack_right {
   int64_t ld;
   int64_t cols;
   int64_t k;
+  int64_t transposed;  // 1: src is [cols][k], of bf16
   int64_t bf16;
 };
 
@@ -174,48 +199,50 @@ AVX512 INLINE void pack_right(const void *src, int64_t ld, int64_t cols, int64_t
   }
 }
 
-KERNEL(BOTH, f32_pack_right) {
-  if (p->bf16) pack_right(p->src, p->ld, p->cols, p->k, p->dst, 1);
-  else pack_right(p->src, p->ld, p->cols, p->k, p->dst, 0);
-}
-
-// F32Widen converts a stretch of a bf16 panel to f32.
-struct f32_widen {
-  const void *src;  // bf16
-  float *dst;
-  int64_t n;  // a multiple of 32
-};
-
-KERNEL(BOTH, f32_widen) {
-  const uint16_t *s = p->src;
-  for (int64_t i = 0; i < p->n; i += 32) {
-    _mm512_storeu_ps(p->dst + i, widen(_mm256_loadu_si256((const __m256i *)(s + i))));
-    _mm512_storeu_ps(p->dst + i + 16, widen(_mm256_loadu_si256((const __m256i *)(s + i + 16))));
+// pack_right_rows transposes 16 rows of bf16 at a time, as dwords of two terms each: half the
+// shuffles that single elements would take.
+AVX512 INLINE void pack_right_rows(const uint16_t *src, int64_t ld, int64_t cols, int64_t k, float *dst) {
+  const __m512i high = _mm512_set1_epi32((int)0xffff0000u);
+  for (int64_t c = 0; c < NR; c += 16) {
+    for (int64_t kk = 0; kk < k; kk += 32) {
+      const __mmask32 m = head32(k - kk);
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) {
+        r[i] = c + i < cols ? _mm512_maskz_loadu_epi16(m, src + (c + i) * ld + kk) : _mm512_setzero_si512();
+      }
+      transpose16(r);
+      float *to = dst + kk * NR + c;
+      for (int i = 0; i < 16; i++, to += 2 * NR) {
+        if (kk + 2 * i < k) _mm512_store_ps(to, _mm512_castsi512_ps(_mm512_slli_epi32(r[i], 16)));
+        if (kk + 2 * i + 1 < k) _mm512_store_ps(to + NR, _mm512_castsi512_ps(_mm512_and_si512(r[i], high)));
+      }
+    }
   }
 }
 
+KERNEL(BOTH, f32_pack_right) {
+  if (p->transposed) pack_right_rows(p->src, p->ld, p->cols, p->k, p->dst);
+  else if (p->bf16) pack_right(p->src, p->ld, p->cols, p->k, p->dst, 1);
+  else pack_right(p->src, p->ld, p->cols, p->k, p->dst, 0);
+}
+
 // weight_cols: src [rows][k] → columns col… of panels [k][32]; a lane is written iff its column
-// is one of src's rows. The elements keep their type.
-AVX512 INLINE void weight_cols(const char *src, int64_t ld, int64_t rows, int64_t k, char *dst, int64_t col, int bf) {
-  const int64_t size = bf ? 2 : 4;
+// is one of src's rows.
+AVX512 INLINE void weight_cols(const float *src, int64_t ld, int64_t rows, int64_t k, float *dst, int64_t col) {
   for (int64_t c = col & ~15; c < col + rows; c += 16) {
-    char *to = dst + (c / NR * NR * k + c % NR) * size;
+    float *to = dst + c / NR * NR * k + c % NR;
     const int64_t first = c - col;  // row of src in lane 0; may be negative
     const __mmask16 lanes = head16(rows - first) & ~head16(-first);
     for (int64_t kk = 0; kk < k; kk += 16) {
       const __mmask16 m = head16(k - kk);
       __m512i r[16];
       for (int i = 0; i < 16; i++) {
-        const char *from = src + ((first + i) * ld + kk) * size;
-        if (!(lanes >> i & 1)) r[i] = _mm512_setzero_si512();
-        else if (bf) r[i] = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, from));
-        else r[i] = _mm512_maskz_loadu_epi32(m, from);
+        r[i] = lanes >> i & 1 ? _mm512_maskz_loadu_epi32(m, src + (first + i) * ld + kk) : _mm512_setzero_si512();
       }
       transpose16(r);
       for (int i = 0; i < 16; i++) {
         if (kk + i >= k) break;
-        if (bf) _mm512_mask_cvtepi32_storeu_epi16(to + (kk + i) * NR * size, lanes, r[i]);
-        else _mm512_mask_storeu_epi32(to + (kk + i) * NR * size, lanes, r[i]);
+        _mm512_mask_storeu_epi32(to + (kk + i) * NR, lanes, r[i]);
       }
     }
   }
@@ -224,47 +251,36 @@ AVX512 INLINE void weight_cols(const char *src, int64_t ld, int64_t rows, int64_
 // F32PackForward packs rows of a weight [out][in] into its forward form, panels
 // [in][32] of output columns. Columns of other rows stay as they are.
 struct f32_pack_forward {
-  const void *src;  // [rows][k]
-  void *dst;        // start of the form
+  const float *src;  // [rows][k]
+  float *dst;        // start of the form
   int64_t ld;
   int64_t rows;
-  int64_t k;     // in
-  int64_t col;   // output column of the first row
-  int64_t bf16;  // src and dst are bf16, else f32
+  int64_t k;    // in
+  int64_t col;  // output column of the first row
 };
 
-KERNEL(BOTH, f32_pack_forward) {
-  if (p->bf16) weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 1);
-  else weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col, 0);
-}
+KERNEL(BOTH, f32_pack_forward) { weight_cols(p->src, p->ld, p->rows, p->k, p->dst, p->col); }
 
 // F32PackBackward packs rows of a weight [out][in] into its dX form, panels
 // [out][32] of input columns.
 struct f32_pack_backward {
-  const void *src;  // [rows][cols]
-  void *dst;        // start of the form
+  const float *src;  // [rows][cols]
+  float *dst;        // start of the form
   int64_t ld;
   int64_t rows;
   int64_t cols;  // in
   int64_t row;   // row of the weight
   int64_t out;   // rows of the weight
-  int64_t bf16;
 };
 
 KERNEL(BOTH, f32_pack_backward) {
   for (int64_t c = 0; c < p->cols; c += NR) {
+    const __mmask16 m0 = head16(p->cols - c), m1 = head16(p->cols - c - 16);
     for (int64_t r = 0; r < p->rows; r++) {
-      const int64_t to = (c * p->out) + (p->row + r) * NR;
-      if (p->bf16) {
-        const __mmask32 m = head32(p->cols - c);
-        const uint16_t *from = (const uint16_t *)p->src + r * p->ld + c;
-        _mm512_mask_storeu_epi16((uint16_t *)p->dst + to, m, _mm512_maskz_loadu_epi16(m, from));
-      } else {
-        const __mmask16 m0 = head16(p->cols - c), m1 = head16(p->cols - c - 16);
-        const float *from = (const float *)p->src + r * p->ld + c;
-        _mm512_mask_storeu_ps((float *)p->dst + to, m0, _mm512_maskz_loadu_ps(m0, from));
-        _mm512_mask_storeu_ps((float *)p->dst + to + 16, m1, _mm512_maskz_loadu_ps(m1, from + 16));
-      }
+      const float *from = p->src + r * p->ld + c;
+      float *to = p->dst + c * p->out + (p->row + r) * NR;
+      _mm512_mask_storeu_ps(to, m0, _mm512_maskz_loadu_ps(m0, from));
+      _mm512_mask_storeu_ps(to + 16, m1, _mm512_maskz_loadu_ps(m1, from + 16));
     }
   }
 }
