@@ -50,7 +50,7 @@ func (s cluster) Nodes(ctx context.Context, _ *skeinv1.NodesRequest) (*skeinv1.N
 	seen := reign.forMembership()
 	for _, w := range state.ByName() {
 		n := &skeinv1.WorkerNode{
-			Worker: w.Name, Incarnation: w.Incarnation, Node: w.Node, Build: w.Build, NumericClasses: w.Classes, MemoryBytes: w.Memory,
+			Worker: w.Name, Incarnation: w.Incarnation, Node: w.Node, Zone: w.Zone, Build: w.Build, NumericClasses: w.Classes, MemoryBytes: w.Memory,
 			Threads: int32(w.Threads), RingAddress: w.Ring, StreamAddress: w.Stream, Draining: w.Draining, SilentMs: -1, Job: busy[w.Name],
 		}
 		if c, ok := seen.Contacts[w.Name]; ok && c.Incarnation == w.Incarnation {

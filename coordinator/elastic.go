@@ -24,7 +24,7 @@ type ending struct {
 func (h *hearing) elastic(s *fsm.State, seen *recovery.Seen) {
 	seen.LastJoin, seen.Connected = h.lastJoin, map[string]time.Time{}
 	seen.Sealed, seen.Ending, seen.Protected, seen.Warm = map[string]map[string]recovery.Sealed{}, map[string]time.Time{}, map[string]bool{}, map[string]string{}
-	seen.Promised, seen.Preempt = h.queue.Promised, h.queue.Preempt
+	seen.Promised, seen.Preempt, seen.LostAt = h.queue.Promised, h.queue.Preempt, maps.Clone(h.lostAt)
 	for job, reports := range h.sealed {
 		seen.Sealed[job] = maps.Clone(reports)
 	}
@@ -59,7 +59,7 @@ func (h *hearing) follow(now time.Time, s *fsm.State, d recovery.Decision) {
 	}
 	last := h.want
 	h.want = d
-	if !maps.Equal(last.Seal, d.Seal) || !maps.Equal(last.Yield, d.Yield) || !maps.Equal(last.Warm, d.Warm) {
+	if !maps.Equal(last.Seal, d.Seal) || !maps.Equal(last.Yield, d.Yield) || !maps.Equal(last.Warm, d.Warm) || !maps.Equal(last.Stays, d.Stays) {
 		h.wake()
 	}
 }
@@ -147,12 +147,34 @@ func (h *hearing) seal(job string, r recovery.Sealed) {
 	h.wake()
 }
 
-// giveUpOn notes that a worker was given up, and why. What it said that it holds counts no
-// more: should it come back, it says it again, if that is true still.
-func (h *hearing) giveUpOn(worker, why string) {
+// dropped notes that a worker keeps state of one job, or of none: it cannot give what it
+// said before that it held of any other. What it said was decided stays true. h.mu is held.
+func (h *hearing) dropped(worker, incarnation, keeps string) {
+	for job, reports := range h.sealed {
+		r, ok := reports[worker]
+		if !ok || job == keeps || r.Incarnation != incarnation || len(r.Held) == 0 {
+			continue
+		}
+		r.Held, r.Summed = nil, nil
+		reports[worker] = r
+		h.wake()
+	}
+}
+
+// stays tells whether a worker that wants to leave has to wait, because it holds what
+// nobody else does.
+func (h *hearing) stays(worker string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.lost[worker] = why
+	return h.want.Stays[worker] != ""
+}
+
+// giveUpOn notes that a worker was given up, and why. What it said that it holds counts no
+// more: should it come back, it says it again, if that is true still.
+func (h *hearing) giveUpOn(now time.Time, worker, why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.lost[worker], h.lostAt[worker] = why, now
 	for _, reports := range h.sealed {
 		delete(reports, worker)
 	}
@@ -160,7 +182,7 @@ func (h *hearing) giveUpOn(worker, why string) {
 
 // follow does what recovery decided. Who orders workers to stop must still lead, or a
 // leader that was replaced could stop what the next one has begun.
-func (c *Coordinator) follow(r *reign, now time.Time, d recovery.Decision) bool {
+func (c *Coordinator) follow(r *reign, now time.Time, s *fsm.State, d recovery.Decision) bool {
 	if r.newSeals(d.Seal) {
 		ctx, cancel := context.WithTimeout(r.ctx, proposeTimeout)
 		defer cancel()
@@ -168,7 +190,7 @@ func (c *Coordinator) follow(r *reign, now time.Time, d recovery.Decision) bool 
 			return false
 		}
 	}
-	r.follow(now, c.node.State(), d)
+	r.follow(now, s, d)
 	return true
 }
 

@@ -33,10 +33,12 @@ type hearing struct {
 	lastJoin time.Time
 	contacts map[string]*contact
 	lost     map[string]string // why workers were given up
+	lostAt   map[string]time.Time
 	accused  map[string]accusation
 	broken   map[string]broken                      // by job
 	reads    map[string]map[string]*storeRead       // by job and worker
 	progress map[string]*skeinv1.Progress           // by job; read only
+	accounts map[string]*account                    // by job
 	lines    map[string]*lines                      // by job
 	waiting  map[string]string                      // by job, as last decided
 	draining map[string]time.Time                   // by worker, since when it is known
@@ -122,8 +124,8 @@ const readAgain = 30 * time.Second
 func newHearing(now time.Time) *hearing {
 	return &hearing{
 		wakeup: make(chan struct{}), watchers: make(chan struct{}), since: now, lastJoin: now, lines: map[string]*lines{},
-		contacts: map[string]*contact{}, lost: map[string]string{}, accused: map[string]accusation{}, broken: map[string]broken{},
-		reads: map[string]map[string]*storeRead{}, progress: map[string]*skeinv1.Progress{}, waiting: map[string]string{}, draining: map[string]time.Time{},
+		contacts: map[string]*contact{}, lost: map[string]string{}, lostAt: map[string]time.Time{}, accused: map[string]accusation{}, broken: map[string]broken{},
+		reads: map[string]map[string]*storeRead{}, progress: map[string]*skeinv1.Progress{}, accounts: map[string]*account{}, waiting: map[string]string{}, draining: map[string]time.Time{},
 		gaveUp: map[string]map[string]*recovery.GaveUp{}, sealed: map[string]map[string]recovery.Sealed{}, ending: map[string]ending{},
 	}
 }
@@ -197,6 +199,9 @@ func (h *hearing) heartbeat(now time.Time, worker string, session uint64, beat *
 	}
 	c.heard = now
 	runs := task{job: beat.GetJob(), generation: beat.GetGeneration(), preparation: beat.GetPreparation()}
+	if beat.Keeps != nil {
+		h.dropped(worker, c.incarnation, beat.GetKeeps())
+	}
 	if dataSets := beat.GetDataSets(); !slices.Equal(c.dataSets, dataSets) || c.runs != runs || c.warm != beat.GetWarm() {
 		if c.runs != runs {
 			c.strayed = time.Time{}
@@ -349,6 +354,7 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	maps.DeleteFunc(h.reads, func(job string, _ map[string]*storeRead) bool { return over(job) })
 	maps.DeleteFunc(h.waiting, func(job, _ string) bool { return over(job) })
 	maps.DeleteFunc(h.progress, func(job string, _ *skeinv1.Progress) bool { return s.Jobs[job] == nil })
+	maps.DeleteFunc(h.accounts, func(job string, _ *account) bool { return over(job) })
 	h.forgetLines(s)
 	maps.DeleteFunc(h.draining, func(w string, _ time.Time) bool { return s.Workers[w] == nil || !s.Workers[w].Draining })
 	maps.DeleteFunc(h.accused, func(w string, a accusation) bool {
@@ -364,6 +370,7 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 		}
 	}
 	maps.DeleteFunc(h.lost, func(w, _ string) bool { return s.Workers[w] != nil })
+	maps.DeleteFunc(h.lostAt, func(w string, at time.Time) bool { return s.Workers[w] != nil || now.Sub(at) > time.Minute })
 	maps.DeleteFunc(h.contacts, func(w string, c *contact) bool {
 		return s.Workers[w] == nil && !c.connected && now.Sub(c.broke) > time.Minute
 	})
@@ -427,9 +434,17 @@ func (h *hearing) forMembership() membership.Seen {
 	return seen
 }
 
-func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
+// forPlacement is what recovery and the scheduler are told of one state and one moment: a
+// worker that one of them knew of and the other did not could be given away with steps in
+// its memory that are nowhere else.
+func (h *hearing) forPlacement(now time.Time, s *fsm.State, patience time.Duration, c recovery.Config) (recovery.Seen, scheduler.Seen) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.forRecovery(s), h.forScheduler(now, s, patience, c)
+}
+
+// forRecovery is called with h.mu held.
+func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	seen := recovery.Seen{Alive: h.alive(s), Lost: maps.Clone(h.lost), Broken: map[string]recovery.Broken{},
 		Draining: maps.Clone(h.draining), Reads: map[string]map[string]bool{},
 		GaveUp: map[string]map[string]recovery.GaveUp{}, Strays: h.strays(s)}
@@ -454,11 +469,11 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	return seen
 }
 
+// forScheduler is called with h.mu held. What recovery decides of the same moment is not in
+// it yet.
 func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Duration, c recovery.Config) scheduler.Seen {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{},
-		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}, Hold: h.want.Hold, Joining: h.want.Joining}
+		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}}
 	for worker, stray := range h.strays(s) {
 		seen.Strays[worker] = scheduler.Stray(stray)
 	}
@@ -467,6 +482,16 @@ func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Durati
 		for worker, g := range gaveUp {
 			if c.Rests(now, *g) {
 				seen.Resting[job][worker] = fmt.Sprintf("left out for %s, because it gave up %d times: %s", c.GiveUpRest, g.Times, g.Reason)
+			}
+		}
+	}
+	for _, j := range s.Jobs {
+		for _, d := range j.Doubts {
+			if why := c.Doubtful(now, j, d.Worker); why != "" && !j.Phase.Final() {
+				if seen.Resting[j.ID] == nil {
+					seen.Resting[j.ID] = map[string]string{}
+				}
+				seen.Resting[j.ID][d.Worker] = why
 			}
 		}
 	}

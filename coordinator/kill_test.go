@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -116,6 +119,59 @@ func TestWhatWasAcknowledgedIsReadUnderTheNextLeaderAtOnce(t *testing.T) {
 	}
 }
 
+// TestALeaderIsKilledAgainAndAgain measures how long it takes until the next leader answers:
+// SKEIN_LEADER_KILLS=20 kills so many, and tells; by itself it kills two.
+func TestALeaderIsKilledAgainAndAgain(t *testing.T) {
+	kills := 2
+	if s := os.Getenv(leaderKills); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			t.Fatalf("SKEIN_LEADER_KILLS=%q: a number of kills is needed", s)
+		}
+		kills = n
+	}
+	r := newProcesses(t, 3)
+	id := r.submit("one", nil)
+	var took []time.Duration
+	for range kills {
+		r.settled()
+		first := r.leader()
+		r.kill(first)
+		began := time.Now()
+		if j := r.get(id); j.GetId() != id {
+			t.Fatalf("the job is %v", j)
+		}
+		took = append(took, time.Since(began))
+		r.respawn(first)
+	}
+	slices.Sort(took)
+	t.Logf("%d leaders killed: the next one answered after %s (median), %s (95th percentile), %s at most",
+		kills, took[kills/2].Round(time.Millisecond), took[(kills*95+99)/100-1].Round(time.Millisecond), took[kills-1].Round(time.Millisecond))
+}
+
+// settled waits until all coordinators follow the same leader and have all that it has.
+func (r *rig) settled() {
+	r.Helper()
+	r.until("all coordinators agree", func() bool {
+		leaders, applied := map[string]bool{}, map[uint64]bool{}
+		for _, m := range r.members {
+			conn, err := leader.New(leader.Config{Addresses: []string{m.Address}, TLS: r.files(pki.Admin, "olga").Expect(pki.Coordinator), Build: "test"})
+			if err != nil {
+				r.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(r.ctx(), 2*time.Second)
+			s, err := skeinv1.NewClusterClient(conn).Status(ctx, &skeinv1.StatusRequest{})
+			cancel()
+			conn.Close()
+			if err != nil || s.GetLeaderId() == "" {
+				return false
+			}
+			leaders[s.GetLeaderId()], applied[s.GetAppliedIndex()] = true, true
+		}
+		return len(leaders) == 1 && len(applied) == 1
+	})
+}
+
 // A process that was stopped wakes up with answers in its buffers from the time when it
 // led, and with requests behind them.
 func TestALeaderThatSleptThroughItsSuccessorDoesNotAnswerFromMemory(t *testing.T) {
@@ -195,6 +251,22 @@ func TestACoordinatorWhoseDiskIsLostIsReplaced(t *testing.T) {
 		}
 	}
 	r.kill(lost)
+	// A log that is damaged, or gone from its folder, is refused by name: to begin anew in it
+	// would be to vote twice.
+	log := filepath.Join(r.dir, lost, "log.db")
+	m := r.member(lost)
+	r.until("the port of "+lost+" is free", func() bool { return listenable(m.Address) })
+	for what, damage := range map[string]func() error{
+		"overwritten": func() error { return os.WriteFile(log, bytes.Repeat([]byte("x"), 1<<16), 0o644) },
+		"deleted":     func() error { return os.Remove(log) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if co, err := Start(r.config(m)); !errors.Is(err, raftlog.ErrCorrupt) || !strings.Contains(err.Error(), "join anew under another id") {
+			t.Errorf("%s: %v, %v", what, co, err)
+		}
+	}
 	if err := os.RemoveAll(filepath.Join(r.dir, lost)); err != nil {
 		t.Fatal(err)
 	}

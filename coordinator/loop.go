@@ -117,17 +117,20 @@ func (c *Coordinator) turn(now time.Time, away time.Duration) {
 	lost, _ := membership.Decide(now, c.node.State(), r.forMembership(), c.config.Membership)
 	for _, e := range lost {
 		if d, ok := e.Decision.(*fsm.Remove); ok && c.decide(r, e) {
-			r.giveUpOn(d.Worker, e.Reason)
+			r.giveUpOn(now, d.Worker, e.Reason)
 		}
 	}
 	s := c.node.State()
-	again := recovery.Decide(now, s, r.forRecovery(s), c.config.Recovery)
-	if !c.follow(r, now, again) {
+	seen, free := r.forPlacement(now, s, c.config.StorePatience, c.config.Recovery)
+	again := recovery.Decide(now, s, seen, c.config.Recovery)
+	if !c.follow(r, now, s, again) {
 		return
 	}
-	c.decideAll(r, again.Entries)
-	s = c.node.State()
-	work := scheduler.Decide(now, s, r.forScheduler(now, s, c.config.StorePatience, c.config.Recovery), c.config.Scheduler)
+	if c.decideAll(r, again.Entries) > 0 {
+		return // recovery looks at the new state first; another turn follows at once
+	}
+	free.Hold, free.Joining, free.Keeps = again.Hold, again.Joining, again.Keeps
+	work := scheduler.Decide(now, s, free, c.config.Scheduler)
 	r.queued(work)
 	c.decideAll(r, work.Entries)
 	maps.Copy(work.Waiting, again.Notes)
@@ -149,12 +152,14 @@ func (c *Coordinator) explain(r *reign, waiting map[string]string) {
 	r.waiting = waiting
 }
 
-func (c *Coordinator) decideAll(r *reign, entries []fsm.Entry) {
-	for _, e := range entries {
+// decideAll proposes decisions, and tells how many hold.
+func (c *Coordinator) decideAll(r *reign, entries []fsm.Entry) int {
+	for i, e := range entries {
 		if !c.decide(r, e) {
-			return // what follows was decided on the assumption that this holds
+			return i // what follows was decided on the assumption that this holds
 		}
 	}
+	return len(entries)
 }
 
 // decide proposes a decision, and tells whether it holds.
@@ -176,7 +181,7 @@ func (c *Coordinator) decide(r *reign, e fsm.Entry) bool {
 // propose stamps an entry and puts it into the log.
 func (c *Coordinator) propose(ctx context.Context, e fsm.Entry) (fsm.Result, error) {
 	began := time.Now()
-	e.At = began.UnixMilli()
+	e.At, e.Spent = began.UnixMilli(), c.spent(e.Decision)
 	result, err := c.node.Propose(ctx, e)
 	c.metrics.proposed(began, e.Decision.Kind(), result, err)
 	return result, err

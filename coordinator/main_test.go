@@ -24,6 +24,9 @@ import (
 // It ends by itself when its standard input does, which is when the test ends.
 const childEnv = "SKEIN_COORDINATOR_CHILD"
 
+// leaderKills is how many leaders to kill to measure how soon the next ones answer.
+const leaderKills = "SKEIN_LEADER_KILLS"
+
 func TestMain(m *testing.M) {
 	if spec := os.Getenv(childEnv); spec != "" {
 		if err := child(strings.Split(spec, "|")); err != nil {
@@ -44,6 +47,9 @@ func child(f []string) error {
 	}
 	c := r.config(raftlog.Server{ID: f[1], Address: f[2]})
 	c.Membership.Lease = 15 * time.Second // a busy machine takes its time to connect again
+	if os.Getenv(leaderKills) != "" {     // it is measured, with the timeout that coordinators have
+		c.ElectionTimeout = 0
+	}
 	var err error
 	if c.TLS, err = pki.Load(filepath.Join(f[0], "pki", "coordinator-"+f[1])); err != nil {
 		return err

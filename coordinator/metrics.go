@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/ledger"
 )
 
 // metrics are what a coordinator shows to Prometheus. docs/METRICS.md explains them.
@@ -99,13 +100,16 @@ var (
 	descSpeed     = describe("skein_job_tokens_per_second", "Tokens that a running job trains on a second.", "job")
 	descSetbacks  = describe("skein_job_setbacks", "Generations of a running job that gained nothing, in a row.", "job")
 	descProtected = describe("skein_job_protected", "1 if the loss of any one worker costs a running job no step.", "job")
+	descTime      = describe("skein_job_time_seconds", "Where the time of a job went that is not over, by category; their sum is its wall time.", "job", "category")
+	descGoodput   = describe("skein_job_goodput", "Productive share of a job's time since it was prepared.", "job")
+	descCapacity  = describe("skein_job_capacity", "Workers for each that a job could use, in the mean while it trained.", "job")
 )
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descTerm, descCommit, descApplied, descLastContact, descLogBytes, descSnapshot, descExpires,
-		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks, descProtected,
+		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks, descProtected, descTime, descGoodput, descCapacity,
 	} {
 		to <- d
 	}
@@ -135,7 +139,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		gauge(descExpires, float64(f.Expires.Unix()))
 	}
 	if r := m.of.leading(); r != nil {
-		collectState(gauge, m.of.node.State(), r.hearing)
+		collectState(gauge, time.Now(), m.of.node.State(), r.hearing)
 	}
 }
 
@@ -147,10 +151,13 @@ func one(yes bool) float64 {
 }
 
 // collectState shows jobs and workers as the leader sees them.
-func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), s *fsm.State, h *hearing) {
+func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), now time.Time, s *fsm.State, h *hearing) {
 	jobs := map[fsm.Phase]int{}
 	for _, j := range s.InOrder() {
 		jobs[j.Phase]++
+		if !j.Phase.Final() {
+			collectLedger(gauge, j.ID, ledgerOf(now, j, h))
+		}
 		if j.Phase != fsm.Running {
 			continue
 		}
@@ -188,4 +195,20 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), s
 		gauge(descWorkers, float64(n), state)
 	}
 	gauge(descSessions, float64(sessions))
+}
+
+// collectLedger shows where a job's time went.
+func collectLedger(gauge func(d *prometheus.Desc, v float64, labels ...string), job string, l ledger.Ledger) {
+	for category, ms := range map[string]int64{
+		"preparing": l.Preparing, "productive": l.Productive, "rework": l.Rework, "recovery": l.Recovery, "checkpoint": l.Checkpoint,
+		"data_wait": l.DataWait, "evaluation": l.Evaluation, "paused": l.Paused,
+	} {
+		gauge(descTime, float64(ms)/1000, job, category)
+	}
+	if share, ok := l.Goodput(); ok {
+		gauge(descGoodput, share, job)
+	}
+	if share, ok := l.Capacity(); ok {
+		gauge(descCapacity, share, job)
+	}
 }

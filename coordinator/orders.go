@@ -11,7 +11,7 @@ import (
 // orders are all that a worker is to do, from what is decided.
 func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
 	busy := s.Busy()[w.Name]
-	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == ""}
+	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == "" && !h.stays(w.Name)}
 	for _, j := range s.InOrder() {
 		switch j.Phase {
 		case fsm.Preparing:
@@ -126,6 +126,10 @@ func jobOf(s *fsm.State, j *fsm.Job, h *hearing) *skeinv1.Job {
 	}
 	if h != nil {
 		out.WaitingFor, out.Progress = h.waitingOf(j.ID), h.progressOf(j.ID)
+	}
+	out.Ledger = ledgerMessage(ledgerOf(time.Now(), j, h))
+	if j.Phase == fsm.Running {
+		out.Domains = s.SharedDomains(j)
 	}
 	return out
 }

@@ -89,7 +89,7 @@ func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing, before int) error {
 	}
 	job := jobOf(s, j, h)
 	progress := job.Progress
-	job.Progress = nil
+	job.Progress, job.Ledger = nil, nil // that would be news each time
 	if !proto.Equal(job, w.job) {
 		if err := w.stream.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: job}}); err != nil {
 			return err

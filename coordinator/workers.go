@@ -90,7 +90,7 @@ func (s workers) checkHello(h *skeinv1.Hello) error {
 	case h.GetCluster() != s.config.Cluster:
 		return skeinv1.Refuse(codes.FailedPrecondition, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_CLUSTER},
 			fmt.Sprintf("worker %s is of cluster %q, and coordinator %s of %q", h.GetWorker(), h.GetCluster(), s.config.ID, s.config.Cluster))
-	case !name(h.GetWorker()) || !name(h.GetIncarnation()) || tooLong(h.GetNode()):
+	case !name(h.GetWorker()) || !name(h.GetIncarnation()) || tooLong(h.GetNode(), h.GetZone()):
 		return status.Errorf(codes.InvalidArgument, "worker %q, process %q: names of 1 to %d letters, digits, dashes, dots and underscores are needed", h.GetWorker(), h.GetIncarnation(), nameBytesMax)
 	case h.GetRingAddress() == "" || h.GetStreamAddress() == "" || tooLong(h.GetRingAddress(), h.GetStreamAddress()):
 		return status.Errorf(codes.InvalidArgument, "worker %s: the addresses of its ring and its stream server are needed", h.GetWorker())
@@ -120,7 +120,7 @@ func name(s string) bool {
 // register sees to it that the log has this process, with these addresses.
 func (s workers) register(ctx context.Context, h *skeinv1.Hello) error {
 	w := fsm.Worker{
-		Name: h.GetWorker(), Incarnation: h.GetIncarnation(), Node: h.GetNode(), Build: h.GetBuild(), Ring: h.GetRingAddress(),
+		Name: h.GetWorker(), Incarnation: h.GetIncarnation(), Node: h.GetNode(), Zone: h.GetZone(), Build: h.GetBuild(), Ring: h.GetRingAddress(),
 		Stream: h.GetStreamAddress(), Classes: h.GetNumericClasses(), Memory: h.GetMemoryBytes(), Threads: int(h.GetThreads()),
 	}
 	if known := s.node.State().Workers[w.Name]; known != nil {
@@ -150,13 +150,14 @@ func (s workers) listen(stream skeinv1.Workers_SessionServer, r *reign, h *skein
 		}
 		switch what := m.GetWhat().(type) {
 		case *skeinv1.WorkerMessage_Heartbeat:
-			if len(what.Heartbeat.GetDataSets()) > dataSetsMax || tooLong(what.Heartbeat.GetDataSets()...) || tooLong(what.Heartbeat.GetJob()) {
+			if len(what.Heartbeat.GetDataSets()) > dataSetsMax || tooLong(what.Heartbeat.GetDataSets()...) || tooLong(what.Heartbeat.GetJob(), what.Heartbeat.GetKeeps()) {
 				return status.Errorf(codes.InvalidArgument, "%d data sets in a heartbeat", len(what.Heartbeat.GetDataSets()))
 			}
 			r.heartbeat(time.Now(), h.GetWorker(), session, what.Heartbeat)
 		case *skeinv1.WorkerMessage_Progress:
 			p := what.Progress
 			if j := s.node.State().Jobs[p.GetJob()]; j != nil && j.Phase == fsm.Running && p.GetProgress().GetGeneration() == j.Generation && len(j.Placement) > 0 && j.Placement[0].Worker == h.GetWorker() {
+				r.spends(time.Now(), j.ID, j.Generation, p.GetProgress().GetSpent())
 				r.tell(j.ID, p.GetProgress()) // rank 0's word counts
 			}
 		case *skeinv1.WorkerMessage_Pong:
@@ -315,6 +316,9 @@ func (s workers) Complete(ctx context.Context, r *skeinv1.CompleteRequest) (*ske
 	if len(r.GetResult()) > specBytesMax || len(r.GetResult()) > 0 && !json.Valid(r.GetResult()) {
 		return nil, status.Errorf(codes.InvalidArgument, "the result of %d bytes is not JSON of at most %d", len(r.GetResult()), specBytesMax)
 	}
+	if reign := s.leading(); reign != nil && r.GetGeneration() == j.Generation {
+		reign.spends(time.Now(), j.ID, j.Generation, r.GetSpent())
+	}
 	reason := fmt.Sprintf("%d steps", j.Steps)
 	if _, err := s.decided(ctx, reason, &fsm.Complete{Job: j.ID, Generation: r.GetGeneration(), Result: r.GetResult()}); err != nil {
 		return nil, err
@@ -351,15 +355,23 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 	if g, n := r.GetGeneration(), r.GetPreparation(); g != j.Ended().Generation && n == 0 || n != 0 && (n != j.Preparation.Number || j.Phase != fsm.Preparing) {
 		return nil, fmt.Errorf("%w: generation %d, preparation %d of %s are over", fsm.ErrFenced, g, n, j.ID)
 	}
-	if n := r.GetPreparation(); n == 0 {
+	if r.GetDiverged() != nil && r.GetPreparation() == 0 {
+		if err := s.diverged(ctx, j, r); err != nil {
+			return nil, err
+		}
+	}
+	if n := r.GetPreparation(); n == 0 && !r.GetSealing() {
 		sealed, sound := sealedOf(j, w, r.GetSealed())
 		if !sound {
 			s.config.Logger.Warn("a report of what a worker holds cannot be true; it counts as nothing", "job", j.ID, "worker", w.Name)
 		}
 		s.config.Logger.Info("sealed", "job", j.ID, "generation", r.GetGeneration(), "worker", w.Name, "step", sealed.Step, "held", sealed.Held, "summed", sealed.Summed, "yielded", sealed.Yielded)
+		if j.Phase == fsm.Running {
+			reign.spent(j.ID, j.Generation, w.Name, r.GetSealed())
+		}
 		reign.seal(j.ID, sealed)
-		if r.GetSealed().GetYielded() || r.GetSealed().GetTold() || j.Phase != fsm.Running {
-			return &skeinv1.BrokenResponse{}, nil // that was asked for, and blames nobody
+		if r.GetSealed().GetYielded() || r.GetSealed().GetTold() || r.GetDiverged() != nil || j.Phase != fsm.Running {
+			return &skeinv1.BrokenResponse{}, nil // that was asked for, or is in the log, and blames nobody
 		}
 	}
 	incarnation := ""
@@ -372,6 +384,19 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 		Generation: r.GetGeneration(), By: w.Name, Reason: reason, At: time.Now(),
 	}}, r.GetAccused(), incarnation)
 	return &skeinv1.BrokenResponse{}, nil
+}
+
+// diverged puts into the log that copies of a rank's weights differ.
+func (s workers) diverged(ctx context.Context, j *fsm.Job, r *skeinv1.BrokenRequest) error {
+	d := r.GetDiverged()
+	if tooLong(d.GetBucket()) {
+		return status.Errorf(codes.InvalidArgument, "a bucket with a name of %d bytes", len(d.GetBucket()))
+	}
+	newest, _ := j.Newest()
+	_, err := s.decided(ctx, fmt.Sprintf("rank %d, %s: the weights of %s and of its mirror on %s differ after step %d; going on from the checkpoint of step %d",
+		d.GetRank(), d.GetBucket(), d.GetOwner(), d.GetMirror(), d.GetStep(), newest.Step),
+		&fsm.Diverge{Job: j.ID, Generation: r.GetGeneration(), Owner: d.GetOwner(), Mirror: d.GetMirror()})
+	return err
 }
 
 // Drain implements skeinv1.WorkersServer.

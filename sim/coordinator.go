@@ -106,7 +106,7 @@ func (r *reign) turn() {
 	lost, _ := membership.Decide(now, c.state, r.forMembership(), membershipConfig)
 	for _, e := range lost {
 		if d, ok := e.Decision.(*fsm.Remove); ok && r.decide(e) {
-			r.lost[d.Worker] = e.Reason
+			r.lost[d.Worker], r.lostAt[d.Worker] = e.Reason, now
 			for _, reports := range r.sealed {
 				delete(reports, d.Worker) // what it keeps may be gone when it is back
 			}
@@ -115,29 +115,31 @@ func (r *reign) turn() {
 	if c.reign != r {
 		return
 	}
+	free := r.forScheduler(now, c.state)
 	again := recovery.Decide(now, c.state, r.forRecovery(c.state), recoveryConfig)
 	if c.w.log.leader != c.id { // as VerifyLeader tells
 		return
 	}
 	r.follow(now, c.state, again)
-	r.decideAll(again.Entries)
-	if c.reign != r {
-		return
+	if r.decideAll(again.Entries) == 0 && c.reign == r { // otherwise another turn follows
+		free.Hold, free.Joining, free.Keeps = again.Hold, again.Joining, again.Keeps
+		work := scheduler.Decide(now, c.state, free, schedulerConfig)
+		r.queue = work
+		r.decideAll(work.Entries)
 	}
-	work := scheduler.Decide(now, c.state, r.forScheduler(now, c.state), schedulerConfig)
-	r.queue = work
-	r.decideAll(work.Entries)
 	if c.reign == r {
 		r.command()
 	}
 }
 
-func (r *reign) decideAll(entries []fsm.Entry) {
-	for _, e := range entries {
+// decideAll proposes decisions, and tells how many hold.
+func (r *reign) decideAll(entries []fsm.Entry) int {
+	for i, e := range entries {
 		if !r.decide(e) {
-			return
+			return i
 		}
 	}
+	return len(entries)
 }
 
 // decide proposes a decision, and tells whether it holds.
@@ -175,7 +177,7 @@ func (r *reign) command() {
 // orders are all that a worker is to do, from what is decided.
 func orders(s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
 	busy := s.Busy()[w.Name]
-	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == ""}
+	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == "" && h.want.Stays[w.Name] == ""}
 	for _, j := range s.InOrder() {
 		switch j.Phase {
 		case fsm.Preparing:

@@ -16,6 +16,7 @@ type hearing struct {
 	since, lastJoin time.Time
 	contacts        map[string]*contact
 	lost            map[string]string
+	lostAt          map[string]time.Time
 	accused         map[string]accusation
 	broken          map[string]recovery.Broken
 	tries           map[string]scheduler.Broken
@@ -59,7 +60,7 @@ const accusationAge = 2 * time.Second
 
 func newHearing(now time.Time) hearing {
 	return hearing{
-		since: now, lastJoin: now, contacts: map[string]*contact{}, lost: map[string]string{}, accused: map[string]accusation{},
+		since: now, lastJoin: now, contacts: map[string]*contact{}, lost: map[string]string{}, lostAt: map[string]time.Time{}, accused: map[string]accusation{},
 		broken: map[string]recovery.Broken{}, tries: map[string]scheduler.Broken{}, gaveUp: map[string]map[string]recovery.GaveUp{},
 		sealed: map[string]map[string]recovery.Sealed{}, ending: map[string]ending{}, draining: map[string]time.Time{}, protected: map[string]uint64{},
 	}
@@ -73,6 +74,7 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	maps.DeleteFunc(h.ending, func(job string, e ending) bool { return over(job) || s.Jobs[job].Ended().Generation != e.generation })
 	maps.DeleteFunc(h.draining, func(w string, _ time.Time) bool { return s.Workers[w] == nil || !s.Workers[w].Draining })
 	maps.DeleteFunc(h.lost, func(w, _ string) bool { return s.Workers[w] != nil })
+	maps.DeleteFunc(h.lostAt, func(w string, _ time.Time) bool { return s.Workers[w] != nil })
 	maps.DeleteFunc(h.accused, func(w string, a accusation) bool {
 		j := s.Jobs[a.job]
 		return !s.Is(w, a.incarnation) || j == nil || j.Generation != a.generation || now.Sub(a.at) > accusationAge
@@ -93,6 +95,16 @@ func (h *hearing) forget(now time.Time, s *fsm.State) {
 	for _, w := range s.ByName() {
 		if _, known := h.draining[w.Name]; w.Draining && !known {
 			h.draining[w.Name] = now
+		}
+	}
+}
+
+// dropped notes that a worker keeps state of one job, or of none.
+func (h *hearing) dropped(p *process, keeps string) {
+	for job, reports := range h.sealed {
+		if r, ok := reports[p.name]; ok && job != keeps && r.Incarnation == p.incarnation {
+			r.Held, r.Summed = nil, nil
+			reports[p.name] = r
 		}
 	}
 }
@@ -135,7 +147,7 @@ func (h *hearing) forMembership() membership.Seen {
 
 func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 	seen := recovery.Seen{
-		Alive: h.alive(s), Lost: h.lost, Broken: h.broken, Draining: h.draining, Reads: map[string]map[string]bool{}, GaveUp: h.gaveUp,
+		Alive: h.alive(s), Lost: h.lost, LostAt: h.lostAt, Broken: h.broken, Draining: h.draining, Reads: map[string]map[string]bool{}, GaveUp: h.gaveUp,
 		Strays: map[string]recovery.Stray{}, LastJoin: h.lastJoin, Sealed: h.sealed, Ending: map[string]time.Time{},
 		Protected: map[string]bool{}, Connected: map[string]time.Time{}, Warm: map[string]string{}, Promised: h.queue.Promised, Preempt: h.queue.Preempt,
 	}
@@ -159,7 +171,7 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 func (h *hearing) forScheduler(now time.Time, s *fsm.State) scheduler.Seen {
 	seen := scheduler.Seen{
 		Alive: h.alive(s), LastJoin: h.lastJoin, Broken: h.tries, Reads: map[string]map[string]scheduler.Read{},
-		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}, Hold: h.want.Hold, Joining: h.want.Joining,
+		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{},
 	}
 	for name, stray := range h.forRecovery(s).Strays {
 		seen.Strays[name] = scheduler.Stray(stray)

@@ -134,7 +134,7 @@ func (p *process) beat(s *session) {
 
 // tell says what the worker does.
 func (p *process) tell(s *session) {
-	t, warm := p.state.Running(), p.state.Ready()
+	t, warm, keeps := p.state.Running(), p.state.Ready(), p.state.Keeps()
 	p.w.after(p.w.latency(), func() {
 		r := s.reign
 		c := r.contacts[p.name]
@@ -142,6 +142,7 @@ func (p *process) tell(s *session) {
 			return
 		}
 		c.heard = r.c.clock()
+		r.dropped(p, keeps)
 		if c.job != t.Job || c.generation != t.Generation || c.preparation != t.Preparation || c.warm != warm {
 			c.job, c.generation, c.preparation, c.warm = t.Job, t.Generation, t.Preparation, warm
 			r.wake()
@@ -189,11 +190,11 @@ func (p *process) turned() {
 
 // step is one turn of the worker's state.
 func (p *process) step(e agent.Event) {
-	running, ready := p.state.Running(), p.state.Ready()
+	running, ready, keeps := p.state.Running(), p.state.Ready(), p.state.Keeps()
 	for _, a := range p.state.Step(e) {
 		p.act(a)
 	}
-	if p.state.Running() != running || p.state.Ready() != ready {
+	if p.state.Running() != running || p.state.Ready() != ready || p.state.Keeps() != keeps {
 		p.turned()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/skein-ml/skein/coordinator/ledger"
 	"github.com/skein-ml/skein/internal/invariant"
 	"github.com/skein-ml/skein/shard"
 )
@@ -86,7 +87,7 @@ func (d *Submit) apply(s *State, index uint64, e Entry) (string, error) {
 		ID: s.newID(d.Name, d.Request), Name: d.Name, Request: d.Request, Sequence: index, Spec: d.Spec,
 		Phase: Preparing, Reason: e.Reason, Submitted: e.At, Changed: e.At,
 		WorldSize: d.WorldSize, WorkersMin: d.WorkersMin, WorkersMax: d.WorkersMax, Class: d.Class, Store: d.Store,
-		Priority: d.Priority, Mirror: d.Mirror,
+		Priority: d.Priority, Mirror: d.Mirror, Ledger: ledger.Begin(e.At),
 	}
 	j.tell(index, e, "submitted")
 	s.put(j)
@@ -203,6 +204,7 @@ func (d *Resolve) apply(s *State, index uint64, e Entry) (string, error) {
 	}
 	j.Resolved, j.SpecHash, j.DataHash, j.Class, j.Steps, j.Nonce, j.Memory = d.Resolved, d.SpecHash, d.DataHash, d.Class, d.Steps, d.Nonce, d.Memory
 	j.Published, j.PublishedIndex = []Checkpoint{d.Step0}, index
+	j.Ledger.Wait(e.At, e.Spent)
 	s.put(j)
 	return d.Job, nil
 }
@@ -236,6 +238,7 @@ func (d *Generate) apply(s *State, index uint64, e Entry) (string, error) {
 		return d.Job, err
 	}
 	j.Generation, j.Placement, j.Resume, j.Live, j.Parked = d.Generation, d.Placement, from, d.Live, Parked{}
+	j.Ledger.Train(e.At, e.Spent, d.Live != nil, len(d.Placement), j.Useful())
 	if j.Setbacks++; gained {
 		j.Setbacks = 0
 	}
@@ -259,6 +262,9 @@ func (j *Job) checkLive(d *Generate, published int64) error {
 	if l.After == 0 || l.After != j.Ended().Generation {
 		return fmt.Errorf("%w: the state is generation %d's, and %d was the last to run", ErrFenced, l.After, j.Ended().Generation)
 	}
+	if !j.Sound() {
+		return fmt.Errorf("%w: copies of a rank's state differed in generation %d", ErrConflict, l.After)
+	}
 	if len(l.Sources) != j.WorldSize {
 		return fmt.Errorf("%w: %d sources for %d ranks", ErrConflict, len(l.Sources), j.WorldSize)
 	}
@@ -277,14 +283,14 @@ func (j *Job) checkLive(d *Generate, published int64) error {
 func (s *State) checkPlacement(j *Job, d *Generate) error {
 	most := j.WorkersMax
 	if d.Live != nil {
-		most = max(most, len(j.Placement))
+		most = max(most, len(j.Ended().Placement))
 	}
 	if n := len(d.Placement); n < j.WorkersMin || n > most {
 		return fmt.Errorf("%w: %d workers for a job of %d to %d", ErrConflict, n, j.WorkersMin, most)
 	}
 	rank, seen := 0, map[string]bool{}
 	for _, p := range d.Placement {
-		if err := s.free(j.ID, p.Worker, p.Incarnation, d.Live != nil && j.Place(p.Worker) != nil); err != nil {
+		if err := s.free(j.ID, p.Worker, p.Incarnation, d.Live != nil && j.Holder(p.Worker) != nil); err != nil {
 			return err
 		}
 		if w := s.Workers[p.Worker]; !w.Has(j.Class) {
@@ -326,6 +332,7 @@ func (d *Suspend) apply(s *State, index uint64, e Entry) (string, error) {
 	}
 	j.Parked = Parked{Generation: j.Generation, Placement: j.Placement, Live: j.Live, From: j.Began()}
 	j.Generation, j.Placement, j.Live = d.Generation, nil, nil
+	j.Ledger.Wait(e.At, e.Spent)
 	s.put(j)
 	return d.Job, nil
 }

@@ -20,11 +20,11 @@ func (d *Publish) apply(s *State, index uint64, e Entry) (string, error) {
 			return d.Job, nil // a retry
 		}
 	}
+	if c.Generation != j.Generation { // whatever phase it is in by now: the worker's part is over, and no more
+		return d.Job, fmt.Errorf("%w: generation %d of %s is over, it is at %d", ErrFenced, c.Generation, d.Job, j.Generation)
+	}
 	if j.Phase != Running {
 		return d.Job, fmt.Errorf("%w: the job is %s, not running", ErrIllegal, j.Phase)
-	}
-	if c.Generation != j.Generation {
-		return d.Job, fmt.Errorf("%w: generation %d of %s is over, it is at %d", ErrFenced, c.Generation, d.Job, j.Generation)
 	}
 	newest, _ := j.Newest()
 	if c.Step <= newest.Step || c.Step > j.Steps || c.Manifest == "" {
@@ -33,6 +33,7 @@ func (d *Publish) apply(s *State, index uint64, e Entry) (string, error) {
 	from := max(0, len(j.Published)+1-publishedMax)
 	j.Published = append(slices.Clone(j.Published[from:]), c)
 	j.PublishedIndex, j.Setbacks = index, 0
+	j.Ledger.Publish(e.Spent)
 	j.tell(index, e, "published")
 	s.put(j)
 	return d.Job, nil
@@ -66,6 +67,7 @@ func (d *Complete) apply(s *State, index uint64, e Entry) (string, error) {
 		return d.Job, err
 	}
 	j.Result, j.Placement, j.Live = d.Result, nil, nil
+	j.Ledger.End(e.At, e.Spent, true)
 	s.put(j)
 	return d.Job, nil
 }
@@ -109,6 +111,7 @@ func (s *State) end(j Job, to Phase, index uint64, e Entry) error {
 		return err
 	}
 	j.Placement, j.Live, j.Parked = nil, nil, Parked{}
+	j.Ledger.End(e.At, e.Spent, false)
 	s.put(j)
 	return nil
 }
@@ -129,6 +132,7 @@ func (d *Scale) apply(s *State, index uint64, e Entry) (string, error) {
 		return d.Job, nil // a retry
 	}
 	j.WorkersMax = d.Workers
+	j.Ledger.Want(e.At, j.Useful())
 	j.tell(index, e, "scaled")
 	s.put(j)
 	return d.Job, nil
@@ -164,6 +168,30 @@ func (d *Resume) apply(s *State, index uint64, e Entry) (string, error) {
 	}
 	j.Paused, j.PausedIndex = false, 0
 	j.tell(index, e, "resumed")
+	s.put(j)
+	return d.Job, nil
+}
+
+func (d *Diverge) apply(s *State, index uint64, e Entry) (string, error) {
+	j, err := s.job(d.Job)
+	if err != nil {
+		return d.Job, err
+	}
+	if d.Generation == 0 || d.Generation != j.Ended().Generation {
+		return d.Job, fmt.Errorf("%w: generation %d of %s is over, it is at %d", ErrFenced, d.Generation, d.Job, j.Generation)
+	}
+	if j.Diverged == d.Generation {
+		return d.Job, nil // a retry, or another rank of the same machines: once for each generation
+	}
+	j.Diverged, j.Doubts = d.Generation, slices.Clone(j.Doubts)
+	for _, w := range []string{d.Owner, d.Mirror} {
+		if j.Holder(w) == nil {
+			return d.Job, fmt.Errorf("%w: worker %s had no part in generation %d", ErrConflict, w, d.Generation)
+		}
+		j.Doubts = append(j.Doubts, Doubt{Worker: w, Generation: d.Generation, At: e.At})
+	}
+	j.Doubts = j.Doubts[max(0, len(j.Doubts)-doubtsMax):]
+	j.tell(index, e, "diverged")
 	s.put(j)
 	return d.Job, nil
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+
+	"github.com/skein-ml/skein/coordinator/ledger"
 )
 
 // Version is the newest version of entries and snapshots, and what is written. All
@@ -38,6 +40,7 @@ type envelope struct {
 	Reason   string          `json:"reason"`
 	Kind     string          `json:"kind"`
 	Decision json.RawMessage `json:"decision"`
+	Spent    ledger.Spent    `json:"spent,omitzero"`
 }
 
 // Encode writes the entry. It fails if the entry is larger than one may be.
@@ -46,7 +49,7 @@ func (e Entry) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("entry: %w", err)
 	}
-	body, err := json.Marshal(envelope{At: e.At, Reason: e.Reason, Kind: e.Decision.Kind(), Decision: decision})
+	body, err := json.Marshal(envelope{At: e.At, Reason: e.Reason, Kind: e.Decision.Kind(), Decision: decision, Spent: e.Spent})
 	if err != nil {
 		return nil, fmt.Errorf("entry: %w", err)
 	}
@@ -75,7 +78,7 @@ func Decode(b []byte) (Entry, error) {
 	if err := strict(env.Decision, d); err != nil {
 		return Entry{}, fmt.Errorf("entry: %s: %w", env.Kind, err)
 	}
-	return Entry{At: env.At, Reason: env.Reason, Decision: d}, nil
+	return Entry{At: env.At, Reason: env.Reason, Decision: d, Spent: env.Spent}, nil
 }
 
 // Snapshot writes the state. Equal states give equal bytes.

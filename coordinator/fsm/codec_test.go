@@ -26,7 +26,7 @@ func history() []Decision {
 		&Drain{"w3", "w3-1"}, &Drain{"w2", "w2-1"}, &Remove{"w3", "w3-1"},
 		submit("fourth"), prepare(id("fourth"), 1, "w1"), resolve(id("fourth"), 1), &Scale{id("fourth"), 2}, register("w4"),
 		generate(id("fourth"), 1, 0, "w1", "w4"), live(id("fourth"), 2, 0, 3, []string{"w1", "w1", "w4", "w4"}, "w1", "w4"), &Pause{id("fourth")},
-		&Suspend{Job: id("fourth"), Generation: 3}, &Resume{id("fourth")},
+		&Suspend{Job: id("fourth"), Generation: 3}, &Resume{id("fourth")}, &Diverge{id("fourth"), 2, "w1", "w4"},
 	}
 }
 

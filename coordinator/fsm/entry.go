@@ -1,10 +1,15 @@
 package fsm
 
+import "github.com/skein-ml/skein/coordinator/ledger"
+
 // Entry is one entry of the log: a decision, when the leader proposed it, and why.
 type Entry struct {
 	At       int64    // Unix milliseconds by the leader's clock; for people
 	Reason   string   // one line; it becomes the job's reason and event
 	Decision Decision // one of the types below
+	// Spent is what is known of the job's running generation: where its time went. No
+	// decision depends on it.
+	Spent ledger.Spent
 }
 
 // Decision is something that the log may decide.
@@ -107,6 +112,16 @@ type Resume struct {
 	Job string `json:"job"`
 }
 
+// Diverge says that two copies of a rank's state differ. One of the two machines is
+// wrong, and nobody knows which: what the generation's workers have in memory is not used
+// any more, and the next one begins from the newest checkpoint.
+type Diverge struct {
+	Job        string `json:"job"`
+	Generation uint64 `json:"generation"`
+	Owner      string `json:"owner"`  // worker that hosted the rank
+	Mirror     string `json:"mirror"` // worker that mirrored it
+}
+
 // Cancel ends a job because someone asked.
 type Cancel struct {
 	Job string `json:"job"`
@@ -142,6 +157,7 @@ var kinds = map[string]func() Decision{
 	"scale":    func() Decision { return new(Scale) },
 	"pause":    func() Decision { return new(Pause) },
 	"resume":   func() Decision { return new(Resume) },
+	"diverge":  func() Decision { return new(Diverge) },
 	"cancel":   func() Decision { return new(Cancel) },
 	"register": func() Decision { return new(Register) },
 	"drain":    func() Decision { return new(Drain) },
@@ -180,6 +196,9 @@ func (*Pause) Kind() string { return "pause" }
 
 // Kind implements Decision.
 func (*Resume) Kind() string { return "resume" }
+
+// Kind implements Decision.
+func (*Diverge) Kind() string { return "diverge" }
 
 // Kind implements Decision.
 func (*Cancel) Kind() string { return "cancel" }

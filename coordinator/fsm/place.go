@@ -8,18 +8,69 @@ import (
 	"github.com/skein-ml/skein/shard"
 )
 
-// Spread orders workers so that taking the first few of them uses as many machines as
-// there are: the first worker of each node, by name, then the second of each.
+// Spread orders workers so that taking the first few of them uses as many zones as there
+// are, and as many machines of each: the first worker of each zone, then the second of
+// each. Of a zone it is the first worker of each machine, by name, then the second of each.
 func Spread(workers []*Worker) []*Worker {
-	byName := slices.Clone(workers)
-	slices.SortFunc(byName, func(a, b *Worker) int { return strings.Compare(a.Name, b.Name) })
-	nth, round := map[string]int{}, map[string]int{}
-	for _, w := range byName {
-		round[w.Name] = nth[w.Node]
-		nth[w.Node]++
+	list := slices.Clone(workers)
+	slices.SortFunc(list, func(a, b *Worker) int { return strings.Compare(a.Name, b.Name) })
+	inTurns(list, func(w *Worker) string { return w.Node })
+	inTurns(list, func(w *Worker) string { return w.Zone })
+	return list
+}
+
+// inTurns takes one worker of each group in turn; the order within a group is kept.
+func inTurns(list []*Worker, group func(*Worker) string) {
+	taken, turn := map[string]int{}, map[*Worker]int{}
+	for _, w := range list {
+		turn[w] = taken[group(w)]
+		taken[group(w)]++
 	}
-	slices.SortStableFunc(byName, func(a, b *Worker) int { return round[a.Name] - round[b.Name] })
-	return byName
+	slices.SortStableFunc(list, func(a, b *Worker) int { return turn[a] - turn[b] })
+}
+
+// SharedDomains says which failure domains the mirrors of a running job share with what
+// they mirror: the loss of one may then cost steps. It is empty if there are none, or no
+// mirrors. Zones count where the cluster has more than one.
+func (s *State) SharedDomains(j *Job) string {
+	n := len(j.Placement)
+	if !j.Mirror || j.Phase != Running || n < 2 {
+		return ""
+	}
+	zones := map[string]bool{}
+	for _, w := range s.Workers {
+		if w.Zone != "" {
+			zones[w.Zone] = true
+		}
+	}
+	var shared []string
+	pairs := 0
+	for i, p := range j.Placement {
+		a, b := s.Workers[p.Worker], s.Workers[j.Placement[(i+1)%n].Worker]
+		if a == nil || b == nil {
+			continue // it is given up: another generation follows
+		}
+		domain := ""
+		switch {
+		case a.Node == b.Node:
+			domain = "node " + a.Node
+		case len(zones) > 1 && a.Zone != "" && a.Zone == b.Zone:
+			domain = "zone " + a.Zone
+		default:
+			continue
+		}
+		if pairs++; !slices.Contains(shared, domain) {
+			shared = append(shared, domain)
+		}
+	}
+	switch {
+	case len(shared) == 0:
+		return ""
+	case pairs == n && len(shared) == 1:
+		return "no second failure domain: all its workers share " + shared[0]
+	}
+	slices.Sort(shared)
+	return "mirrors share " + strings.Join(shared, ", ")
 }
 
 // Use is how many of the free workers a job gets: those that shorten a step, within

@@ -36,6 +36,9 @@ func (s *State) Restored(at int64) *State {
 			j.tell(out.Index, Entry{At: at, Reason: j.Reason}, "restored")
 		case Done, Failed, Canceled: // nothing acts on them
 		}
+		if !j.Phase.Final() {
+			j.Ledger.Lose(at)
+		}
 		out.Jobs[id] = &j
 		out.requests[j.Request] = id
 	}

@@ -13,6 +13,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/skein-ml/skein/coordinator/ledger"
+	"github.com/skein-ml/skein/shard"
 )
 
 // Limits on what the state may hold, so that snapshots stay small.
@@ -21,6 +24,7 @@ const (
 	jobsFinishedMax = 500  // the oldest make way
 	workersMax      = 10_000
 	eventsMax       = 64        // per job, the newest
+	doubtsMax       = 64        // per job, the newest
 	publishedMax    = 64        // per job, the newest
 	jobsBytesMax    = 256 << 20 // of specs and results together; the oldest finished make way
 )
@@ -95,6 +99,10 @@ type Job struct {
 	// Setbacks counts generations in a row that began without anything gained since the
 	// one before: no checkpoint, no step that the next one went on from.
 	Setbacks int `json:"setbacks"`
+	// Diverged is the last generation in which copies of a rank's state differed; 0: none.
+	// Doubts are the workers that were named then, the newest last.
+	Diverged uint64  `json:"diverged,omitempty"`
+	Doubts   []Doubt `json:"doubts,omitempty"`
 	// Paused keeps the job in the queue, or brings it there at its next step boundary.
 	Paused      bool   `json:"paused,omitempty"`
 	PausedIndex uint64 `json:"pausedIndex,omitempty"` // of the entry that paused it
@@ -102,6 +110,9 @@ type Job struct {
 	// Published are the newest checkpoints, ascending by step; not empty once resolved.
 	Published      []Checkpoint `json:"published,omitempty"`
 	PublishedIndex uint64       `json:"publishedIndex,omitempty"` // log index of the newest
+
+	// Ledger is where its time went.
+	Ledger ledger.Ledger `json:"ledger,omitzero"`
 
 	Result []byte  `json:"result,omitempty"` // of a done job: JSON for the user
 	Events []Event `json:"events"`           // the newest, oldest first
@@ -149,6 +160,13 @@ type Parked struct {
 	From       int64   `json:"from"`           // step that it began at
 }
 
+// Doubt is that a worker had another copy of a rank's state than somebody else.
+type Doubt struct {
+	Worker     string `json:"worker"`
+	Generation uint64 `json:"generation"`
+	At         int64  `json:"at"` // Unix milliseconds
+}
+
 // Checkpoint is one that exists, because the log says so.
 type Checkpoint struct {
 	Generation uint64 `json:"generation"` // that wrote it; 0 for step 0
@@ -170,8 +188,9 @@ type Event struct {
 // Worker is a worker process that takes part. It is read only.
 type Worker struct {
 	Name        string   `json:"name"`
-	Incarnation string   `json:"incarnation"` // drawn when the process started
-	Node        string   `json:"node"`        // machine: its failure domain
+	Incarnation string   `json:"incarnation"`    // drawn when the process started
+	Node        string   `json:"node"`           // machine: its failure domain
+	Zone        string   `json:"zone,omitempty"` // of the machine: the failure domain around it; empty: not known
 	Build       string   `json:"build"`
 	Ring        string   `json:"ring"`   // address of its data plane
 	Stream      string   `json:"stream"` // address of its record stream server
@@ -280,8 +299,25 @@ func (j *Job) Ended() Parked {
 	return j.Parked
 }
 
+// Useful is how many workers the job could use.
+func (j *Job) Useful() int { return shard.UsefulWorkers(j.WorldSize, j.WorkersMax) }
+
 // Holder finds a worker in the generation that [Job.Ended] names; nil if it is not in it.
 func (j *Job) Holder(worker string) *Place { return placeOf(j.Ended().Placement, worker) }
+
+// Sound tells whether what is left of the generation that [Job.Ended] names may be used.
+func (j *Job) Sound() bool { return j.Diverged == 0 || j.Diverged != j.Ended().Generation }
+
+// Doubted is how often copies of a worker differed from those of others since a moment in
+// Unix milliseconds, and when they last did.
+func (j *Job) Doubted(worker string, since int64) (times int, last int64) {
+	for _, d := range j.Doubts {
+		if d.Worker == worker && d.At >= since {
+			times, last = times+1, max(last, d.At)
+		}
+	}
+	return times, last
+}
 
 // Began is the step that the generation of a running job went on from.
 func (j *Job) Began() int64 {

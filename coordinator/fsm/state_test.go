@@ -214,7 +214,8 @@ func TestSuspendTakesARunningJobBackToTheQueueAndNoOther(t *testing.T) {
 		if j.Phase != Queued || j.Generation != 2 || len(j.Placement) != 0 {
 			t.Errorf("suspended: %s, generation %d, placed on %v", j.Phase, j.Generation, j.Placement)
 		}
-		b.refused(publish(id, 1, 5), ErrIllegal)
+		b.refused(publish(id, 1, 5), ErrFenced)
+		b.refused(publish(id, 2, 5), ErrIllegal)
 		b.must(generate(id, 3, 0, "w2"))
 	}
 }
@@ -239,6 +240,7 @@ func TestNobodyActsInTheGenerationOfAQueuedJob(t *testing.T) {
 	b.must(&Suspend{Job: id, Generation: 2})
 	b.refused(&Fail{Job: id, Generation: 2}, ErrFenced)
 	b.refused(&Complete{Job: id, Generation: 2, Result: []byte("{}")}, ErrConflict)
+	b.refused(publish(id, 1, 4), ErrFenced) // who was stopped in generation 1 has nothing to fail with
 	if j := b.s.Jobs[id]; j.Phase != Queued {
 		t.Errorf("the job is %s", j.Phase)
 	}

@@ -51,6 +51,9 @@ type disk struct {
 	path      string // of the log
 }
 
+// joinAnew is what to do with a folder that is damaged: the others have all that it had.
+const joinAnew = "move the folder away, and let the coordinator join anew under another id"
+
 // openDisk opens or makes the folder, and reads all of it once: raft itself panics
 // over a damaged log, in the middle of an election.
 func openDisk(c Config, logger hclog.Logger) (*disk, error) {
@@ -70,7 +73,9 @@ func (d *disk) open(c Config, logger hclog.Logger) (err error) {
 	if err := logMissing(c.Dir); err != nil {
 		return err
 	}
-	if d.bolt, err = openBolt(d.path); err != nil {
+	if d.bolt, err = openBolt(d.path); errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("%w; %s", err, joinAnew)
+	} else if err != nil {
 		return err
 	}
 	// The lock is ours from here on.
@@ -92,7 +97,7 @@ func (d *disk) open(c Config, logger hclog.Logger) (err error) {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("%w; move the folder away, and let the coordinator join anew under another id", err)
+		return fmt.Errorf("%w; %s", err, joinAnew)
 	}
 	d.stable = d.bolt
 	d.logs, err = raft.NewLogCache(logCacheLength, checked)
@@ -108,7 +113,7 @@ func logMissing(dir string) error {
 	}
 	info, err := vfs.OS.Stat(filepath.Join(dir, logFile))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
-		return fmt.Errorf("%w: %s is gone or empty; move the folder away, and let the coordinator join anew under another id", ErrCorrupt, logFile)
+		return fmt.Errorf("%w: %s is gone or empty; %s", ErrCorrupt, logFile, joinAnew)
 	}
 	return err
 }

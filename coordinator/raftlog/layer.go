@@ -58,6 +58,8 @@ type insider interface {
 	position() uint64
 	// answered is told of each address whether it has a say there.
 	answered(address string, letIn bool)
+	// parted is told who has ended a connection that it had made.
+	parted(id string)
 }
 
 // start lets others in.
@@ -112,6 +114,11 @@ func (l *layer) greet(conn net.Conn) error {
 	}
 	if refusal != "" {
 		return errors.New(refusal)
+	}
+	if t, ok := conn.(*tracked); ok {
+		l.mu.Lock()
+		t.from = from
+		l.mu.Unlock()
 	}
 	return conn.SetDeadline(time.Time{})
 }
@@ -322,13 +329,18 @@ func (l *layer) track(conn net.Conn) *tracked {
 type tracked struct {
 	net.Conn
 	layer *layer
+	from  string // id of who has made it; empty if this node has, or nobody was let in
 }
 
 // Close closes the connection and forgets it.
 func (t *tracked) Close() error {
 	t.layer.mu.Lock()
 	delete(t.layer.conns, t)
+	from := t.from
 	t.layer.mu.Unlock()
+	if from != "" {
+		t.layer.inside.parted(from)
+	}
 	return t.Conn.Close()
 }
 

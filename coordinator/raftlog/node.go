@@ -65,8 +65,8 @@ type Config struct {
 	// it an empty node waits until the leader adds it.
 	Bootstrap []Server
 
-	// ElectionTimeout is how long a silent leader is waited for; 1 s. Less finds a
-	// dead leader sooner and elects needlessly on a busy machine.
+	// ElectionTimeout is how long a silent leader is waited for; 1 s. Less elects
+	// needlessly on a busy machine. One whose process is dead is not waited for.
 	ElectionTimeout time.Duration
 	// SnapshotEntries is how many entries are behind a snapshot before the next; 4096.
 	SnapshotEntries uint64
@@ -140,13 +140,14 @@ type Node struct {
 	raft      *raft.Raft
 	machine   *machine
 	disk      *disk
-	transport *raft.NetworkTransport
+	transport *transport
 	layer     *layer
 	reads     reads
 	calls     *calls
 	removed   atomic.Bool    // see Removed
 	outside   outside        // behind it
-	done      sync.WaitGroup // of compact and wonder
+	partings  chan string    // ids of those who ended a connection that they had made
+	done      sync.WaitGroup // of compact, wonder, forward and succeed
 	end       chan struct{}  // closed when the node closes
 }
 
@@ -162,7 +163,7 @@ func Open(c Config) (node *Node, err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), calls: newCalls(), end: make(chan struct{}), outside: outside{refused: map[string]bool{}}}
+	n := &Node{config: c, machine: newMachine(c.SnapshotBytes), calls: newCalls(), end: make(chan struct{}), partings: make(chan string, 16), outside: outside{refused: map[string]bool{}}}
 	defer func() {
 		if err != nil {
 			_ = n.release() // the first error counts
@@ -173,15 +174,17 @@ func Open(c Config) (node *Node, err error) {
 		return nil, err
 	}
 	n.layer = newLayer(c)
-	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	n.transport = &transport{raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: n.layer, MaxPool: 3, Timeout: 10 * time.Second, Logger: logger,
-	})
+	}), make(chan raft.RPC)}
 	if n.raft, err = n.start(logger); err != nil {
 		return nil, err
 	}
 	n.layer.start(n)
 	n.done.Go(n.compact)
 	n.done.Go(n.wonder)
+	n.done.Go(n.forward)
+	n.done.Go(n.succeed)
 	return n, nil
 }
 

@@ -49,12 +49,18 @@ func (d *decider) again(j *fsm.Job, newest fsm.Checkpoint, why string) {
 		panic("recovery: " + err.Error())
 	}
 	for _, p := range placement {
-		d.busy[p.Worker] = j.ID
+		d.takes(j, p.Worker)
 	}
 	d.Entries = append(d.Entries, fsm.Entry{
 		Reason:   fmt.Sprintf("goes on as generation %d from the checkpoint of step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
+}
+
+// takes gives a worker to a job.
+func (d *decider) takes(j *fsm.Job, worker string) {
+	d.busy[worker] = j.ID
+	delete(d.Decision.Warm, worker)
 }
 
 // future is how a job goes on live.
@@ -74,7 +80,7 @@ type lack struct {
 // live finds out whether and how the job goes on from what its workers hold.
 func (d *decider) live(j *fsm.Job, planned bool) (*future, lack) {
 	reports := d.reports(j)
-	if len(reports) == 0 {
+	if len(reports) == 0 || !j.Sound() {
 		return nil, lack{}
 	}
 	plan, err := d.recover(j, reports)
@@ -95,9 +101,15 @@ func (d *decider) live(j *fsm.Job, planned bool) (*future, lack) {
 		return nil, lack{why: fmt.Sprintf("what is left is of step %d", plan.Target)}
 	}
 	f := &future{plan: plan, even: planned}
-	f.ring = stay(j.WorldSize, d.holders(j, reports, plan), max(j.WorkersMax, 1))
+	all := d.holders(j, reports, plan)
+	f.ring = stay(j.WorldSize, all, max(j.WorkersMax, 1))
 	if f.ring == nil {
 		return nil, lack{why: "what is left is on workers that cannot go on"}
+	}
+	if n := len(f.ring); n < j.WorkersMin && plan.Target > newest.Step && len(all) > n && len(all) >= j.WorkersMin && n+len(d.joiners(j, workersOf(f.ring))) < j.WorkersMin {
+		// Without those who want to leave it cannot run, and it has steps that are in no
+		// checkpoint: they stay until there is one.
+		f.ring = all
 	}
 	n := len(f.ring)
 	for _, h := range f.ring {
@@ -133,7 +145,7 @@ func (d *decider) generate(j *fsm.Job, f *future, why string) {
 		delete(d.busy, p.Worker)
 	}
 	for _, p := range placement {
-		d.busy[p.Worker] = j.ID
+		d.takes(j, p.Worker)
 	}
 	text := fmt.Sprintf("goes on live as generation %d from step %d on %s", j.Generation+1, f.plan.Target, fsm.Describe(placement))
 	switch {
@@ -209,12 +221,10 @@ func anything(reports []Sealed) bool {
 // with what they hold; empty if there are none, or enough was waited for them.
 func (d *decider) mayReturn(j *fsm.Job) string {
 	at, known := d.Ending[j.ID]
-	if known && d.now.Sub(at) >= d.c.LostStateWait {
-		return ""
-	}
 	var list []string
 	for _, p := range j.Ended().Placement {
-		if d.s.Workers[p.Worker] == nil { // not started again, as far as anybody knows
+		since := later(at, d.LostAt[p.Worker])
+		if d.s.Workers[p.Worker] == nil && (!known || d.now.Sub(since) < d.c.LostStateWait) { // not started again, as far as anybody knows
 			list = append(list, p.Worker)
 		}
 	}
@@ -223,7 +233,8 @@ func (d *decider) mayReturn(j *fsm.Job) string {
 
 // usable tells whether a worker may go on with the job.
 func (d *decider) usable(j *fsm.Job, w *fsm.Worker) bool {
-	return d.Alive[w.Name] && !w.Draining && w.Has(j.Class) && w.Fits(j) && !d.c.Rests(d.now, d.GaveUp[j.ID][w.Name]) && !d.stuck(w.Name)
+	return d.Alive[w.Name] && !w.Draining && w.Has(j.Class) && w.Fits(j) && !d.c.Rests(d.now, d.GaveUp[j.ID][w.Name]) && !d.stuck(w.Name) &&
+		d.c.Doubtful(d.now, j, w.Name) == ""
 }
 
 // gaveUp tells whether a worker gave up the generation by itself.
@@ -232,19 +243,26 @@ func (d *decider) gaveUp(j *fsm.Job, worker string) bool {
 	return g.Times > 0 && g.Generation == j.Ended().Generation
 }
 
-// joiners are the workers without work that could enter the job, by name, but for some. A
-// worker of the job that has lost what it held is as good as another one.
+// joiners are the workers without work that could enter the job beside some others, by
+// name. A worker of the job that has lost what it held is as good as another one. One that
+// keeps steps for another job enters only where that comes later in the queue, and this one
+// has too few workers without it.
 func (d *decider) joiners(j *fsm.Job, except []*fsm.Worker) []*fsm.Worker {
-	var list []*fsm.Worker
+	var list, keepers []*fsm.Worker
 	for _, w := range d.s.ByName() {
 		busy, promised := d.busy[w.Name], d.Promised[w.Name]
 		switch {
 		case slices.Contains(except, w), !d.usable(j, w), j.Nonce.Object != "" && !d.Reads[j.ID][w.Name]:
-		case d.keeps[w.Name] != "" && d.keeps[w.Name] != j.ID:
 		case busy != "" && busy != j.ID, busy == "" && d.Strays[w.Name].Task != "", promised != "" && promised != j.ID:
+		case d.kept(j, w.Name):
+		case d.Keeps[w.Name] != "" && d.Keeps[w.Name] != j.ID:
+			keepers = append(keepers, w)
 		default:
 			list = append(list, w)
 		}
+	}
+	if len(except)+len(list) < j.WorkersMin {
+		list = append(list, keepers...)
 	}
 	return list
 }
@@ -273,6 +291,9 @@ func workersOf(ring []holder) []*fsm.Worker {
 // parked looks at a job that waits with its state in the memory of workers: it goes on live
 // as soon as enough workers are free, in its turn.
 func (d *decider) parked(j *fsm.Job) {
+	if !j.Sound() {
+		return
+	}
 	for _, p := range j.Parked.Placement {
 		if by := d.Promised[p.Worker]; by != "" && by != j.ID {
 			return // it is another job's turn
@@ -286,9 +307,14 @@ func (d *decider) parked(j *fsm.Job) {
 		d.note(j, "%s", note)
 		return
 	}
-	f, _ := d.live(j, false)
+	f, lack := d.live(j, false)
+	if lack.wait != "" {
+		d.Hold[j.ID] = true
+		d.note(j, "%s", lack.wait)
+		return
+	}
 	newest, _ := j.Newest()
-	if f == nil || f.unwanted || len(f.ring) < j.WorkersMin || f.plan.Target == newest.Step && shard.UsefulWorkers(j.WorldSize, len(f.ring)) < len(f.ring) {
+	if f == nil || f.unwanted && f.plan.Target == newest.Step || len(f.ring) < j.WorkersMin || f.plan.Target == newest.Step && shard.UsefulWorkers(j.WorldSize, len(f.ring)) < len(f.ring) {
 		return // the scheduler does as well
 	}
 	d.generate(j, f, "enough workers are free again")

@@ -20,15 +20,15 @@ type holder struct {
 func stay(worldSize int, all []holder, most int) []holder {
 	full := uint32(1)<<worldSize - 1
 	var best []holder
-	bestScore := [4]int{}
+	bestScore := [5]int{}
 	for set := uint32(1); set < 1<<len(all); set++ {
-		gives, unwanted, nodes := uint32(0), 0, map[string]bool{}
+		gives, unwanted, nodes, zones := uint32(0), 0, map[string]bool{}, map[string]bool{}
 		for i, h := range all {
 			if set&(1<<i) == 0 {
 				continue
 			}
 			gives |= h.gives
-			nodes[h.Node] = true
+			nodes[h.Node], zones[h.Zone] = true, true
 			if h.unwanted {
 				unwanted++
 			}
@@ -38,8 +38,8 @@ func stay(worldSize int, all []holder, most int) []holder {
 			continue
 		}
 		// Compared from the first on: fewer unwanted, fewer beyond the limit, more workers,
-		// more machines; then who comes first in the ring.
-		score := [4]int{-unwanted, -max(n-most, 0), n, len(nodes)}
+		// more zones and machines; then who comes first in the ring.
+		score := [5]int{-unwanted, -max(n-most, 0), n, len(zones), len(nodes)}
 		if best == nil || slices.Compare(score[:], bestScore[:]) > 0 {
 			best, bestScore = pick(all, set), score
 		}
@@ -58,17 +58,17 @@ func pick(all []holder, set uint32) []holder {
 }
 
 // ringOf puts joiners between those who stay, whose order is kept: where the fewest
-// neighbours share a machine, so that a rank and its mirror seldom do, and then where the
-// fewest ranks move.
+// neighbours share a zone, and of those places where the fewest share a machine, so that a
+// rank and its mirror seldom do, and then where the fewest ranks move.
 func ringOf(worldSize int, stay, joiners []holder, even bool) []holder {
 	ring := slices.Clone(stay)
 	for _, j := range joiners {
 		var best []holder
-		bestScore := [2]int{}
+		bestScore := [3]int{}
 		for at := range len(ring) + 1 {
 			try := slices.Insert(slices.Clone(ring), at, j)
 			_, moved := blocks(worldSize, try, even)
-			score := [2]int{together(try), moved}
+			score := [3]int{together(try, zoneOf), together(try, nodeOf), moved}
 			if best == nil || slices.Compare(score[:], bestScore[:]) < 0 {
 				best, bestScore = try, score
 			}
@@ -78,16 +78,19 @@ func ringOf(worldSize int, stay, joiners []holder, even bool) []holder {
 	return ring
 }
 
-// together counts neighbours of a ring that are on one machine.
-func together(ring []holder) int {
+// together counts neighbours of a ring that are in one failure domain.
+func together(ring []holder, domain func(holder) string) int {
 	n := 0
 	for i, h := range ring {
-		if len(ring) > 1 && h.Node == ring[(i+1)%len(ring)].Node {
+		if len(ring) > 1 && domain(h) == domain(ring[(i+1)%len(ring)]) {
 			n++
 		}
 	}
 	return n
 }
+
+func nodeOf(h holder) string { return h.Node }
+func zoneOf(h holder) string { return h.Zone }
 
 // blocks cuts the ranks into one block for each worker of a ring, in order, and tells how
 // many of them have to be moved to a worker that does not hold them. Even blocks are as

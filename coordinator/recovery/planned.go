@@ -11,9 +11,8 @@ import (
 )
 
 // plan looks at a job in its stride: whether it should stop at a step boundary to go on
-// elsewhere, and which workers should make ready to enter it.
+// elsewhere.
 func (d *decider) plan(j *fsm.Job) {
-	d.warm(j)
 	y := d.planned(j)
 	if y.Why == "" {
 		return
@@ -25,7 +24,8 @@ func (d *decider) plan(j *fsm.Job) {
 // planned says why a job in its stride should stop at a step boundary; zero if it need not.
 //
 // State that only leavers hold is moved by mirrors where the job has them: it stops when
-// they are filled. Without them it stops with a checkpoint of that very step.
+// they are filled. Without them, or if too few would be left, it stops with a checkpoint
+// of that very step.
 func (d *decider) planned(j *fsm.Job) Yield {
 	if j.Paused {
 		return Yield{"it is to pause", true}
@@ -42,6 +42,10 @@ func (d *decider) planned(j *fsm.Job) Yield {
 	over := len(j.Placement) - j.WorkersMax
 	mirrored := j.Mirror && len(j.Placement) > 1
 	switch {
+	case len(leave) > 0 && len(j.Placement)-len(leave) < j.WorkersMin:
+		// It may not be able to go on without them, and waits with nothing that is in their
+		// memory alone.
+		return Yield{does(leave, "leaves", "leave"), true}
 	case mirrored && !d.Protected[j.ID] && (len(leave) == 0 || d.age(j) < d.c.DrainPatience/2):
 		return Yield{} // the mirrors are being filled
 	case len(leave) > 0:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/protocol"
+	"github.com/skein-ml/skein/shard"
 )
 
 // Config is the policy. Zero means the default.
@@ -50,6 +51,10 @@ type Config struct {
 	// StuckPatience is how long a worker may go on with what is over before its place
 	// is given to another one; 30 s.
 	StuckPatience time.Duration
+	// DivergesMax is how often copies of a worker may differ from those of others before it
+	// is left out of the job; 2. DivergeRest is how long, and for how long it counts; 10 min.
+	DivergesMax int
+	DivergeRest time.Duration
 }
 
 // EnsureDefaults fills in what is zero.
@@ -60,7 +65,7 @@ func (c *Config) EnsureDefaults() {
 	}{
 		{&c.SealPatience, 10 * time.Second}, {&c.LostStateWait, 2 * time.Second}, {&c.Settle, 2 * time.Second},
 		{&c.DrainPatience, 20 * time.Second}, {&c.BackoffMax, time.Minute}, {&c.BackoffLost, 4 * time.Second},
-		{&c.GiveUpRest, time.Minute}, {&c.StuckPatience, 30 * time.Second},
+		{&c.GiveUpRest, time.Minute}, {&c.StuckPatience, 30 * time.Second}, {&c.DivergeRest, 10 * time.Minute},
 	} {
 		if *d.p == 0 {
 			*d.p = d.def
@@ -71,6 +76,9 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.GiveUpsMax == 0 {
 		c.GiveUpsMax = 3
+	}
+	if c.DivergesMax == 0 {
+		c.DivergesMax = 2
 	}
 }
 
@@ -94,6 +102,16 @@ type GaveUp struct {
 // Rests tells whether a worker is left out because it gave up so often.
 func (c Config) Rests(now time.Time, g GaveUp) bool {
 	return g.Times >= c.GiveUpsMax && now.Sub(g.At) < c.GiveUpRest
+}
+
+// Doubtful says why a worker is left out of a job whose copies differed from it more than
+// once; empty if it is not. The text follows the worker's name.
+func (c Config) Doubtful(now time.Time, j *fsm.Job, worker string) string {
+	times, last := j.Doubted(worker, now.Add(-c.DivergeRest).UnixMilli())
+	if times < c.DivergesMax || now.Sub(time.UnixMilli(last)) >= c.DivergeRest {
+		return ""
+	}
+	return fmt.Sprintf("left out for %s, because its weights differed from another worker's %d times", c.DivergeRest, times)
 }
 
 // Stray is a task that a worker goes on with although the log does not order it any
@@ -130,6 +148,7 @@ type Seen struct {
 	Warm      map[string]string            // by worker: the job that it is ready for
 	Promised  map[string]string            // by worker: the queued job that waits for it
 	Preempt   map[string]string            // by running job: the queued one that needs its workers more
+	LostAt    map[string]time.Time         // when workers were given up, as far as this leader did it
 }
 
 // Yield asks a running job to stop after the next step.
@@ -148,6 +167,13 @@ type Decision struct {
 	Warm    map[string]string // by worker without work: the job that it is to make ready for
 	Joining map[string]string // by worker without work: the job that stops to take it in
 	Hold    map[string]bool   // queued jobs whose workers are about to report what they hold
+	// Keeps names, by worker, the queued job that it has, or may have, steps of in its
+	// memory that are in no checkpoint. It is not told to drop them for a job that comes
+	// after that one.
+	Keeps map[string]string
+	// Stays are workers that want to leave and hold such steps of a rank that nobody else
+	// does, and by job why: they are not released yet.
+	Stays map[string]string
 }
 
 // Decide ends generations that cannot or should not go on, and begins the next ones.
@@ -156,7 +182,12 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
 		Notes: map[string]string{}, Seal: map[string]string{}, Yield: map[string]Yield{}, Warm: map[string]string{},
 		Joining: map[string]string{}, Hold: map[string]bool{},
 	}}
-	d.keeps = d.unsaved()
+	d.order = map[string]int{}
+	for i, j := range s.Queue() {
+		d.order[j.ID] = i
+	}
+	d.Keeps, d.Stays = map[string]string{}, map[string]string{}
+	d.unsaved()
 	for _, j := range s.Queue() {
 		switch {
 		case j.Phase == fsm.Running:
@@ -172,29 +203,94 @@ func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
 type decider struct {
 	Decision
 	Seen
-	now  time.Time
-	s    *fsm.State
-	c    Config
-	busy map[string]string // worker → job, with what has been decided so far
-	// keeps names, by worker, the job that waits with steps in its memory that no
-	// checkpoint has: it is not made to drop them for another job that could run without it.
-	keeps map[string]string
+	now   time.Time
+	s     *fsm.State
+	c     Config
+	busy  map[string]string // worker → job, with what has been decided so far
+	order map[string]int    // job → its place in the queue
 }
 
-func (d *decider) unsaved() map[string]string {
-	keeps := map[string]string{}
+// unsaved finds the workers that keep, for a job that waits, steps that no checkpoint has.
+// Who has not said yet what it keeps may: this leader may be new.
+func (d *decider) unsaved() {
 	for _, j := range d.s.Queue() {
-		newest, _ := j.Newest()
-		if j.Phase != fsm.Queued {
+		if j.Phase != fsm.Queued || !j.Sound() {
 			continue
 		}
+		var silent, holders []string
+		held := map[shard.Rank][]string{}
+		at := d.reached(j)
+		newest, _ := j.Newest()
 		for _, r := range d.reports(j) {
-			if r.Step > newest.Step && len(r.Held) > 0 && d.busy[r.Worker] == "" {
-				keeps[r.Worker] = j.ID
+			gives := r.Held
+			if r.Step < at {
+				gives = r.Summed
+			}
+			if at <= newest.Step || len(gives) == 0 || d.busy[r.Worker] != "" {
+				continue
+			}
+			holders = append(holders, r.Worker)
+			for _, rank := range gives {
+				held[rank] = append(held[rank], r.Worker)
 			}
 		}
+		for _, p := range j.Parked.Placement {
+			if d.busy[p.Worker] == "" && d.silent(j, p) {
+				silent = append(silent, p.Worker)
+			}
+		}
+		if len(held) < j.WorldSize && len(silent) == 0 && d.mayReturn(j) == "" {
+			continue // it cannot go on from them
+		}
+		for _, w := range slices.Concat(holders, silent) {
+			d.Keeps[w] = j.ID
+		}
+		d.stays(j, holders, silent, held)
 	}
-	return keeps
+}
+
+// stays finds those of a job's holders that want to leave and without which not all of it
+// would be held. It is not for long: whoever does not wait for a step boundary any more
+// does not wait for this either.
+func (d *decider) stays(j *fsm.Job, holders, silent []string, held map[shard.Rank][]string) {
+	leaves := func(w string) bool { return d.s.Workers[w].Draining }
+	for _, w := range slices.Concat(holders, silent) {
+		needed := slices.Contains(silent, w)
+		for _, by := range held {
+			if slices.Contains(by, w) && !slices.ContainsFunc(by, func(other string) bool { return !leaves(other) }) {
+				needed = true
+			}
+		}
+		if leaves(w) && needed && d.now.Sub(d.Draining[w]) <= d.c.DrainPatience {
+			d.Stays[w] = j.ID
+		}
+	}
+}
+
+// silent tells whether a worker of the generation that has ended has still to say what it
+// keeps of it.
+func (d *decider) silent(j *fsm.Job, p fsm.Place) bool {
+	ended := j.Ended()
+	if r, reported := d.Sealed[j.ID][p.Worker]; reported && r.Generation == ended.Generation && r.Incarnation == p.Incarnation || !d.s.Is(p.Worker, p.Incarnation) {
+		return false
+	}
+	since, known := d.Ending[j.ID]
+	asked := known || j.Phase == fsm.Queued && !d.Connected[p.Worker].IsZero() // as soon as it was there
+	return !d.stuck(p.Worker) && (!asked || d.now.Sub(later(since, d.Connected[p.Worker])) < d.c.SealPatience)
+}
+
+// reached is the newest step that a report tells of.
+func (d *decider) reached(j *fsm.Job) (step int64) {
+	for _, r := range d.reports(j) {
+		step = max(step, r.Step)
+	}
+	return step
+}
+
+// kept tells whether a worker keeps steps of a job that comes before this one.
+func (d *decider) kept(j *fsm.Job, worker string) bool {
+	by := d.Keeps[worker]
+	return by != "" && by != j.ID && d.order[by] < d.order[j.ID]
 }
 
 func (d *decider) note(j *fsm.Job, format string, args ...any) {
@@ -203,6 +299,7 @@ func (d *decider) note(j *fsm.Job, format string, args ...any) {
 
 // running looks at a job that runs.
 func (d *decider) running(j *fsm.Job) {
+	d.warm(j) // also while it stops: who is ready for it would not be any more
 	why, backoffMax := d.cause(j)
 	reports := d.reports(j)
 	if why == "" && len(reports) == 0 {
@@ -245,6 +342,9 @@ func (d *decider) running(j *fsm.Job) {
 // one may have to wait. That it has stopped as asked is no cause.
 func (d *decider) cause(j *fsm.Job) (reason string, backoffMax time.Duration) {
 	var why []string
+	if !j.Sound() {
+		why = append(why, diverged(j))
+	}
 	for _, p := range j.Placement {
 		w := d.s.Workers[p.Worker]
 		switch {
@@ -268,6 +368,16 @@ func (d *decider) cause(j *fsm.Job) (reason string, backoffMax time.Duration) {
 	return strings.Join(why, "; "), d.c.BackoffLost
 }
 
+// diverged says what the log does of copies that differed.
+func diverged(j *fsm.Job) string {
+	for _, e := range slices.Backward(j.Events) {
+		if e.Kind == "diverged" {
+			return e.Text
+		}
+	}
+	return "copies of a rank's weights differed"
+}
+
 // reports are those of the workers of the generation that has ended or ends, as far as
 // they count still.
 func (d *decider) reports(j *fsm.Job) []Sealed {
@@ -283,22 +393,14 @@ func (d *decider) reports(j *fsm.Job) []Sealed {
 
 // awaited says which worker's report has to be waited for; empty if none's.
 func (d *decider) awaited(j *fsm.Job) string {
-	ended := j.Ended()
-	since := d.now
-	if at, known := d.Ending[j.ID]; known {
-		since = at
-	}
 	var list []string
-	for _, p := range ended.Placement {
-		r, reported := d.Sealed[j.ID][p.Worker]
+	for _, p := range j.Ended().Placement {
 		switch {
 		case !d.s.Is(p.Worker, p.Incarnation):
 		case !d.Alive[p.Worker]: // though it has reported: a report may come before the session
 			return fmt.Sprintf("looks whether %s is alive", p.Worker)
-		case reported && r.Generation == ended.Generation && r.Incarnation == p.Incarnation:
 		case d.busy[p.Worker] != "" && d.busy[p.Worker] != j.ID: // it has other work by now, and has dropped what it held
-		case d.stuck(p.Worker), d.now.Sub(later(since, d.Connected[p.Worker])) >= d.c.SealPatience:
-		default:
+		case d.silent(j, p):
 			list = append(list, p.Worker)
 		}
 	}
@@ -339,8 +441,8 @@ func (d *decider) stuck(worker string) bool {
 func (d *decider) suspend(j *fsm.Job, what, why string) {
 	newest, _ := j.Newest()
 	at := newest.Step
-	for _, r := range d.reports(j) {
-		at = max(at, r.Step)
+	if j.Sound() {
+		at = max(at, d.reached(j))
 	}
 	text := fmt.Sprintf("%s at step %d as generation %d", what, at, j.Generation+1)
 	if at > newest.Step {
@@ -351,6 +453,9 @@ func (d *decider) suspend(j *fsm.Job, what, why string) {
 	}
 	for _, p := range j.Placement {
 		delete(d.busy, p.Worker)
+		if at > newest.Step && d.s.Is(p.Worker, p.Incarnation) { // a job that comes after it does not get them in this turn
+			d.Keeps[p.Worker] = j.ID
+		}
 	}
 	d.Entries = append(d.Entries, fsm.Entry{Reason: text, Decision: &fsm.Suspend{Job: j.ID, Generation: j.Generation + 1}})
 }

@@ -21,6 +21,8 @@ import (
 // sealed job w1 … step=3 (mirror=1: it holds the ranks of the worker before it too; summed=1:
 // and their sums of the next step; nothing=1: it holds nothing; reaches=w1,w2; yielded=1) ·
 // protected job · warm job w1 … · preempt job by=other · promised w1 … to=job · decide at=3s.
+// lostat w1 at=1s · connected w1 … at=1s · dropped job w1 (it keeps that no more) · silent job w1 … (they
+// have not told this leader, which has just begun).
 // What decide asks of workers stands below what it decides.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
@@ -33,7 +35,7 @@ func TestTranscripts(t *testing.T) {
 				Draining: map[string]time.Time{}, Reads: map[string]map[string]bool{},
 				GaveUp: map[string]map[string]GaveUp{}, Strays: map[string]Stray{}, Sealed: map[string]map[string]Sealed{},
 				Ending: map[string]time.Time{}, Protected: map[string]bool{}, Warm: map[string]string{}, Promised: map[string]string{},
-				Preempt: map[string]string{}}
+				Preempt: map[string]string{}, LostAt: map[string]time.Time{}, Connected: map[string]time.Time{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -45,6 +47,21 @@ func TestTranscripts(t *testing.T) {
 			}
 		case "lost":
 			seen.Lost[cmd.Args[0]] = cmd.Args[0] + " lost: " + cmd.Keys["reason"]
+		case "lostat":
+			seen.LostAt[cmd.Args[0]] = cmd.At()
+		case "connected":
+			for _, w := range cmd.Args {
+				seen.Connected[w] = cmd.At()
+			}
+		case "silent":
+			for _, w := range cmd.Args[1:] {
+				delete(seen.Sealed[s.ID(cmd.Args[0])], w)
+			}
+			delete(seen.Ending, s.ID(cmd.Args[0]))
+		case "dropped":
+			r := seen.Sealed[s.ID(cmd.Args[0])][cmd.Args[1]]
+			r.Held, r.Summed = nil, nil
+			seen.Sealed[s.ID(cmd.Args[0])][cmd.Args[1]] = r
 		case "draining":
 			seen.Draining[cmd.Args[0]] = cmd.At()
 		case "read":
@@ -129,6 +146,12 @@ func decide(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command, c C
 	}
 	for _, id := range slices.Sorted(maps.Keys(d.Hold)) {
 		fmt.Fprintf(&b, "hold %s\n", id)
+	}
+	for _, w := range slices.Sorted(maps.Keys(d.Keeps)) {
+		fmt.Fprintf(&b, "%s keeps steps of %s\n", w, d.Keeps[w])
+	}
+	for _, w := range slices.Sorted(maps.Keys(d.Stays)) {
+		fmt.Fprintf(&b, "%s stays for %s\n", w, d.Stays[w])
 	}
 	for id := range d.Seal {
 		if _, known := seen.Ending[id]; !known {

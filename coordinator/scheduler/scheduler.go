@@ -80,6 +80,7 @@ type Seen struct {
 	Strays   map[string]Stray             // by worker
 	Hold     map[string]bool              // queued jobs that may go on live in a moment
 	Joining  map[string]string            // by worker: the running job that stops to take it in
+	Keeps    map[string]string            // by worker: the queued job that it has steps of in its memory that no checkpoint has
 }
 
 // Decision is who gets work, and why the others get none.
@@ -94,7 +95,10 @@ type Decision struct {
 
 // Decide gives work to workers that have none.
 func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
-	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), promised: map[string]string{}, preempt: map[string]string{}, waiting: map[string]string{}}
+	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), order: map[string]int{}, promised: map[string]string{}, preempt: map[string]string{}, waiting: map[string]string{}}
+	for i, j := range s.Queue() {
+		d.order[j.ID] = i
+	}
 	for _, j := range s.Queue() {
 		switch {
 		case j.Phase == fsm.Preparing:
@@ -119,6 +123,7 @@ type decision struct {
 	seen     Seen
 	c        Config
 	busy     map[string]string // worker → job, with what has been decided so far
+	order    map[string]int    // job → its place in the queue
 	promised map[string]string // worker → the first job that waits for it
 	preempt  map[string]string // running job → the queued one that needs its workers
 	entries  []fsm.Entry
@@ -255,6 +260,9 @@ func (d *decision) taken(j *fsm.Job, w *fsm.Worker) string {
 	}
 	if other := d.promised[w.Name]; other != "" && other != j.ID {
 		return promisedTo(other)
+	}
+	if other := d.seen.Keeps[w.Name]; other != "" && other != j.ID && d.order[other] < d.order[j.ID] {
+		return "keeping steps of " + other + " that are in no checkpoint, until it goes on or is canceled"
 	}
 	return ""
 }

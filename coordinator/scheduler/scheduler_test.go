@@ -13,7 +13,7 @@ import (
 
 // Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
 // reason=… · resting job w1 why=… · stray w1 task=… at=1s · stopped w1 · restored ·
-// pause job · resume job · suspend job · hold job · release job · joining w1 to=job ·
+// keeps w1 … of=job · forgets w1 … · pause job · resume job · suspend job · hold job · release job · joining w1 to=job ·
 // decide at=3s.
 func TestTranscripts(t *testing.T) {
 	stories := map[*fsmtest.Story]*Seen{}
@@ -23,7 +23,7 @@ func TestTranscripts(t *testing.T) {
 		seen := stories[s]
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{},
-				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}, Hold: map[string]bool{}, Joining: map[string]string{}}
+				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}, Hold: map[string]bool{}, Joining: map[string]string{}, Keeps: map[string]string{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -59,6 +59,14 @@ func TestTranscripts(t *testing.T) {
 			s.Apply(t, &fsm.Suspend{Job: id, Generation: s.State.Jobs[id].Generation + 1})
 		case "hold", "release":
 			seen.Hold[s.ID(cmd.Args[0])] = cmd.Word == "hold"
+		case "keeps":
+			for _, w := range cmd.Args {
+				seen.Keeps[w] = s.ID(cmd.Keys["of"])
+			}
+		case "forgets":
+			for _, w := range cmd.Args {
+				delete(seen.Keeps, w)
+			}
 		case "joining":
 			seen.Joining[cmd.Args[0]] = s.ID(cmd.Keys["to"])
 		case "restored":

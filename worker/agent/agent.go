@@ -124,8 +124,8 @@ type agent struct {
 		open bool
 		lost error // why there is none
 	}
-	runs Task   // what State says, for heartbeats
-	warm string // the same
+	runs        Task   // what State says, for heartbeats
+	warm, keeps string // the same
 }
 
 // open opens the ports and whatever others reach this worker by.
@@ -287,27 +287,27 @@ func (a *agent) live(ctx context.Context) (err error) {
 			}
 			a.do(action)
 		}
-		a.note(a.state.Running(), a.state.Ready())
+		a.note(a.state.Running(), a.state.Ready(), a.state.Keeps())
 	}
 }
 
-// note keeps what runs and which job this worker is ready for, and has the leader told of
-// it if it is news.
-func (a *agent) note(t Task, warm string) {
+// note keeps what runs, which job this worker is ready for and which it keeps something of,
+// and has the leader told of it if it is news.
+func (a *agent) note(t Task, warm, keeps string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.runs != t || a.warm != warm {
-		a.runs, a.warm = t, warm
+	if a.runs != t || a.warm != warm || a.keeps != keeps {
+		a.runs, a.warm, a.keeps = t, warm, keeps
 		signal(a.turned)
 	}
 }
 
-// running is the task that runs, the zero Task if none does, and the job that this worker
-// is ready for.
-func (a *agent) running() (t Task, warm string) {
+// running is the task that runs, the zero Task if none does, the job that this worker is
+// ready for, and the one that it keeps something of.
+func (a *agent) running() (t Task, warm, keeps string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.runs, a.warm
+	return a.runs, a.warm, a.keeps
 }
 
 // do begins an action. It never blocks.

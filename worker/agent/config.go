@@ -39,6 +39,7 @@ type Config struct {
 	Cluster string // name of the cluster; "skein"
 	Name    string // unique in the cluster
 	Node    string // machine, the failure domain; the host's name
+	Zone    string // of the machine: the failure domain around it; empty: not known
 	Build   string // version of this program
 
 	Coordinators []string // addresses of some of them, host:port

@@ -206,7 +206,7 @@ func because(ctx context.Context, err error) error {
 func (a *agent) hello() *skeinv1.Hello {
 	c := a.config
 	return &skeinv1.Hello{
-		Cluster: c.Cluster, Worker: c.Name, Incarnation: a.incarnation, Node: c.Node, Build: c.Build, RingAddress: a.ringAddress,
+		Cluster: c.Cluster, Worker: c.Name, Incarnation: a.incarnation, Node: c.Node, Zone: c.Zone, Build: c.Build, RingAddress: a.ringAddress,
 		StreamAddress: a.streamAddress, NumericClasses: c.Classes, MemoryBytes: c.Memory, Threads: int32(c.Threads),
 	}
 }
@@ -233,10 +233,10 @@ func (a *agent) speak(ctx context.Context, s skeinv1.Workers_SessionClient, w *s
 	var due <-chan time.Time // when the next lines may go
 	heartbeat := func() error {
 		sequence++
-		t, ready := a.running()
+		t, ready, keeps := a.running()
 		return s.Send(&skeinv1.WorkerMessage{What: &skeinv1.WorkerMessage_Heartbeat{Heartbeat: &skeinv1.Heartbeat{
 			Sequence: sequence, DataSets: a.streams.Hashes(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation,
-			Warm: ready,
+			Warm: ready, Keeps: &keeps,
 		}}})
 	}
 	err, last := heartbeat(), time.Time{}

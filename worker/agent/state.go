@@ -69,6 +69,9 @@ func (s *State) Running() Task { return s.running }
 // Ready is the job that this worker enters without delay; empty: none.
 func (s *State) Ready() string { return s.ready }
 
+// Keeps is the job that something may be kept of; empty: none.
+func (s *State) Keeps() string { return s.kept }
+
 // Open tells whether a session stands.
 func (s *State) Open() bool { return s.open }
 
@@ -284,7 +287,12 @@ func (s *State) ended(e Ended) []Action {
 		// The leader knows better. Only if the next one orders it again, it does not.
 		n.report.How, n.report.Reason = Broken, "a leader said that it is over"
 		n.told = s.session
-		return nil
+		if e.Sealed == nil {
+			return nil
+		}
+		// It may wait for what is kept of what it ended.
+		n.report.Sealed = told(e.Sealed)
+		return []Action{Tell{n.report}}
 	}
 	if stopped {
 		return nil

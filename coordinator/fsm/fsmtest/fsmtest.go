@@ -131,10 +131,10 @@ func (s *Story) run(t *testing.T, c Command, do func(t *testing.T, s *Story, c C
 		s.now = c.At()
 	}
 	switch c.Word {
-	case "worker": // worker w1 w2 node=n1 class=generic_r1 memory=1000000 incarnation=2
+	case "worker": // worker w1 w2 node=n1 zone=z1 class=generic_r1 memory=1000000 incarnation=2
 		for _, w := range c.Args {
 			s.Apply(t, &fsm.Register{Worker: fsm.Worker{
-				Name: w, Incarnation: w + "-" + or(c.Keys["incarnation"], "1"), Node: or(c.Keys["node"], "node-"+w),
+				Name: w, Incarnation: w + "-" + or(c.Keys["incarnation"], "1"), Node: or(c.Keys["node"], "node-"+w), Zone: c.Keys["zone"],
 				Classes: strings.Split(or(c.Keys["class"], "generic r1"), ","), Memory: number(t, or(c.Keys["memory"], "0")),
 			}})
 		}
@@ -159,6 +159,9 @@ func (s *Story) run(t *testing.T, c Command, do func(t *testing.T, s *Story, c C
 		for _, w := range c.Args {
 			s.Apply(t, &fsm.Remove{Worker: w, Incarnation: s.State.Workers[w].Incarnation})
 		}
+	case "diverge": // diverge a owner=w1 mirror=w2
+		j := s.State.Jobs[s.ID(c.Args[0])]
+		s.Apply(t, &fsm.Diverge{Job: j.ID, Generation: j.Ended().Generation, Owner: c.Keys["owner"], Mirror: c.Keys["mirror"]})
 	case "cancel":
 		s.Apply(t, &fsm.Cancel{Job: s.ID(c.Args[0])})
 	default:
