@@ -75,9 +75,19 @@ kills: ## fifty kill -9 at random moments of a job; every run must end on the un
 KILLS ?= 20
 FAULTS ?= 200
 .PHONY: chaos
-chaos: ## KILLS=20 times kill -9 of a whole cluster, then FAULTS=200 of every kind on single processes; SEED=n repeats a run
+chaos: ## KILLS=20 times kill -9 of a whole cluster, then FAULTS=200 of every kind on single processes, links and the store; SEED=n repeats a run
 	@SKEIN_CHAOS=$(KILLS) SKEIN_FAULTS=$(FAULTS) SKEIN_CHAOS_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 120m \
 	  -run 'TestEveryProcessIsKilled|TestFaultsOfEveryKind' ./cmd/skein | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+
+MINUTES ?= 30
+.PHONY: soak
+soak: ## MINUTES=30 of undisturbed training with every core busy: no new generation, no election
+	@SKEIN_SOAK=$(MINUTES) go test -v -tags invariants -count=1 -timeout 24h -run TestNobodyIsAccusedWhileEveryCoreIsBusy ./cmd/skein \
+	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+
+.PHONY: linear
+linear: ## N=50 kills and partitions of coordinators under clients; one order must explain all answers. SEED=n repeats the draw
+	@SKEIN_LINEAR="$${N:-50}" SKEIN_LINEAR_SEED=$(SEED) go test -v -tags invariants -count=1 -timeout 60m -run 'Linearizable' ./coordinator/linear
 
 .PHONY: sim
 sim: ## SEED=n plays one schedule of the simulated cluster with its trace; without, N (a million) from FROM (1) on
@@ -92,6 +102,16 @@ bench: build oracle fetch ## compare with PyTorch in the same run; BENCH=prefix 
 .PHONY: bench-quick
 bench-quick: build ## our side of the benchmarks alone, on little data, to see that it runs
 	@scripts/bench.sh --quick
+
+.PHONY: bench-recovery
+bench-recovery: oracle ## goodput with a worker killed each minute, beside torchrun; MINUTES=10 a line, STEPS="1 11" seconds, OURS=only
+	@scripts/bench-recovery.sh
+
+WORKERS ?= 1000
+.PHONY: bench-scale
+bench-scale: build ## WORKERS=1000 workers of fake jobs against three coordinators; docs/SCALE.md says what that shows
+	@go build -o .cache/bin/scalebench ./cmd/scalebench
+	@.cache/bin/scalebench -workers $(WORKERS)
 
 CROSS ?=
 .PHONY: cross
