@@ -55,6 +55,9 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	own = slices.Clone(own) // it may still be on its way when the others' are here
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.err != nil { // what is said now, nobody hears
+		return nil, l.err
+	}
 	sum := crc32c.Sum([]byte(name))
 	number := l.exchanged
 	x, err := l.exchangeLocked(number, sum, l.c.Worker)

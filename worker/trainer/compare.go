@@ -7,13 +7,45 @@ import (
 	"fmt"
 
 	"github.com/skein-ml/skein/checkpoint"
+	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/internal/crc32c"
 	"github.com/skein-ml/skein/shard"
 )
 
-// ErrDiverged is returned when the copies of a rank's weights differ: a processor or memory
-// has computed or kept something else.
+// ErrDiverged is what a [DivergedError] is.
 var ErrDiverged = errors.New("two copies of the same weights differ")
+
+// DivergedError says that the copies of a rank's weights differ: a processor or memory has
+// computed or kept something else. Which of the two machines is wrong, nobody knows, so
+// neither copy is to be used.
+type DivergedError struct {
+	Step          int64 // the last one that both have taken
+	Rank          shard.Rank
+	Bucket        int
+	Layer         string // the bucket's name
+	Owner, Mirror int    // workers
+	// CRC-32C of the rank's weights in the bucket.
+	OwnerSum, MirrorSum uint32
+}
+
+func (e *DivergedError) Error() string {
+	return fmt.Sprintf("%v: rank %d, bucket %d (%s), after step %d: checksum %08x at its owner, worker %d, and %08x at its mirror, worker %d",
+		ErrDiverged, e.Rank, e.Bucket, e.Layer, e.Step, e.OwnerSum, e.Owner, e.MirrorSum, e.Mirror)
+}
+
+// Unwrap returns ErrDiverged.
+func (e *DivergedError) Unwrap() error { return ErrDiverged }
+
+// PeerError says that another worker has sent what it cannot mean.
+type PeerError struct {
+	Worker int
+	Err    error
+}
+
+func (e *PeerError) Error() string { return fmt.Sprintf("worker %d sent %v", e.Worker, e.Err) }
+
+// Unwrap returns what it sent.
+func (e *PeerError) Unwrap() error { return e.Err }
 
 // compareTag marks the messages of compare among all that go round the ring.
 const compareTag = 1 << 62
@@ -43,8 +75,15 @@ func (l *linked) compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return t.same(bucket, theirs)
+}
+
+// same compares what is mirrored here of a bucket with the checksums of its owner.
+func (t *Trainer) same(bucket int, theirs []byte) error {
+	n := t.cfg.Placement.Workers()
+	owner := (t.cfg.Worker + n - 1) % n
 	if len(theirs) != 4*len(t.mirrors) {
-		return fmt.Errorf("checksums of %d bytes for %d ranks", len(theirs), len(t.mirrors))
+		return &PeerError{owner, fmt.Errorf("%d bytes of checksums of bucket %d after step %d, for %d ranks", len(theirs), bucket, t.step, len(t.mirrors))}
 	}
 	for i, r := range t.mirrors {
 		if !t.segments[r].ready {
@@ -55,18 +94,27 @@ func (l *linked) compare(ctx context.Context) error {
 			return err
 		}
 		if want := binary.LittleEndian.Uint32(theirs[4*i:]); own != want {
-			return fmt.Errorf("%w: rank %d, %s, after step %d: checksum %08x at its owner, %08x at its mirror; one of the two machines computes wrongly",
-				ErrDiverged, r, t.table.Bucket(bucket).Name, t.step, want, own)
+			return &DivergedError{Step: t.step, Rank: r, Bucket: bucket, Layer: t.table.Bucket(bucket).Name,
+				Owner: owner, Mirror: t.cfg.Worker, OwnerSum: want, MirrorSum: own}
 		}
 	}
 	return nil
 }
 
-// checksum is the CRC-32C of a rank's master weights in a bucket.
+// checksum is the CRC-32C of a rank's master weights in a bucket. It goes by the stream of
+// the step: a checkpoint may be using the other one.
 func (t *Trainer) checksum(r shard.Rank, bucket int) (uint32, error) {
-	piece := t.table.Bucket(bucket).Piece(r)
-	le := t.scratch(int(piece.Len()) * 4)
-	if err := t.ReadState(checkpoint.Master, bucket, piece.Lo, le); err != nil {
+	buf := t.segments[r].state[checkpoint.Master][bucket].Buf
+	host, ok := t.dev.(device.HostAddressable)
+	if ok {
+		if err := t.stream.Record().Wait(); err != nil {
+			return 0, err
+		}
+		return crc32c.Sum(host.Host(buf)), nil
+	}
+	le := t.scratch(int(buf.Bytes()))
+	t.dev.Download(t.stream, le, buf)
+	if err := t.stream.Record().Wait(); err != nil {
 		return 0, err
 	}
 	return crc32c.Sum(le), nil

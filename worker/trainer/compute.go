@@ -24,6 +24,11 @@ type rank struct {
 	done   int64         // step whose gradients are complete here
 	loss   float64       // sum of token losses of this step
 	tokens int64         // targets of this step
+	at     int64         // step whose samples it has read
+	read   int64         // tokens of that step, padding left out
+	took   time.Duration // that its gradients were computed in, where the trainer is placed now
+	data   time.Duration // that it waited for its samples
+	work   time.Duration // and that it computed, as its vote tells
 }
 
 func (t *Trainer) newRank(id shard.Rank) (_ *rank, err error) {
@@ -131,8 +136,10 @@ func (t *Trainer) prepare(ctx context.Context, k int64, r *rank, clock *stopwatc
 	if err := t.read(ctx, k, r); err != nil {
 		return err
 	}
-	res.Timing.Data += clock.lap()
-	res.Tokens += r.batch.tokens()
+	r.data = clock.lap()
+	res.Timing.Data += r.data
+	r.at, r.read = k, r.batch.tokens()
+	res.Tokens += r.read
 	r.tokens = r.batch.TargetCount
 	r.grads.Slots.Reset(r.batch.Tokens)
 	t.dev.Upload(t.stream, r.ids.Buf.Slice(0, int64(len(r.grads.Slots.IDs))*4), device.HostBytes(r.grads.Slots.IDs))
@@ -163,7 +170,8 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 		return err
 	}
 	err = t.peers.rowsReady(r)
-	res.Timing.Compute += clock.lap() - (res.Timing.Gather - gather)
+	r.work = clock.lap() - (res.Timing.Gather - gather)
+	res.Timing.Compute += r.work
 	return err
 }
 

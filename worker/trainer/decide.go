@@ -39,7 +39,8 @@ func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 	t.votes = t.votes[:0]
 	for i, r := range t.ranks {
 		norms := t.cells.host[i*buckets : (i+1)*buckets]
-		t.votes = append(t.votes, allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks})
+		t.votes = append(t.votes, allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks,
+			Data: r.data, Compute: r.work})
 	}
 	return t.votes, nil
 }
@@ -59,7 +60,13 @@ func (t *Trainer) Decide(votes []allreduce.Vote) (allreduce.Decision, error) {
 		LossShift: allreduce.LossShift(t.cfg.Batch.Global, t.cfg.Batch.SeqLen), Clip: t.cfg.Optimizer.Clip,
 	}
 	d, err := allreduce.Decide(votes, rule, t.cfg.Schedule.Bits(t.step+1), t.taken)
-	t.layer = ""
+	t.layer, t.slowest = "", nil
+	if !t.Alone() { // ranks on one device wait for each other anyway
+		if s, found := t.laggards.look(votes); found {
+			s.Worker = t.cfg.Placement.Worker(s.Rank)
+			t.slowest = &s
+		}
+	}
 	if err == nil && d.Cause == allreduce.CauseNotFinite && finite(d.Loss, nil) { // else the forward had it already
 		if _, buckets := allreduce.NotFinite(votes); len(buckets) > 0 {
 			t.layer = t.table.Bucket(buckets[len(buckets)-1]).Name

@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ type troupe struct {
 	ring       []string // of the generation, by worker
 	placement  shard.Placement
 	generation uint64
+	decided    func(allreduce.Decision) // nil, or called where a decision has been made and nobody been told
 }
 
 // actor is one worker process.
@@ -142,8 +144,15 @@ func (p *troupe) enter(w int, a *actor, plan *protocol.Plan) error {
 		a.link, err = allreduce.Connect(ctx, a.ring, allreduce.LinkConfig{
 			Key:   allreduce.Key{Job: "job", Generation: p.generation, SpecHash: "spec", Class: "class"},
 			Table: a.tr.Table(), Placement: p.placement, Worker: w, Names: p.ring, Next: p.actors[p.ring[(w+1)%len(p.ring)]].ring.Addr(),
-			Wire: p.c.Wire, Arithmetic: a.tr.Arithmetic(), Memory: mem, Decide: a.tr.Decide, ChunkBytes: 4096,
+			Wire: p.c.Wire, Arithmetic: a.tr.Arithmetic(), Memory: mem, ChunkBytes: 4096,
 			Mirror: a.tr.cfg.Mirror, GatherFirst: a.tr.replicated(), Silence: 20 * time.Second,
+			Decide: func(votes []allreduce.Vote) (allreduce.Decision, error) {
+				d, err := a.tr.Decide(votes)
+				if p.decided != nil {
+					p.decided(d)
+				}
+				return d, err
+			},
 		})
 		if err != nil {
 			return err
@@ -233,6 +242,7 @@ func (p *troupe) recover(leave ...string) (protocol.Plan, error) {
 		owners[r] = p.ring[p.placement.Worker(shard.Rank(r))]
 	}
 	var reports []protocol.Report
+	var known int64 // the highest step that anybody who is left knows to be decided
 	for _, name := range p.ring {
 		a := p.actors[name]
 		if a == nil {
@@ -240,6 +250,9 @@ func (p *troupe) recover(leave ...string) (protocol.Plan, error) {
 		}
 		if a.link != nil {
 			_ = a.link.Close()
+			if d, ok := a.link.Decided(); ok {
+				known = max(known, d.Step)
+			}
 		}
 		h, err := a.tr.Seal()
 		if err != nil {
@@ -250,7 +263,29 @@ func (p *troupe) recover(leave ...string) (protocol.Plan, error) {
 		}
 		reports = append(reports, protocol.Report{Worker: name, Step: h.Step, Decision: h.Decision, Held: h.Ranks, Summed: h.Summed, Reaches: p.ring})
 	}
-	return protocol.Recover(p.c.WorldSize, owners, reports)
+	plan, err := protocol.Recover(p.c.WorldSize, owners, reports)
+	if err == nil && plan.Target < known {
+		p.t.Errorf("on from step %d, and somebody who is left knew that step %d is decided", plan.Target, known)
+	}
+	return plan, err
+}
+
+// atRest checks that the hosts of the workers keep nothing of state that has arrived.
+func (p *troupe) atRest() {
+	p.t.Helper()
+	for _, name := range p.ring {
+		l, ok := p.actors[name].tr.peers.(*linked)
+		if !ok {
+			continue
+		}
+		l.mu.Lock()
+		for r, s := range l.state {
+			if s != nil {
+				p.t.Errorf("%s keeps what was copied of the state of rank %d for its way", name, r)
+			}
+		}
+		l.mu.Unlock()
+	}
 }
 
 // hash is the hash of the master weights, each piece from its host.
@@ -397,6 +432,7 @@ func TestWorkersComeAndGoWhileTheBitsStayTheSame(t *testing.T) {
 			if got := p.hash(); got != want() {
 				t.Fatalf("ZeRO-%d: other weights after step %d on %v", stage, until, cast.ring)
 			}
+			p.atRest()
 			next, err := p.recover(cast.leaves)
 			if err != nil {
 				t.Fatal(err)
@@ -408,34 +444,48 @@ func TestWorkersComeAndGoWhileTheBitsStayTheSame(t *testing.T) {
 
 func TestADecisionThatOneWorkerKnowsIsAppliedByAll(t *testing.T) {
 	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	c := g.config(4, 4)
-	c.Precision, c.Stage = device.BF16, shard.StageOptimizer
-	p := newTroupe(t, g, c)
-	for _, name := range []string{"a", "b"} {
-		p.hire(name, newDevice(t, "generic", 1))
-	}
-	if err := p.begin([]string{"a", "b"}, []int{2, 2}, nil); err != nil {
-		t.Fatal(err)
-	}
-	// b hears nothing of the decision: its link ends while a decides.
-	a, b := p.actors["a"], p.actors["b"]
-	ctx, cancel := context.WithCancel(t.Context())
-	b.tr.Hold(make(chan struct{})) // whatever it hears, it does not apply
-	done := make(chan error, 1)
-	go func() { _, err := b.tr.Step(ctx); done <- err }()
-	if _, err := a.tr.Step(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if err := <-done; err == nil {
-		t.Fatal("b has applied a step while its state was held")
-	}
-	plan, err := p.recover()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if plan.Target != 1 || b.tr.StepsDone() != 1 {
-		t.Errorf("on from step %d, b at step %d; a has applied step 1", plan.Target, b.tr.StepsDone())
+	for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+		c := g.config(4, 4)
+		c.Precision, c.Stage = device.BF16, stage
+		alone := newTrainer(t, newDevice(t, "generic", 1), g, c)
+		steps(t, alone, 5)
+		p := newTroupe(t, g, c)
+		for i, name := range []string{"a", "b"} {
+			p.hire(name, anyDevice(t, i))
+		}
+		a, b := p.actors["a"].tr, p.actors["b"].tr
+		p.decided = func(d allreduce.Decision) {
+			if d.Step == 3 {
+				p.actors["b"].conns.cut() // what a sends from now on, b does not get
+			}
+		}
+		if err := p.begin([]string{"a", "b"}, []int{2, 2}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.play(5, func(<-chan struct{}) {}); err == nil {
+			t.Fatal("nobody has noticed that the ring is cut")
+		}
+		p.decided = nil
+		plan, err := p.recover()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if plan.Target != 3 || a.StepsDone() != 3 || b.StepsDone() != 2 {
+			t.Fatalf("ZeRO-%d: on from step %d with a at step %d and b at step %d; only a knows the decision of step 3",
+				stage, plan.Target, a.StepsDone(), b.StepsDone())
+		}
+		if err := p.begin([]string{"a", "b"}, []int{2, 2}, &plan); err != nil {
+			t.Fatal(err)
+		}
+		if b.StepsDone() != 3 {
+			t.Errorf("ZeRO-%d: b enters at step %d", stage, b.StepsDone())
+		}
+		if err := p.play(5, func(<-chan struct{}) {}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := p.hash(), hash(t, alone); got != want {
+			t.Errorf("ZeRO-%d: weights %v, undisturbed %v", stage, got, want)
+		}
 	}
 }
 
@@ -454,10 +504,52 @@ func TestCopiesThatDifferAreNamed(t *testing.T) {
 	flipped := []float32{42}
 	mirror.dev.Upload(mirror.stream, mirror.segments[1].state[checkpoint.Master][2].ColRange(3, 4).Buf, device.HostBytes(flipped))
 	err := p.play(int64(mirror.table.Buckets()), func(<-chan struct{}) {})
-	if !errors.Is(err, ErrDiverged) {
+	found, ok := errors.AsType[*DivergedError](err)
+	if !ok || !errors.Is(err, ErrDiverged) {
 		t.Fatalf("%v, want an error that says that copies differ", err)
 	}
-	if mirror.StepsDone() != 2 {
-		t.Errorf("found after step %d, the bucket's turn is after step 2", mirror.StepsDone())
+	sums := found.OwnerSum != found.MirrorSum
+	found.OwnerSum, found.MirrorSum = 0, 0
+	want := DivergedError{Step: 2, Rank: 1, Bucket: 2, Layer: mirror.table.Bucket(2).Name, Owner: 0, Mirror: 1}
+	if *found != want || !sums {
+		t.Errorf("found %+v, want %+v and two checksums", *found, want)
+	}
+}
+
+func TestChecksumsOfAnotherLengthAreTheOwnersFault(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	c := g.config(4, 4)
+	c.Stage, c.Mirror = shard.StageOptimizer, true
+	m := newTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, c, 2)
+	err := m.trainers[0].same(1, make([]byte, 3))
+	if peer, ok := errors.AsType[*PeerError](err); !ok || peer.Worker != 1 {
+		t.Errorf("%v, want one that names worker 1", err)
+	}
+}
+
+// counted is a device that counts how often its stream for copies is asked for.
+type counted struct {
+	device.Device
+	copies atomic.Int64
+}
+
+func (d *counted) Stream(k device.StreamKind) device.Stream {
+	if k == device.StreamCopy {
+		d.copies.Add(1)
+	}
+	return d.Device.Stream(k)
+}
+
+func TestCopiesAreComparedOnTheStreamOfTheStep(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	c := g.config(4, 4)
+	c.Stage, c.Mirror = shard.StageOptimizer, true
+	devices := []*counted{{Device: newDevice(t, "generic", 1)}, {Device: newDevice(t, "generic", 1)}}
+	m := newTeam(t, func(w int) device.Device { return devices[w] }, g, c, 2)
+	m.steps(t, 2)
+	for w, d := range devices {
+		if n := d.copies.Load(); n != 0 {
+			t.Errorf("worker %d has used the stream of checkpoints %d times", w, n)
+		}
 	}
 }

@@ -180,6 +180,13 @@ func (l *linked) stateOf(s *segment) *[states][][]byte {
 	return l.state[s.rank]
 }
 
+// forgetState drops what the host has of state: nothing of it is on its way any more.
+func (l *linked) forgetState() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.state)
+}
+
 // Gathered implements [allreduce.LinkMemory].
 func (l *linked) Gathered(bucket int, r shard.Range) []byte {
 	if l.t.replicated() {
@@ -279,7 +286,7 @@ func (l *linked) addRows(ctx context.Context) error {
 	ids := make([][]int32, len(all))
 	for i, r := range all {
 		if err := l.check(r); err != nil {
-			return fmt.Errorf("embedding rows of rank %d: %w", i, err)
+			return &PeerError{t.cfg.Placement.Worker(shard.Rank(i)), fmt.Errorf("embedding rows of rank %d of step %d: %w", i, t.step+1, err)}
 		}
 		ids[i] = r.IDs
 	}
@@ -338,8 +345,12 @@ func (l *linked) collect(ctx context.Context) error {
 	if err := l.receiveMoves(ctx, t.filling); err != nil {
 		return err
 	}
+	if err := l.link.WaitSent(ctx); err != nil {
+		return err
+	}
 	t.filling = nil
-	return l.link.WaitSent(ctx)
+	l.forgetState()
+	return nil
 }
 
 // check refuses rows that the model has no place for: they came from the network.

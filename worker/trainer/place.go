@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/shard"
@@ -26,7 +27,7 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 	}
 	_ = t.stream.Record().Wait() // nothing that is freed here is in use; an error shows again
 	t.unlink()
-	t.summed, t.asks = 0, 0
+	t.summed, t.asks, t.laggards = 0, 0, laggards{}
 	t.cfg.Placement, t.cfg.Worker, t.cfg.Mirror = p, worker, mirror && !t.replicated()
 	if err := t.placeRanks(p.Ranks(worker)); err != nil {
 		return err
@@ -64,6 +65,7 @@ func (t *Trainer) placeRanks(ids []shard.Rank) error {
 			r.mem.free()
 			continue
 		}
+		r.took = 0
 		t.ranks = append(t.ranks, r)
 	}
 	for _, id := range ids {
@@ -97,6 +99,10 @@ type Held struct {
 	Decision []byte // the record D(Step), encoded; nil if the trainer began at Step
 	Ranks    []shard.Rank
 	Summed   []shard.Rank // of Ranks: those whose R(Step+1) is complete here
+	// Computed are ranks whose own gradients of Step+1 were completed since the trainer was
+	// placed, and Took is the time that it took.
+	Computed []shard.Rank
+	Took     time.Duration
 }
 
 // Seal brings the trainer to rest after a step, or after one that failed, and says what it
@@ -131,7 +137,26 @@ func (t *Trainer) Seal() (Held, error) {
 			}
 		}
 	}
+	for _, r := range t.ranks {
+		if r.done == t.step+1 && r.took > 0 {
+			h.Computed, h.Took = append(h.Computed, r.id), h.Took+r.took
+		}
+	}
 	return h, nil
+}
+
+// Hosts is how many ranks the trainer has been placed with.
+func (t *Trainer) Hosts() int { return len(t.ranks) }
+
+// StepTokens is how many tokens, padding left out, the hosted ranks computed in the
+// trainer's last step.
+func (t *Trainer) StepTokens() (n int64) {
+	for _, r := range t.ranks {
+		if r.at == t.step {
+			n += r.read
+		}
+	}
+	return n
 }
 
 // Ready lists the ranks whose state is here, at the trainer's step.
@@ -283,6 +308,7 @@ func (t *Trainer) Transfer(ctx context.Context, moves []Move) error {
 	if err := l.link.WaitSent(ctx); err != nil {
 		return err
 	}
+	l.forgetState() // before the others go on: they may then send what fills mirrors
 	// Nobody begins before all are here: what a neighbour sends of the next phase would
 	// stand in the way of state that is still coming.
 	_, err = l.link.Exchange(ctx, "all state is here", nil)

@@ -121,6 +121,9 @@ type Trainer struct {
 	asks    allreduce.Requests
 	layer   string // of a step that is not finite, where rank 0 is hosted: where that began
 
+	laggards laggards   // of the generation, where rank 0 is hosted
+	slowest  *Straggler // in the last step
+
 	// Of the step under way, for the model's hooks.
 	ctx     context.Context
 	result  Result
@@ -160,6 +163,9 @@ type Result struct {
 	// Layer is where NaN or infinity began, of a step that is skipped for it; known where
 	// rank 0 is hosted, and "" if all gradients are finite and only their norm or a loss is not.
 	Layer string
+	// Straggler is the rank that all others wait for, nil if there is none; known where rank 0
+	// is hosted.
+	Straggler *Straggler
 }
 
 // Timing is the wall time of a step's phases. What the network does behind the
@@ -307,10 +313,10 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 		}
 	}
 	for _, r := range ranks {
-		if r.done == k { // before a failure
+		if began := time.Now(); r.done == k { // before a failure
 			err = t.again(r)
 		} else if err = t.compute(ctx, k, r, &clock, res); err == nil {
-			r.done = k
+			r.done, r.took = k, time.Since(began)
 		}
 		if err != nil {
 			return fmt.Errorf("rank %d: %w", r.id, err)
@@ -327,7 +333,7 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 	if res.Decision, err = t.peers.decide(ctx, votes); err != nil {
 		return err
 	}
-	t.pending, res.Layer = &res.Decision, t.layer
+	t.pending, res.Layer, res.Straggler = &res.Decision, t.layer, t.slowest
 	res.Timing.Reduce += clock.lap()
 	if err := t.wait(ctx); err != nil {
 		return err
@@ -340,6 +346,7 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 
 // again sends a rank's gradients on their way that are complete already.
 func (t *Trainer) again(r *rank) error {
+	t.result.Tokens += r.read
 	for b := range t.fresh {
 		if err := t.NeedWeights(b, -1); err != nil {
 			return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/model"
@@ -81,7 +82,11 @@ func (t *Trainer) computeTogether(ctx context.Context, k int64, clock *stopwatch
 			return err
 		}
 	}
-	res.Timing.Compute += clock.lap() - (res.Timing.Gather - gather)
+	took := clock.lap() - (res.Timing.Gather - gather)
+	for _, r := range t.ranks {
+		r.work = took / time.Duration(len(t.ranks))
+	}
+	res.Timing.Compute += took
 	return nil
 }
 
