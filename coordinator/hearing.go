@@ -199,7 +199,7 @@ func (h *hearing) heartbeat(now time.Time, worker string, session uint64, beat *
 	}
 	c.heard = now
 	runs := task{job: beat.GetJob(), generation: beat.GetGeneration(), preparation: beat.GetPreparation()}
-	if beat.Keeps != nil {
+	if beat != nil && beat.Keeps != nil { // it says so, be it that it keeps nothing
 		h.dropped(worker, c.incarnation, beat.GetKeeps())
 	}
 	if dataSets := beat.GetDataSets(); !slices.Equal(c.dataSets, dataSets) || c.runs != runs || c.warm != beat.GetWarm() {

@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"context"
 	"strings"
 	"time"
 
@@ -10,9 +11,9 @@ import (
 
 // orders are all that a worker is to do, from what is decided.
 func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
-	busy := s.Busy()[w.Name]
+	busy := s.BusyWith(w.Name)
 	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == "" && !h.stays(w.Name)}
-	for _, j := range s.InOrder() {
+	for _, j := range s.Parts(w.Name) {
 		switch j.Phase {
 		case fsm.Preparing:
 			if p := j.Preparation; p.Worker == w.Name && p.Incarnation == w.Incarnation {
@@ -23,12 +24,7 @@ func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Ord
 				o.Assignment = assignment(s, h, j, p, w)
 				h.ordered(j, o.Assignment)
 			}
-			// Who gave the generation up by itself has to show again that it reads the store.
-			if o.Assignment == nil || o.Assignment.Job != j.ID || h.hasGivenUp(j.ID, w.Name, j.Generation) {
-				o.Probes = appendProbe(now, o.Probes, h, j, w)
-			}
 		case fsm.Queued:
-			o.Probes = appendProbe(now, o.Probes, h, j, w)
 			// It keeps what it holds until somebody else needs it, and says what that is.
 			if p := j.Holder(w.Name); p != nil && p.Incarnation == w.Incarnation && busy == "" && o.Assignment == nil && h.warms(w.Name) == "" {
 				o.Assignment = assignment(s, h, j, p, w)
@@ -36,10 +32,41 @@ func orders(now time.Time, s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Ord
 			}
 		}
 	}
+	for _, j := range s.Waiting() {
+		// Who is busy with another job is asked once it is free: each worker would have to
+		// read the stores of all jobs otherwise, again for each leader.
+		if busy != "" && busy != j.ID {
+			continue
+		}
+		// Who gave the generation up by itself has to show again that it reads the store.
+		if j.Phase == fsm.Queued || o.Assignment.GetJob() != j.ID || h.hasGivenUp(j.ID, w.Name, j.Generation) {
+			o.Probes = appendProbe(now, o.Probes, h, j, w)
+		}
+	}
 	if j := s.Jobs[h.warms(w.Name)]; j != nil && o.Assignment == nil && o.Preparation == nil && busy == "" {
 		o.Warm = &skeinv1.Warm{Job: j.ID, Resolved: j.Resolved, SpecHash: j.SpecHash, DataServers: h.servers(s, j.DataHash, w)}
 	}
 	return o
+}
+
+// lookCost is about what it costs to look up a worker's orders.
+const lookCost = 20 * time.Microsecond
+
+// rest has a session wait before it looks at the next change. Every change wakes every
+// session: without a pause, a thousand of them would look at a hundred changes one by one
+// where one look at all of them is enough. A few never wait.
+func (h *hearing) rest(ctx context.Context, looked time.Time) {
+	h.mu.Lock()
+	sessions := len(h.contacts)
+	h.mu.Unlock()
+	pause := time.Duration(sessions)*lookCost - time.Since(looked)
+	if pause < time.Millisecond {
+		return
+	}
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+	}
 }
 
 func appendProbe(now time.Time, list []*skeinv1.StoreProbe, h *hearing, j *fsm.Job, w *fsm.Worker) []*skeinv1.StoreProbe {

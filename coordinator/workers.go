@@ -217,6 +217,7 @@ func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServ
 			}
 			last = next
 		}
+		looked := time.Now()
 		select {
 		case <-changed:
 		case <-heard:
@@ -226,6 +227,7 @@ func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServ
 		case <-r.ctx.Done():
 			return s.notLeader()
 		}
+		r.rest(ctx, looked)
 	}
 }
 

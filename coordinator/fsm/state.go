@@ -44,6 +44,7 @@ type State struct {
 
 	// requests maps the id of a submission to its job: always what Jobs says.
 	requests map[string]string
+	lookup   *lookup // of a state that is frozen; nil: it is not
 }
 
 // Job is one job. It is read only.
@@ -211,19 +212,6 @@ func (s *State) Clone() *State {
 	return &State{Index: s.Index, Epoch: s.Epoch, Jobs: maps.Clone(s.Jobs), Workers: maps.Clone(s.Workers), requests: maps.Clone(s.requests)}
 }
 
-// InOrder lists the jobs in order of submission.
-func (s *State) InOrder() []*Job {
-	return slices.SortedFunc(maps.Values(s.Jobs), func(a, b *Job) int {
-		switch {
-		case a.Sequence < b.Sequence:
-			return -1
-		case a.Sequence > b.Sequence:
-			return 1
-		}
-		return 0
-	})
-}
-
 // Queue lists the jobs in the order in which they get workers: by priority, then by
 // submission.
 func (s *State) Queue() []*Job {
@@ -232,26 +220,10 @@ func (s *State) Queue() []*Job {
 	return queue
 }
 
-// ByName lists the workers by name.
-func (s *State) ByName() []*Worker {
-	return slices.SortedFunc(maps.Values(s.Workers), func(a, b *Worker) int { return strings.Compare(a.Name, b.Name) })
-}
-
 // Is tells whether the worker of that name is the process that incarnation names.
 func (s *State) Is(worker, incarnation string) bool {
 	w := s.Workers[worker]
 	return w != nil && w.Incarnation == incarnation
-}
-
-// Busy maps each worker that prepares or hosts ranks to its job.
-func (s *State) Busy() map[string]string {
-	busy := map[string]string{}
-	for id, j := range s.Jobs {
-		for _, w := range j.Uses() {
-			busy[w] = id
-		}
-	}
-	return busy
 }
 
 // Uses lists the workers that the job has now, in the order of its placement.

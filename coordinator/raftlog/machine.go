@@ -14,6 +14,7 @@ import (
 type machine struct {
 	mu     sync.Mutex
 	state  *fsm.State
+	shown  *fsm.State    // state as it is, for all who ask; nil since the last change
 	wakeup chan struct{} // closed at the next change
 	grown  int64         // bytes of entries that were applied since the last snapshot
 	bound  int64         // of grown
@@ -26,10 +27,15 @@ func newMachine(bound int64) *machine {
 	return &machine{state: fsm.New(), wakeup: make(chan struct{}), failed: make(chan struct{}), bound: bound, large: make(chan struct{}, 1)}
 }
 
+// view is the state as it is. All who ask before the next change get the same one: with
+// many workers each change is looked at by as many.
 func (m *machine) view() *fsm.State {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.state.Clone()
+	if m.shown == nil {
+		m.shown = m.state.Freeze()
+	}
+	return m.shown
 }
 
 func (m *machine) changed() <-chan struct{} {
@@ -58,6 +64,7 @@ func (m *machine) Apply(l *raft.Log) any {
 		close(m.failed)
 		return m.err
 	}
+	m.shown = nil
 	result := m.state.Apply(l.Index, e)
 	if m.grown += int64(len(l.Data)); m.grown > m.bound {
 		m.grown = 0
@@ -93,7 +100,7 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.state = s
+	m.state, m.shown = s, nil
 	m.wake()
 	return nil
 }

@@ -203,36 +203,43 @@ func (d *decision) pause(j *fsm.Job) time.Duration {
 func (d *decision) preparer(j *fsm.Job) *fsm.Worker {
 	var best *fsm.Worker
 	var bestScore [4]int
+	classes := d.suited(j)
 	for _, w := range d.free(j) {
-		if score := d.suits(j, w); best == nil || slices.Compare(score[:], bestScore[:]) > 0 {
+		score := [4]int{}
+		if len(w.Classes) > 0 {
+			score = classes[w.Classes[0]]
+		}
+		if w.Name != j.Preparation.Worker {
+			score[0] = 1
+		}
+		if best == nil || slices.Compare(score[:], bestScore[:]) > 0 {
 			best, bestScore = w, score
 		}
 	}
 	return best
 }
 
-// suits weighs a worker as preparer; the first difference decides.
-func (d *decision) suits(j *fsm.Job, w *fsm.Worker) (score [4]int) {
-	if w.Name != j.Preparation.Worker {
-		score[0] = 1
-	}
-	if len(w.Classes) == 0 {
-		return score
-	}
-	first, have := w.Classes[0], 0
-	for _, other := range d.fit(j) {
-		if other.Has(first) {
-			have++
-		}
-	}
-	score[1] = min(have, j.WorkersMin)
+// suited weighs the classes that workers list first; the first difference decides.
+func (d *decision) suited(j *fsm.Job) map[string][4]int {
+	scores := map[string][4]int{}
 	for name := range d.seen.Alive {
-		if other := d.s.Workers[name]; other != nil && len(other.Classes) > 0 && other.Classes[0] == first {
+		if w := d.s.Workers[name]; w != nil && len(w.Classes) > 0 {
+			score := scores[w.Classes[0]]
 			score[2]++
+			scores[w.Classes[0]] = score
 		}
 	}
-	score[3] = have
-	return score
+	fit := d.fit(j)
+	for class, score := range scores {
+		for _, w := range fit {
+			if w.Has(class) {
+				score[3]++
+			}
+		}
+		score[1] = min(score[3], j.WorkersMin)
+		scores[class] = score
+	}
+	return scores
 }
 
 // free lists the workers that could get work of the job now, by name.
