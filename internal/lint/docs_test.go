@@ -1,6 +1,7 @@
 package lint
 
 import (
+	"go/ast"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -63,5 +64,38 @@ func TestEveryMakeTargetNamedInADocumentExists(t *testing.T) {
 				t.Errorf("%s tells the reader to run `make %s`, which the Makefile does not have", doc, m[1])
 			}
 		}
+	}
+}
+
+var testName = regexp.MustCompile("`((?:Test|Fuzz)[A-Z]\\w*)`")
+
+// A design that names a test for what it claims names one that is there.
+func TestEveryTestNamedInADesignIsThere(t *testing.T) {
+	there := map[string]bool{}
+	for _, f := range goFiles(t) {
+		if !f.isTest() {
+			continue
+		}
+		for _, d := range f.ast.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil {
+				there[fn.Name.Name] = true
+			}
+		}
+	}
+	designs := 0
+	for _, doc := range files(t, "DESIGN.md") {
+		named := testName.FindAllStringSubmatch(source(t, doc), -1)
+		if len(named) == 0 {
+			t.Errorf("%s names no test; say for each row of its table which one shows it", doc)
+		}
+		for _, m := range named {
+			if !there[m[1]] {
+				t.Errorf("%s names %s, which is not in the tree", doc, m[1])
+			}
+		}
+		designs++
+	}
+	if designs < 2 {
+		t.Errorf("%d DESIGN.md, want the ring's and the coordinators' at least", designs)
 	}
 }
