@@ -133,9 +133,10 @@ $(GOLANGCI): tools/go.mod tools/go.sum
 	@cd tools && go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: generate
-generate: ## everything that a program writes: kernels (needs gcc and binutils), the job file's reference
+generate: ## everything that a program writes: kernels (needs gcc and binutils), the job file's reference, Kubernetes' definitions
 	go generate ./...
 	go test ./jobspec -run Reference -rewrite >/dev/null
+	go test ./k8s/crd -run Generated -rewrite >/dev/null
 
 .PHONY: check-generated
 check-generated: generate ## generate, then a clean tree

@@ -135,6 +135,13 @@ type Resources struct {
 // job that was not read from a file.
 func (j *Job) Dir() string { return j.dir }
 
+// In returns the job with its relative paths starting from dir.
+func (j *Job) In(dir string) *Job {
+	moved := *j
+	moved.dir = dir
+	return &moved
+}
+
 // Path returns p as the process can open it: relative paths start from the
 // folder of the job file, so that a job file means the same from anywhere.
 func (j *Job) Path(p string) string {

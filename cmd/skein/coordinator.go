@@ -22,6 +22,7 @@ import (
 type coordinatorConfig struct {
 	coordinator.Config
 	members   []string
+	wait      bool
 	tls       string
 	monitor   string
 	gossip    gossipFlags
@@ -52,6 +53,7 @@ coordinator's own, for good. SIGTERM hands over leadership and ends.`,
 	f.StringVar(&cfg.Advertise, "advertise", "", "host:port where the others reach it; --listen if left out")
 	f.StringVar(&cfg.Dir, "dir", "", "folder of its own, on a disk that stays")
 	f.StringSliceVar(&cfg.members, "members", nil, "the first coordinators of a new cluster, id=host:port,…; the same on each")
+	f.BoolVar(&cfg.wait, "wait", false, "where --members does not list this coordinator, wait to be added: for all of a group to be started alike")
 	f.BoolVar(&cfg.Alone, "alone", false, "a new cluster of this coordinator alone")
 	f.StringVar(&cfg.tls, "tls", "", "folder of certificates, made by skein certs; default $"+tlsVariable)
 	f.BoolVar(&cfg.Insecure, "insecure", false, "plain text on any address: for benchmarks")
@@ -128,6 +130,8 @@ func (c *coordinatorConfig) checkMembers() error {
 	own := cmp.Or(c.Advertise, c.Listen)
 	i := slices.IndexFunc(c.Members, func(m raftlog.Server) bool { return m.ID == c.ID })
 	switch {
+	case i < 0 && c.wait:
+		c.Members = nil
 	case i < 0:
 		return usageError{fmt.Errorf("--members: %s is not among the first members; list it as %s=%s, or leave --members out to add it to a cluster that runs", c.ID, c.ID, own)}
 	case c.Members[i].Address != own && !strings.HasSuffix(own, ":0"):

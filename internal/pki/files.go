@@ -127,10 +127,15 @@ func read(path string) ([]byte, error) {
 	return b, err
 }
 
-// readPrivate reads a file that nobody but its owner may read.
+// readPrivate reads a file that nobody but its owner may read. One that belongs to root
+// its group may read too: so Kubernetes gives a Secret to a process that is not root.
 func readPrivate(path string) ([]byte, error) {
 	info, err := vfs.OS.Stat(path)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
+	others := fs.FileMode(0o077)
+	if err == nil && lent(info) {
+		others = 0o037
+	}
+	if err == nil && info.Mode().Perm()&others != 0 {
 		return nil, fmt.Errorf("%s may be read by others (%s); run: chmod 600 %s", path, info.Mode().Perm(), path)
 	}
 	return read(path)
@@ -150,15 +155,7 @@ func loadCertificate(path string) (*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := block(path, "CERTIFICATE", b)
-	if err != nil {
-		return nil, err
-	}
-	c, err := x509.ParseCertificate(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
+	return parseCertificate(path, b)
 }
 
 func loadKey(path string) (*ecdsa.PrivateKey, error) {
@@ -166,19 +163,7 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := block(path, "PRIVATE KEY", b)
-	if err != nil {
-		return nil, err
-	}
-	key, err := x509.ParsePKCS8PrivateKey(raw)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	private, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s: a %T, where an ECDSA key is needed; make it with `skein certs`", path, key)
-	}
-	return private, nil
+	return parseKey(path, b)
 }
 
 func loadGossip(path string) ([]byte, error) {
