@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -139,15 +140,19 @@ func (c *Conn) leads(ctx context.Context, conn *grpc.ClientConn, address string,
 // "ask somebody else".
 func (c *Conn) follow(ctx context.Context, try func(*grpc.ClientConn, string) error) error {
 	pause := pauseMin
+	var last error // of a coordinator that did not answer
 	for untrusted := 0; ; {
 		conn, address, err := c.conn()
 		if err != nil {
 			return err
 		}
 		err = try(conn, address)
-		if status.Code(err) != codes.Unavailable {
+		if code := status.Code(err); code == codes.DeadlineExceeded && last != nil && ctx.Err() != nil {
+			return c.nobody(last) // it ended while one was dialed again
+		} else if code != codes.Unavailable {
 			return err
 		}
+		last = err
 		if !isAboutCertificates(err) {
 			untrusted = 0
 		} else if untrusted++; untrusted >= len(c.addresses()) { // waiting does not help
@@ -159,11 +164,16 @@ func (c *Conn) follow(ctx context.Context, try func(*grpc.ClientConn, string) er
 		}
 		select {
 		case <-ctx.Done():
-			return status.Errorf(codes.Unavailable, "no coordinator answers at %s; the last one said: %s", strings.Join(c.addresses(), ", "), status.Convert(err).Message())
+			return c.nobody(err)
 		case <-time.After(pause):
-			pause = min(2*pause, pauseMax)
+			pause = min(pause*4/3, pauseMax) // the next leader is there within some tenths of a second
 		}
 	}
+}
+
+// nobody is the error of a call that no coordinator has answered.
+func (c *Conn) nobody(last error) error {
+	return status.Errorf(codes.Unavailable, "no coordinator answers at %s; the last one said: %s", strings.Join(c.addresses(), ", "), status.Convert(last).Message())
 }
 
 // isAboutCertificates tells whether a connection failed because one end does not trust
@@ -211,6 +221,8 @@ func (c *Conn) conn() (*grpc.ClientConn, string, error) {
 		secure = credentials.NewTLS(c.config.TLS)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+c.current, grpc.WithTransportCredentials(secure), grpc.WithDisableServiceConfig(),
+		// One that has been started again is there as soon as it is asked.
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: pauseMin, Multiplier: 1.3, Jitter: .2, MaxDelay: pauseMax}, MinConnectTimeout: tryMax}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: false}))
 	if err != nil {
 		return nil, "", fmt.Errorf("coordinator %s: %w", c.current, err)
