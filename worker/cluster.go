@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data/stream"
@@ -39,7 +40,12 @@ type HostConfig struct {
 	// Publish and Complete return when it is in the log. They fail with [ErrFenced] when
 	// the generation is over.
 	Publish  func(context.Context, *skeinv1.Checkpoint) error
-	Complete func(context.Context, []byte) error
+	Complete func(context.Context, []byte, *skeinv1.Spent) error
+	// StoreRetry is how long a store that could not be written to is left alone; 0: 5 s.
+	StoreRetry time.Duration
+	// Accuse is called at once when the link names the worker at whose end it broke: what
+	// this one keeps takes a moment longer to say. It must not block; nil: nobody listens.
+	Accuse func(worker, reason string)
 	// Report is called after each step by the worker that hosts rank 0, and by the
 	// others for their phases. It must not block.
 	Report func(*skeinv1.Progress, Phases)
@@ -49,6 +55,12 @@ type HostConfig struct {
 type Phases struct {
 	trainer.Timing
 	RingBytes int64 // sent to the next worker in this generation
+	Again     bool  // the step has been reported before: only its progress says something new
+
+	// Straggler is the rank that all others wait for, nil if there is none, and Straggles the
+	// worker that hosts it; told where rank 0 is.
+	Straggler *trainer.Straggler
+	Straggles string
 }
 
 // ErrFenced is returned when a newer generation has taken over.
@@ -60,6 +72,13 @@ type BrokenError struct {
 	Accused string // worker at the other end; empty if none
 	Reason  string
 	Sealed  *skeinv1.Sealed // what this worker keeps; nil: nothing
+
+	// Fenced: the generation is over already, because a newer one has begun. The error is
+	// then ErrFenced too.
+	Fenced bool
+	// Diverged, if set: two copies of a rank's state differ, and nobody knows which one is
+	// right. What the workers of this generation hold is not to be gone on from.
+	Diverged *skeinv1.Divergence
 }
 
 func (e *BrokenError) Error() string {
@@ -67,4 +86,12 @@ func (e *BrokenError) Error() string {
 		return e.Reason
 	}
 	return fmt.Sprintf("%s: %s", e.Accused, e.Reason)
+}
+
+// Unwrap gives ErrFenced where it is that.
+func (e *BrokenError) Unwrap() error {
+	if e.Fenced {
+		return ErrFenced
+	}
+	return nil
 }

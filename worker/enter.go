@@ -15,17 +15,17 @@ import (
 // entry is what a worker brings into a live generation.
 type entry struct {
 	Ranks []shard.Rank `json:"ranks"` // whose state it has
-	// Journal is the job's history, from the worker that rank 0's state is taken from.
-	Journal *journal `json:"journal,omitempty"`
+	Steps int64        `json:"steps"` // up to which it has the records of all
+	// Results are what it knows to have been measured: all of it with the journal, else what
+	// may be news.
+	Results []checkpoint.Result `json:"results,omitempty"`
+	Journal *journal            `json:"journal,omitempty"` // from the worker that rank 0's state is taken from
 }
 
-// journal is what every worker knows of a job and no checkpoint has yet.
+// journal is what else one worker knows for all.
 type journal struct {
-	History []checkpoint.StepRecord `json:"history"`
-	Chain   []checkpoint.Link       `json:"chain"`
-	Results []checkpoint.Result     `json:"results"`
-	Resumed []int64                 `json:"resumed"`
-	Counts  counts                  `json:"counts"`
+	Resumed []int64 `json:"resumed"`
+	Counts  counts  `json:"counts"`
 }
 
 // enter goes on from what the workers hold in memory: each brings what it has to the
@@ -46,20 +46,16 @@ func (h *hosting) enter(ctx context.Context) error {
 		return h.keepCommitted()
 	}
 	sources := o.GetSources()
-	own := entry{Ranks: h.tr.Ready()}
-	if len(sources) > 0 && sources[0].GetWorker() == h.Worker {
-		own.Journal = h.journal()
-	}
-	entries, err := h.exchange(ctx, own)
+	entries, err := h.exchange(ctx, "what each brings", h.entry())
 	if err != nil {
+		return err
+	}
+	if err := h.adopt(ctx, entries); err != nil {
 		return err
 	}
 	has, source := make([][]shard.Rank, len(entries)), make([]int, h.Config.WorldSize)
 	for i, e := range entries {
 		has[i] = e.Ranks
-		if e.Journal != nil {
-			h.adopt(e.Journal)
-		}
 	}
 	for _, s := range sources {
 		i := h.member(s.GetWorker())
@@ -87,7 +83,11 @@ func (h *hosting) catchUp() error {
 	source := slices.ContainsFunc(o.GetSources(), func(s *skeinv1.Source) bool { return s.GetWorker() == h.Worker })
 	var err error
 	if h.entered {
+		before := h.tr.StepsDone()
 		if err = h.tr.Enter(o.GetTarget(), o.GetDecision()); err == nil {
+			if h.tr.StepsDone() > before { // it had computed that step in the generation before
+				h.before.Tokens += h.tr.StepTokens() * int64(h.Config.WorldSize) / int64(h.tr.Hosts())
+			}
 			if d, ok := h.tr.LastDecision(); ok {
 				h.noteDecision(d)
 			}
@@ -110,14 +110,17 @@ func (h *hosting) catchUp() error {
 }
 
 // exchange tells the others what is brought here, and hears the same of them.
-func (h *hosting) exchange(ctx context.Context, own entry) ([]entry, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectMax)
-	defer cancel()
+func (h *hosting) exchange(ctx context.Context, what string, own entry) ([]entry, error) {
+	if h.Order.GetLive() { // otherwise somebody may have to read much first
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, connectMax)
+		defer cancel()
+	}
 	b, err := json.Marshal(own)
 	if err != nil {
 		return nil, err
 	}
-	blobs, err := h.link.Exchange(ctx, "what each brings", b)
+	blobs, err := h.link.Exchange(ctx, what, b)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errUnreachable, err)
 	}
@@ -140,25 +143,61 @@ func (h *hosting) member(name string) int {
 	return -1
 }
 
-func (h *hosting) journal() *journal {
-	s := h.store
-	return &journal{History: s.state.History, Chain: s.state.Chain, Results: s.lineage.Results, Resumed: s.lineage.ResumedAt, Counts: h.before}
+// entry is what this worker brings.
+func (h *hosting) entry() entry {
+	s, o := h.store, h.Order
+	own := entry{Ranks: h.tr.Ready()}
+	if n := len(s.state.History); n > 0 && s.state.History[n-1].Step == int64(n) {
+		own.Steps = int64(n)
+	}
+	switch {
+	case len(o.GetSources()) > 0 && o.GetSources()[0].GetWorker() == h.Worker:
+		own.Results, own.Journal = s.lineage.Results, &journal{Resumed: s.lineage.ResumedAt, Counts: h.before}
+	case len(own.Ranks) > 0:
+		for _, r := range s.lineage.Results {
+			if r.Step >= o.GetResume().GetStep() {
+				own.Results = append(own.Results, r)
+			}
+		}
+	}
+	return own
 }
 
-func (h *hosting) adopt(j *journal) {
-	s := h.store
-	s.state.History, s.state.Chain, s.lineage.Results, s.lineage.ResumedAt = j.History, j.Chain, j.Results, j.Resumed
-	h.before = j.Counts
+// adopt makes the job's record here what all workers together know of it.
+func (h *hosting) adopt(ctx context.Context, entries []entry) error {
+	from := slices.IndexFunc(entries, func(e entry) bool { return e.Journal != nil })
+	if from < 0 {
+		return fmt.Errorf("%w: nobody brings the state of rank 0", errUnreachable)
+	}
+	s, j := h.store, entries[from].Journal
+	s.lineage.ResumedAt, h.before = j.Resumed, j.Counts
+	s.lineage.Results = slices.Clone(entries[from].Results)
+	for i, e := range entries {
+		if i != from {
+			s.learn(e.Results)
+		}
+	}
+	err := h.tellSteps(ctx, from, entries)
 	h.countTargets()
+	return err
 }
 
 // keepCommitted makes sure that the folder says of the newest checkpoint what the log says:
-// a publisher that was killed may not have got as far.
+// a publisher that was killed may not have got as far. Rank 0's worker builds on its chain.
 func (h *hosting) keepCommitted() error {
 	if !h.leads() {
 		return nil
 	}
-	return checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest())
+	if err := h.commitResumed(); err != nil {
+		return err
+	}
+	m, err := h.newest()
+	if err != nil {
+		return err
+	}
+	h.store.state.Chain = m.Chain
+	h.store.dropUnpublished()
+	return nil
 }
 
 // addUp adds what this generation has come to so far to what those before it have.

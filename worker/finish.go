@@ -27,7 +27,8 @@ func (h *hosting) finish(ctx context.Context) error {
 		done.Tokens = int64(n)
 	}
 	done.Seconds += h.before.Seconds
-	if err := h.Complete(ctx, console.Marshal(done)); err != nil {
+	h.spent.lap(&h.spent.evaluation)
+	if err := h.Complete(ctx, console.Marshal(done), h.spent.message()); err != nil {
 		return err
 	}
 	h.emit(done)

@@ -37,13 +37,21 @@ type hosting struct {
 	entered       bool  // the trainer's state is that of a step
 	targets       int64 // since step 0
 	before        counts
+	expects       []int64 // steps of which rank 0's worker has measurements to tell
+	slowest       int     // rank that was noted to be slow last, -1: none in this generation
 
 	HostConfig
-	key    allreduce.Key
-	self   int // own place among the members
-	link   *allreduce.Link
-	saving *saving // the newest checkpoint on its way, published or not
-	ended  error   // why this worker's part in the generation is over
+	key     allreduce.Key
+	self    int // own place among the members
+	link    *allreduce.Link
+	heeds   sync.WaitGroup  // what heed does, of link
+	reached <-chan []string // from whom an answer comes, once somebody has asked
+	saving  *saving         // the newest checkpoint on its way, published or not
+	ended   error           // why this worker's part in the generation is over
+	spent   spent
+
+	refusal                   // of the store, if it has refused something
+	told    *skeinv1.Progress // of the newest step
 }
 
 // counts is what earlier generations came to.
@@ -57,7 +65,9 @@ func (h *hosting) begin(env Env, c HostConfig) {
 	env.Device = h.Device
 	h.Env, h.HostConfig, h.clock, h.tokens, h.pace = env, c, time.Now(), 0, pace{}
 	h.job, h.specHash = c.Order.GetJob(), c.Order.GetSpecHash()
-	h.key, h.self, h.link, h.saving, h.ended = allreduce.Key{}, -1, nil, nil, nil
+	h.key, h.self, h.link, h.reached, h.saving, h.ended = allreduce.Key{}, -1, nil, nil, nil, nil
+	h.expects, h.slowest = nil, -1
+	h.refusal, h.told, h.spent = refusal{}, nil, spent{last: time.Now()}
 	if h.store != nil {
 		h.store.env = env
 	}
@@ -130,7 +140,7 @@ func (h *hosting) takePlace(ctx context.Context) error {
 	if err := h.connect(ctx); err != nil {
 		return err
 	}
-	if err := h.resume(); err != nil {
+	if err := h.resume(ctx); err != nil {
 		return err
 	}
 	h.entered = true
@@ -141,6 +151,7 @@ func (h *hosting) takePlace(ctx context.Context) error {
 func (h *hosting) leave() {
 	if h.link != nil {
 		_ = h.link.Close() // it says why it broke to those who wait on it
+		h.heeds.Wait()
 	}
 	if h.saving != nil {
 		<-h.saving.done
@@ -342,12 +353,14 @@ func (h *hosting) connect(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: the other workers of generation %d: %w", errUnreachable, h.Order.GetGeneration(), err)
 	}
-	h.tr.Join(h.link)
+	link := h.link
+	h.heeds.Go(func() { h.heed(link) })
+	h.tr.Join(link)
 	return nil
 }
 
 // resume makes the trainer's state that of the checkpoint that the log names.
-func (h *hosting) resume() error {
+func (h *hosting) resume(ctx context.Context) error {
 	ck, err := checkpoint.OpenNamed(h.FS, h.dir, h.Order.GetResume().GetManifest())
 	if err != nil {
 		return h.missing(err)
@@ -357,16 +370,17 @@ func (h *hosting) resume() error {
 		return fmt.Errorf("%w: step %d has weights %s, the log says %s", checkpoint.ErrDamaged, ck.Manifest.Step, got, want)
 	}
 	if h.leads() { // a publisher that was killed may not have got as far
-		if err := checkpoint.Commit(h.FS, h.dir, h.Order.GetResume().GetManifest()); err != nil {
+		if err := h.commitResumed(); err != nil {
 			return err
 		}
-		if err := h.recall(ck.Manifest.Step); err != nil {
-			return err
-		}
+	}
+	if err := h.remember(ctx, ck.Manifest.Step); err != nil {
+		return err
 	}
 	if err := h.store.restore(ck); err != nil {
 		return err
 	}
+	h.store.dropUnpublished()
 	h.before = counts{}
 	if n, ok := h.store.value(tokensName, true); ok {
 		h.before.Tokens = int64(n)
@@ -413,30 +427,20 @@ func (h *hosting) missing(err error) error {
 		want, h.dir, steps, err)
 }
 
-// recall is store.recall; before the first step there is no lineage yet.
-func (h *hosting) recall(step int64) error {
-	there, err := vfs.Exists(h.FS, h.store.lineagePath())
-	if err != nil {
-		return err
-	}
-	if !there && step == 0 {
-		return h.store.writeLineage()
-	}
-	return h.store.recall(step)
-}
-
 // toTheEnd takes the steps that are left and hands over the result.
 func (h *hosting) toTheEnd(ctx context.Context) error {
 	from := h.tr.StepsDone()
+	h.spent.step = from
+	h.spent.lap(&h.spent.entering)
 	if h.leads() {
 		h.emit(console.Started{
 			Steps: h.Steps, From: from, WorldSize: h.Config.WorldSize, Workers: len(h.Order.GetMembers()),
 			Threads: h.Device.Info().Threads, SpecHash: h.Spec.Hash(),
 		})
-		if from == 0 || h.evaluationDue(from) {
-			if err := h.measure(ctx, from == 0); err != nil {
-				return err
-			}
+	}
+	if from == 0 || h.evaluationDue(from) {
+		if err := h.measureAndTell(ctx, from == 0); err != nil {
+			return err
 		}
 	}
 	// A checkpoint that was due, and that the end of the last generation kept from being
@@ -451,7 +455,7 @@ func (h *hosting) toTheEnd(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := h.saved(ctx); err != nil {
+	if err := h.mustSave(ctx); err != nil {
 		return err
 	}
 	if h.leads() {
@@ -477,6 +481,7 @@ func (h *hosting) over(ctx context.Context) error {
 
 // measure evaluates unless an earlier generation has done so at this step.
 func (h *hosting) measure(ctx context.Context, full bool) error {
+	defer h.spent.lap(&h.spent.evaluation)
 	name := lossName
 	if full && h.Validation == nil {
 		name = ""
@@ -493,11 +498,16 @@ func (h *hosting) step(ctx context.Context) error {
 		h.request(h.Yield, allreduce.RequestYield)
 	}
 	h.request(h.Checkpoint, allreduce.RequestCheckpoint)
+	if err := h.saveAgain(); err != nil {
+		return err
+	}
 	res, err := h.tr.Step(ctx)
 	if err != nil {
+		h.spent.lap(&h.spent.unfinished)
 		return err
 	}
 	d := res.Decision
+	h.spent.decided(d.Step, res.Timing.Data, res.Timing.Hold)
 	h.noteDecision(d)
 	h.tokens += res.Tokens
 	// A worker knows its own ranks' padding; the others' is about the same.
@@ -507,11 +517,14 @@ func (h *hosting) step(ctx context.Context) error {
 		h.saving.blocked.Add(int64(res.Timing.Hold))
 	}
 	h.progress(res, tokens)
+	if err := h.hearMeasured(ctx); err != nil {
+		return err
+	}
 	if d.Requests&allreduce.RequestYield != 0 && d.Step < h.Steps {
 		return h.yield(ctx, d)
 	}
-	if h.leads() && h.evaluationDue(d.Step) {
-		if err := h.measure(ctx, false); err != nil {
+	if h.evaluationDue(d.Step) {
+		if err := h.measureAndTell(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -536,6 +549,9 @@ func (h *hosting) yield(ctx context.Context, d allreduce.Decision) error {
 		if err := h.save(ctx); err != nil {
 			return err
 		}
+		if err := h.mustSave(ctx); err != nil {
+			return err
+		}
 	}
 	if err := h.saved(ctx); err != nil {
 		return err
@@ -551,7 +567,7 @@ func (h *hosting) yield(ctx context.Context, d allreduce.Decision) error {
 // progress tells everyone who wants to know about a step.
 func (h *hosting) progress(res trainer.Result, tokens int64) {
 	t, ev := res.Timing, h.stepped(res, tokens)
-	phases := Phases{Timing: t}
+	phases := Phases{Timing: t, Straggler: res.Straggler}
 	if h.link != nil {
 		phases.RingBytes = sentBytes(h.link.Stats())
 	}
@@ -562,12 +578,16 @@ func (h *hosting) progress(res trainer.Result, tokens int64) {
 		EtaSeconds: ev.ETASeconds,
 	}
 	p.Protected, p.Exposed = h.protection()
+	p.Straggler, phases.Straggles = h.straggler(res.Straggler)
+	p.Spent = h.spent.message()
+	p.Unsaved = h.unsaved
 	for _, r := range slices.Backward(h.store.lineage.Results) {
 		if r.Name == lossName {
 			p.ValidationLoss, p.ValidationStep, p.HasValidation = float64(r.Value), r.Step, true
 			break
 		}
 	}
+	h.told = p
 	h.Report(p, phases)
 	if h.leads() {
 		h.emit(ev)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,7 @@ import (
 type place struct {
 	name    string
 	ring    *allreduce.Listener
+	conns   *severed // of the ring
 	streams *stream.Server
 	address string // of the streams
 	ask     chan struct{}
@@ -54,11 +56,14 @@ type cluster struct {
 	generation uint64
 	published  []*skeinv1.Checkpoint
 	results    [][]byte
+	spent      *skeinv1.Spent // of the generation that completed the job
 	events     []console.Event
 	onPublish  func(*skeinv1.Checkpoint) error
 	onStep     func(worker string, p *skeinv1.Progress)
+	onAccuse   func(by, accused string)
 	openDevice func(class string) (device.Device, error) // nil: the class asked for
 	mirror     bool
+	storeRetry time.Duration
 	live       *protocol.Plan // that the next generation goes on from; nil: from the newest checkpoint
 }
 
@@ -74,7 +79,8 @@ func newCluster(t *testing.T, j workertest.Job, workers int, settings ...string)
 	for i := range workers {
 		p := &place{name: fmt.Sprintf("w%d", i+1), ask: make(chan struct{}, 1), yield: make(chan struct{}, 1)}
 		l := listen(t)
-		p.ring = allreduce.Listen(l, allreduce.ListenerConfig{})
+		p.conns = &severed{Listener: l}
+		p.ring = allreduce.Listen(p.conns, allreduce.ListenerConfig{})
 		t.Cleanup(func() { p.ring.Close() })
 		if p.streams, err = stream.NewServer(stream.ServerConfig{Security: stream.Security{PlainText: true}}); err != nil {
 			t.Fatal(err)
@@ -179,7 +185,7 @@ func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error 
 		all.Go(func() {
 			p := use[i]
 			errs[i] = worker.Host(ctxOf(p), c.env(), worker.HostConfig{
-				Order: order, Worker: p.name, Ring: p.ring, Streams: p.streams, Checkpoint: p.ask, Keep: p.keep, Yield: p.yield,
+				Order: order, Worker: p.name, Ring: p.ring, Streams: p.streams, Checkpoint: p.ask, Keep: p.keep, Yield: p.yield, StoreRetry: c.storeRetry,
 				Publish: func(_ context.Context, ck *skeinv1.Checkpoint) error {
 					c.mu.Lock()
 					defer c.mu.Unlock()
@@ -191,11 +197,16 @@ func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error 
 					c.published = append(c.published, ck)
 					return nil
 				},
-				Complete: func(_ context.Context, result []byte) error {
+				Complete: func(_ context.Context, result []byte, spent *skeinv1.Spent) error {
 					c.mu.Lock()
 					defer c.mu.Unlock()
-					c.results = append(c.results, result)
+					c.results, c.spent = append(c.results, result), spent
 					return nil
+				},
+				Accuse: func(accused, _ string) {
+					if c.onAccuse != nil {
+						c.onAccuse(p.name, accused)
+					}
 				},
 				Report: func(pr *skeinv1.Progress, _ worker.Phases) {
 					if c.onStep != nil {
@@ -227,6 +238,9 @@ func (c *cluster) recover(was []*place, errs []error) {
 			continue
 		}
 		s := broken.Sealed
+		if sp := s.Spent; len(s.Held) > 0 && sp != nil && sp.Step != s.Step {
+			c.t.Errorf("%s holds step %d, and tells what the time went into up to step %d", p.name, s.Step, sp.Step)
+		}
 		r := protocol.Report{Worker: p.name, Step: s.Step, Decision: s.Decision, Reaches: s.Reaches}
 		for _, x := range s.Held {
 			r.Held = append(r.Held, shard.Rank(x))
@@ -332,75 +346,6 @@ func TestALostWorkerSendsTheOthersBackToThePublishedCheckpoint(t *testing.T) {
 	l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
 	if err != nil || len(l.Steps) != 30 || !slices.Contains(l.ResumedAt, step) {
 		t.Errorf("lineage: %d steps, resumed at %v, %v", len(l.Steps), l.ResumedAt, err)
-	}
-}
-
-func TestALostWorkerCostsNoDecidedStepWhereItIsMirrored(t *testing.T) {
-	j := workertest.New(t)
-	const world = "cluster.worldSize=4"
-	want := trainedHash(t, j, world)
-	for _, zero := range []string{"cluster.zero=0", "cluster.zero=1"} {
-		c := newCluster(t, j.Copy(t), 3, world, zero)
-		c.mirror = true
-		for _, p := range c.places {
-			p.keep = worker.NewKeep()
-			t.Cleanup(p.keep.Drop)
-		}
-		c.places[1].keep = nil // what it has dies with it
-		c.mustPrepare()
-		lost, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var told []int64 // steps, by rank 0's worker
-		c.onStep = func(name string, p *skeinv1.Progress) {
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if name == "w1" && c.generation < 3 || name == "w3" && c.generation == 3 {
-				told = append(told, p.Step)
-			}
-			if name == "w2" && p.Step == 13 {
-				cancel()
-			}
-			if name == "w3" && p.Step == 20 && c.generation == 2 {
-				c.places[2].yield <- struct{}{}
-			}
-		}
-		errs := c.run(c.places, func(p *place) context.Context {
-			if p.name == "w2" {
-				return lost
-			}
-			return t.Context()
-		})
-		c.recover(c.places, errs)
-		if c.live.Target < 13 {
-			t.Errorf("%s: on from step %d, and w2 had told of step 13", zero, c.live.Target)
-		}
-		left := []*place{c.places[0], c.places[2]}
-		errs = c.run(left, c.always)
-		for i, err := range errs {
-			if broken, ok := errors.AsType[*worker.BrokenError](err); !ok || broken.Sealed == nil || !broken.Sealed.Yielded {
-				t.Fatalf("%s: %s was to yield and ended with %v, all: %v", zero, left[i].name, err, errs)
-			}
-		}
-		c.recover(left, errs)
-		if c.live.Target < 20 || c.live.Target > 22 {
-			t.Errorf("%s: yielded after step %d, asked for at step 20", zero, c.live.Target)
-		}
-		c.places[1].keep = worker.NewKeep() // another process of the name joins, and rank 0 moves
-		t.Cleanup(c.places[1].keep.Drop)
-		c.mustRun([]*place{c.places[2], c.places[1], c.places[0]})
-		if got := c.newest(); got.Weights != want || got.Step != 30 {
-			t.Errorf("%s: step %d has weights %s, want step 30 with %s", zero, got.Step, got.Weights, want)
-		}
-		for i, step := range told { // rank 0's worker tells of a step once it is applied
-			if i > 0 && step <= told[i-1] {
-				t.Errorf("%s: a step is told twice: %v", zero, told)
-				break
-			}
-		}
-		l, err := checkpoint.ReadLineage(vfs.OS, filepath.Join(c.job.Checkpoint.Store, "job-1", "lineage.json"))
-		if err != nil || len(l.Steps) != 30 || len(l.ResumedAt) != 0 {
-			t.Errorf("%s: lineage: %d steps, resumed at %v, %v", zero, len(l.Steps), l.ResumedAt, err)
-		}
 	}
 }
 
@@ -521,7 +466,7 @@ func TestAnExportThatAnEarlierGenerationWroteIsTheJobs(t *testing.T) {
 // failing is a file system on which one operation on some names fails.
 type failing struct {
 	vfs.FS
-	create, rename func(name string) error
+	create, rename, renameNew func(name string) error
 }
 
 func (f failing) Create(name string) (vfs.File, error) {
@@ -542,38 +487,68 @@ func (f failing) Rename(from, to string) error {
 	return f.FS.Rename(from, to)
 }
 
-func TestWhatTheDiskRefusesBreaksTheGenerationAndNotTheJob(t *testing.T) {
-	full := func(name string) error {
-		if strings.Contains(name, "rank-00") {
-			return &os.PathError{Op: "open", Path: name, Err: syscall.ENOSPC}
+func (f failing) RenameNew(from, to string) error {
+	if f.renameNew != nil {
+		if err := f.renameNew(to); err != nil {
+			return err
 		}
-		return nil
 	}
+	return f.FS.RenameNew(from, to)
+}
+
+func TestAStoreThatRefusesCostsACheckpointAndNoStep(t *testing.T) {
+	full := func(name string) error { return &os.PathError{Op: "open", Path: name, Err: syscall.ENOSPC} }
 	stale := func(name string) error {
-		if strings.Contains(name, "rank-00") {
-			return &os.LinkError{Op: "rename", Old: "temp", New: name, Err: syscall.ESTALE}
-		}
-		return nil
+		return &os.LinkError{Op: "rename", Old: "temp", New: name, Err: syscall.ESTALE}
 	}
-	for name, fault := range map[string]failing{"full": {FS: vfs.OS, create: full}, "stale": {FS: vfs.OS, rename: stale}} {
+	for name, x := range map[string]struct {
+		fault failing
+		of    string // the files that are refused
+		says  string
+	}{
+		"parts":    {failing{FS: vfs.OS, create: full}, "rank-00", "no space left"},
+		"names":    {failing{FS: vfs.OS, rename: stale}, "rank-00", "stale"},
+		"one part": {failing{FS: vfs.OS, create: full}, "rank-01", "no space left"},
+		"manifest": {failing{FS: vfs.OS, create: full}, "manifest", "no space left"},
+		"its name": {failing{FS: vfs.OS, renameNew: stale}, "manifest", "is not named in the store"},
+	} {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, workertest.New(t), 2, "train.steps=6")
-			c.fs = fault
-			if _, ok := errors.AsType[*worker.BrokenError](c.prepare(t.Context())); !ok {
-				t.Error("the preparation does not say that it may be tried again")
-			}
-			c.fs = vfs.OS
+			j, settings := workertest.New(t), []string{"train.steps=8", "checkpoint.every=3 steps"}
+			want := trainedHash(t, j, settings...)
+			c := newCluster(t, j, 2, settings...)
 			c.mustPrepare()
-			c.fs = fault
-			for i, err := range c.run(c.places, c.always) {
-				if _, ok := errors.AsType[*worker.BrokenError](err); !ok {
-					t.Errorf("%s ended with %v", c.places[i].name, err)
+			var refused atomic.Int64
+			wrap := func(refuse func(string) error) func(string) error {
+				if refuse == nil {
+					return nil
+				}
+				return func(name string) error {
+					if !strings.Contains(filepath.Base(name), x.of) || strings.Contains(name, "step-00000000") || strings.Contains(name, "step-00000006") { // the second checkpoint finds room
+						return nil
+					}
+					if strings.Contains(name, "step-00000008") && refused.Load() > 20 { // the last one in the end
+						return nil
+					}
+					refused.Add(1)
+					return refuse(name)
 				}
 			}
-			c.fs = vfs.OS
+			c.fs, c.storeRetry = failing{FS: vfs.OS, create: wrap(x.fault.create), rename: wrap(x.fault.rename), renameNew: wrap(x.fault.renameNew)}, time.Millisecond
+			var told atomic.Pointer[string]
+			c.onStep = func(_ string, p *skeinv1.Progress) {
+				if p.GetUnsaved() != "" {
+					told.Store(&p.Unsaved)
+				}
+			}
 			c.mustRun(c.places)
-			if c.newest().Step != 6 {
-				t.Errorf("step %d is published at the end", c.newest().Step)
+			if got := c.newest(); got.Step != 8 || got.Weights != want {
+				t.Errorf("step %d is published with %s, undisturbed the job ends on %s", got.Step, got.Weights, want)
+			}
+			if c.generation != 1 || refused.Load() <= 20 {
+				t.Errorf("generation %d, %d times refused", c.generation, refused.Load())
+			}
+			if s := told.Load(); s == nil || !strings.Contains(*s, "that of step ") || !strings.Contains(*s, x.says) {
+				t.Errorf("the progress does not say what was refused: %v", s)
 			}
 		})
 	}

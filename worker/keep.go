@@ -5,11 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"slices"
-	"sync"
-	"time"
 
-	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/data/stream"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
@@ -61,12 +57,18 @@ var errYielded = errors.New("all stop after this step, as was asked")
 // in memory stays if another generation may want it, and is then told in the cause.
 func (h *hosting) part(ctx context.Context, cause error) error {
 	h.leave()
+	defer func() {
+		if h.reached != nil { // nobody wants to know
+			h.reaches()
+		}
+	}()
+	h.overhear()
 	_ = h.failedSave() // what the checkpoint came to counts; its error is the cause, or follows it
 	broken, ok := errors.AsType[*BrokenError](cause)
 	if !ok && cause != nil && h.entered && h.Keep != nil && ctx.Err() != nil {
 		broken, ok = &BrokenError{Reason: "it was stopped here: " + cause.Error()}, true
 	}
-	if !ok || h.Keep == nil || h.tr == nil {
+	if !ok || h.Keep == nil || h.tr == nil || broken.Diverged != nil {
 		h.close()
 		return cause
 	}
@@ -88,9 +90,18 @@ func (h *hosting) part(ctx context.Context, cause error) error {
 
 // seal brings the trainer to rest and says what it holds.
 func (h *hosting) seal(m *skeinv1.Sealed) error {
+	before := h.tr.StepsDone()
 	held, err := h.tr.Seal()
 	if err != nil {
 		return err
+	}
+	if held.Step > before { // the step under way was decided
+		h.tokens += h.tr.StepTokens()
+		h.spent.finished(held.Step)
+	}
+	m.Spent, m.ComputedMs = h.spent.message(), held.Took.Milliseconds()
+	for _, r := range held.Computed {
+		m.Computed = append(m.Computed, int32(r))
 	}
 	if d, ok := h.tr.LastDecision(); ok {
 		h.noteDecision(d)
@@ -103,28 +114,6 @@ func (h *hosting) seal(m *skeinv1.Sealed) error {
 		m.Summed = append(m.Summed, int32(r))
 	}
 	return nil
-}
-
-// reachMax is how long a member's listener may take to answer.
-const reachMax = 500 * time.Millisecond
-
-// reaches names the members whose ring answers from here.
-func (h *hosting) reaches() []string {
-	ctx, cancel := context.WithTimeout(context.Background(), reachMax)
-	defer cancel()
-	var all sync.WaitGroup
-	members := h.Order.GetMembers()
-	names := make([]string, len(members))
-	for i, m := range members {
-		all.Go(func() {
-			if m.GetWorker() == h.Worker || m.GetRingAddress() != "" && allreduce.Reach(ctx, allreduce.Probe{
-				From: h.Worker, Name: m.GetWorker(), Addr: m.GetRingAddress(), TLS: h.TLS, PeerName: h.PeerName}) == nil {
-				names[i] = m.GetWorker()
-			}
-		})
-	}
-	all.Wait()
-	return slices.DeleteFunc(names, func(s string) bool { return s == "" })
 }
 
 // WarmConfig is an order to make ready to enter a job, without ranks of it yet.

@@ -1,8 +1,10 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -23,11 +25,16 @@ type saving struct {
 	lineage checkpoint.Lineage
 	blocked atomic.Int64 // ns that training has waited for it
 	done    chan struct{}
-	// Valid once done is closed; chain and tokens only on rank 0's worker.
-	err     error
-	chain   []checkpoint.Link
-	tokens  int64   // computed by all ranks since step 0
-	seconds float64 // that generations took until this checkpoint was asked for
+	// Valid once done is closed.
+	err      error
+	chain    []checkpoint.Link // with this one, if it is published; only on rank 0's worker
+	tokens   int64             // computed by all ranks since step 0
+	seconds  float64           // that generations took until this checkpoint was asked for
+	counted  bool              // tokens and seconds are those of all
+	fault    string            // why it is given up, the same on all workers; empty: it is not
+	told     bool              // that it is given up, or has no name
+	manifest string            // of the published one; only on rank 0's worker
+	unnamed  error             // why it is published and has not got its name in the store; only there
 }
 
 // What is counted up to a checkpoint, over generations: tokens computed, padding left out, and
@@ -41,6 +48,9 @@ const (
 type share struct {
 	Part   checkpoint.Part `json:"part"`
 	Tokens int64           `json:"tokens"` // computed by its ranks in this generation
+	// Seconds that generations took so far, as rank 0's worker has measured.
+	Seconds float64 `json:"seconds"`
+	Fault   string  `json:"fault,omitempty"` // why there is no part: the store's fault
 }
 
 // save begins the checkpoint of the step that was just taken.
@@ -48,12 +58,14 @@ func (h *hosting) save(ctx context.Context) error {
 	if err := h.saved(ctx); err != nil {
 		return err
 	}
+	h.spent.mark(h.tr.StepsDone())
+	defer h.spent.lap(&h.spent.checkpoint)
 	s := &saving{began: time.Now(), state: h.store.state, lineage: h.store.lineage,
 		seconds: h.before.Seconds + time.Since(h.clock).Seconds(), done: make(chan struct{})}
 	s.state.Step, s.state.Taken = h.tr.StepsDone(), h.tr.StepsTaken()
 	s.state.History = slices.Clone(s.state.History)
 	s.lineage.Results = slices.Clone(s.lineage.Results)
-	own := share{Tokens: h.tokens}
+	own := share{Tokens: h.tokens, Seconds: s.seconds}
 	read := make(chan struct{})
 	h.tr.Hold(read)
 	h.saving = s
@@ -73,6 +85,7 @@ func (h *hosting) saved(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
+	defer h.spent.lap(&h.spent.checkpoint)
 	select {
 	case <-s.done:
 	case <-ctx.Done():
@@ -82,7 +95,8 @@ func (h *hosting) saved(ctx context.Context) error {
 	return h.failedSave()
 }
 
-// failedSave is the error of a checkpoint that has failed meanwhile.
+// failedSave is the error of a checkpoint that has failed meanwhile. One that was given up
+// for its store's sake is none: training goes on, and the checkpoint is tried again.
 func (h *hosting) failedSave() error {
 	if h.saving == nil {
 		return nil
@@ -91,8 +105,14 @@ func (h *hosting) failedSave() error {
 	case <-h.saving.done:
 		if h.saving.chain != nil {
 			h.store.state.Chain = h.saving.chain
+		}
+		if h.saving.counted && h.saving.fault == "" { // if it is not published after all, who goes on from here forgets it
 			h.store.result(h.saving.state.Step, tokensName, float64(h.saving.tokens))
 			h.store.result(h.saving.state.Step, secondsName, h.saving.seconds)
+		}
+		if h.saving.err == nil && !h.saving.told {
+			h.saving.told = true
+			h.unsave(h.saving)
 		}
 		return h.saving.err
 	default:
@@ -100,28 +120,65 @@ func (h *hosting) failedSave() error {
 	}
 }
 
-// write writes this worker's pieces, hears of the others', and has it all published.
+// write writes this worker's pieces, hears of the others', and has it all published. Where
+// the store fails, all workers give the checkpoint up and remove their parts.
 func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- struct{}) error {
 	part, err := checkpoint.SavePart(ctx, h.FS, h.dir, h.Table, s.state.Step, h.Order.GetGeneration(),
 		h.Config.Placement.Ranks(h.self), reading{h.tr, read}, h.chain(s.state.Step))
 	if err != nil {
-		return err
+		if ctx.Err() != nil || !errors.Is(err, checkpoint.ErrUnwritten) {
+			return err
+		}
+		own.Fault = h.Worker + ": " + err.Error()
 	}
 	own.Part = part
-	parts, tokens, err := h.shares(ctx, s.state.Step, own)
-	if err != nil || !h.leads() {
-		return err
-	}
-	m, name, bytes, err := checkpoint.WriteManifest(ctx, h.FS, h.dir, h.Table, s.state, h.Order.GetGeneration(), parts)
+	parts, err := h.shares(ctx, s, own)
 	if err != nil {
 		return err
 	}
-	s.chain, s.tokens = m.Chain, h.before.Tokens+tokens
-	ck := &skeinv1.Checkpoint{Generation: h.Order.GetGeneration(), Step: m.Step, Manifest: name, Weights: m.Weights.String(), Bytes: bytes}
+	var m checkpoint.Manifest
+	var ck *skeinv1.Checkpoint
+	if s.fault == "" {
+		if m, ck, err = h.manifest(ctx, s, parts); err != nil {
+			return err
+		}
+	}
+	if s.fault != "" {
+		checkpoint.Withdraw(h.FS, h.dir, s.state.Step, part)
+		return nil
+	}
+	if !h.leads() {
+		return nil
+	}
 	if err := h.Publish(ctx, ck); err != nil {
 		return err
 	}
+	s.chain, s.manifest = m.Chain, ck.Manifest
 	return h.published(s, m, ck)
+}
+
+// manifest has rank 0's worker write it, and lets every worker know whether the store took it.
+func (h *hosting) manifest(ctx context.Context, s *saving, parts []checkpoint.Part) (m checkpoint.Manifest, ck *skeinv1.Checkpoint, err error) {
+	if h.leads() {
+		ck = &skeinv1.Checkpoint{Generation: h.Order.GetGeneration(), Step: s.state.Step}
+		m, ck.Manifest, ck.Bytes, err = checkpoint.WriteManifest(ctx, h.FS, h.dir, h.Table, s.state, h.Order.GetGeneration(), parts)
+		ck.Weights = m.Weights.String()
+		if err != nil && (ctx.Err() != nil || !ofFiles(err)) {
+			return m, nil, err
+		}
+		if err != nil {
+			s.fault = h.Worker + ": " + err.Error()
+		}
+	}
+	if h.link == nil {
+		return m, ck, nil
+	}
+	blobs, err := h.link.Exchange(ctx, fmt.Sprintf("manifest of step %d", s.state.Step), []byte(s.fault))
+	if err != nil {
+		return m, nil, err
+	}
+	s.fault = string(blobs[0])
+	return m, ck, nil
 }
 
 // reading lets training go on as soon as its state has been read.
@@ -136,7 +193,8 @@ func (r reading) ReadDone() { close(r.done) }
 // published follows up on a checkpoint that is in the log: what reads the folder sees it
 // too, and old ones go.
 func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkpoint) error {
-	if err := checkpoint.Commit(h.FS, h.dir, ck.Manifest); err != nil {
+	var err error
+	if s.unnamed, err = h.commit(ck.Manifest); err != nil {
 		return err
 	}
 	s.lineage.Chain, s.lineage.Steps = m.Chain, s.state.History
@@ -159,27 +217,34 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 	return nil
 }
 
-// shares gathers what all workers wrote; only rank 0's worker looks at it.
-func (h *hosting) shares(ctx context.Context, step int64, own share) (parts []checkpoint.Part, tokens int64, err error) {
-	if h.link == nil {
-		return []checkpoint.Part{own.Part}, own.Tokens, nil
-	}
-	blob, err := json.Marshal(own)
-	if err != nil {
-		return nil, 0, err
-	}
-	blobs, err := h.link.Exchange(ctx, fmt.Sprintf("checkpoint of step %d", step), blob)
-	if err != nil {
-		return nil, 0, err
-	}
-	for i, b := range blobs {
-		var s share
-		if err := json.Unmarshal(b, &s); err != nil {
-			return nil, 0, fmt.Errorf("%s's part of the checkpoint of step %d: %w", h.Order.GetMembers()[i].GetWorker(), step, err)
+// shares gathers what all workers wrote, or which of them could not, and what they counted.
+func (h *hosting) shares(ctx context.Context, saving *saving, own share) (parts []checkpoint.Part, err error) {
+	step := saving.state.Step
+	all := []share{own}
+	if h.link != nil {
+		blob, err := json.Marshal(own)
+		if err != nil {
+			return nil, err
 		}
-		parts, tokens = append(parts, s.Part), tokens+s.Tokens
+		blobs, err := h.link.Exchange(ctx, fmt.Sprintf("checkpoint of step %d", step), blob)
+		if err != nil {
+			return nil, err
+		}
+		all = make([]share, len(blobs))
+		for i, b := range blobs {
+			if err := json.Unmarshal(b, &all[i]); err != nil {
+				return nil, fmt.Errorf("%s's part of the checkpoint of step %d: %w", h.nameOf(i), step, err)
+			}
+		}
 	}
-	return parts, tokens, nil
+	saving.tokens, saving.seconds = h.before.Tokens, all[0].Seconds
+	for _, s := range all {
+		parts = append(parts, s.Part)
+		saving.tokens += s.Tokens
+		saving.fault = cmp.Or(saving.fault, s.Fault)
+	}
+	saving.counted = saving.fault == ""
+	return parts, nil
 }
 
 // chain hands the hash of the weights on along the ring.

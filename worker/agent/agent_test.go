@@ -127,6 +127,73 @@ func TestLosingTheLeaderStopsNothing(t *testing.T) {
 	}
 }
 
+// journal is a log that can be read while it is written.
+type journal struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.text.Write(b)
+}
+
+func (j *journal) says(text string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Contains(j.text.String(), text)
+}
+
+func TestWithoutAQuorumTrainingGoesOnUntilItNeedsADecisionAndSaysSo(t *testing.T) {
+	r, log := newRig(t, 3), &journal{}
+	gate, steps := make(chan struct{}), make(chan int64, 100) // more than there are steps
+	r.worker("w1", func(c *Config, f *fake) {
+		c.Logger = slog.New(slog.NewTextHandler(log, nil))
+		f.host = func(ctx context.Context, _ func(console.Event), h worker.HostConfig) (bool, error) {
+			select {
+			case <-gate:
+				return true, f.train(ctx, func(e console.Event) {
+					if s, ok := e.(console.Step); ok {
+						steps <- s.Step
+					}
+				}, h, f.board.of(h.Order))
+			case <-ctx.Done():
+				return true, ctx.Err()
+			}
+		}
+	})
+	r.joined(1)
+	id := r.submit(nil)
+	r.until("it hosts ranks", func() bool { return r.board.has(&r.board.hosts, "w1:1") }, func() any { return r.board.hosts })
+	for _, m := range r.members { // the last of them cannot hand over
+		r.stop(m.ID)
+	}
+	close(gate)
+	for want := int64(1); want <= 8; want++ { // a checkpoint is due after 8, and only the log can say that it exists
+		select {
+		case got := <-steps:
+			if got != want {
+				t.Fatalf("step %d is taken where %d should be", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("step %d is never taken", want)
+		}
+	}
+	for _, want := range []string{"the session was lost; the task goes on while the leader is looked for", `msg="the leader has not answered; asking again" call=publish`} {
+		r.until("it says so: "+want, func() bool { return log.says(want) }, func() any { return r.board.ends })
+	}
+	if len(steps) > 0 {
+		t.Errorf("step %d was taken though step 8 was not published", <-steps)
+	}
+	for _, m := range r.members {
+		r.start(m)
+	}
+	if j := r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE)); j.GetPublished().GetGeneration() != 1 || len(r.board.hosts) != 1 {
+		t.Errorf("a new generation was needed: %v, %v", j, r.board.hosts)
+	}
+}
+
 func TestALeaderThatHangsIsLeft(t *testing.T) {
 	r := newRig(t, 1)
 	r.joined(0) // it leads, so the first address that is asked is kept

@@ -47,7 +47,8 @@ type Ended struct {
 	Prepared *skeinv1.PreparedRequest // of a preparation that is done
 	Accused  string                   // worker at the other end of what broke
 	Reason   string
-	Sealed   *skeinv1.Sealed // what is kept of a generation that broke; nil: nothing
+	Sealed   *skeinv1.Sealed     // what is kept of a generation that broke; nil: nothing
+	Diverged *skeinv1.Divergence // why nothing is kept by anybody; nil: that is not so
 }
 
 // How a task ended.
@@ -163,4 +164,5 @@ type Report struct {
 	Accused  string
 	Reason   string
 	Sealed   *skeinv1.Sealed // of a generation; nil: nothing is kept
+	Diverged *skeinv1.Divergence
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ type metrics struct {
 	tasks             *prometheus.CounterVec // kind, end
 	steps             prometheus.Counter
 	stepSeconds       *prometheus.HistogramVec // phase
+	straggler         *prometheus.GaugeVec     // worker, rank
 	tokensPerSecond   prometheus.Gauge
 	loss              prometheus.Gauge
 	ringBytes         prometheus.Counter
@@ -59,6 +61,7 @@ func newMetrics(c Config) *metrics {
 	m.tasks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "tasks_total", Help: "Preparations and generations that ended here, by how."}, []string{"kind", "end"})
 	m.steps = counter("steps_total", "Steps that this worker took part in.")
 	m.stepSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + "step_seconds", Help: "Time of a step by phase; together they are the step.", Buckets: stepBuckets}, []string{"phase"})
+	m.straggler = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "straggler_ratio", Help: "How many times as long as the median rank the straggler takes; on the worker that hosts rank 0."}, []string{"worker", "rank"})
 	m.tokensPerSecond = gauge("tokens_per_second", "Tokens per second of the whole job, on the worker that hosts rank 0.")
 	m.loss = gauge("loss", "Loss of the last step, mean over its target tokens, on the worker that hosts rank 0.")
 	m.ringBytes = counter("ring_bytes_total", "Bytes sent to the next worker of the ring.")
@@ -69,7 +72,7 @@ func newMetrics(c Config) *metrics {
 	m.publishSeconds = histogram("publish_seconds", "Time for the log to take a checkpoint.")
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: prefix + "info", Help: "Always 1; its labels say who this worker is."}, []string{"worker", "node", "build", "classes"})
 	info.WithLabelValues(c.Name, c.Node, c.Build, strings.Join(c.Classes, ",")).Set(1)
-	m.registry.MustRegister(m.generation, m.tasks, m.stepSeconds, info)
+	m.registry.MustRegister(m.generation, m.tasks, m.stepSeconds, m.straggler, info)
 	if c.TLS != nil {
 		gauge("certificate_expires_seconds", "Unix time at which the certificate expires.").Set(float64(c.TLS.Expires.Unix()))
 	}
@@ -90,6 +93,7 @@ func (m *metrics) finish(e Ended) {
 		kind = "generation"
 		m.generation.DeleteLabelValues(e.Task.Job)
 		m.tokensPerSecond.Set(0)
+		m.straggler.Reset()
 	}
 	m.tasks.WithLabelValues(kind, e.How.String()).Inc()
 }
@@ -106,6 +110,10 @@ func (m *metrics) step(p *skeinv1.Progress, phases worker.Phases) {
 	}
 	m.dataWaitSeconds.Add(max(phases.Data.Seconds(), 0))
 	m.ringBytes.Add(float64(max(phases.RingBytes, 0)))
+	m.straggler.Reset()
+	if s := phases.Straggler; s != nil {
+		m.straggler.WithLabelValues(phases.Straggles, strconv.Itoa(int(s.Rank))).Set(s.Times)
+	}
 	if p != nil {
 		m.tokensPerSecond.Set(p.GetTokensPerSecond())
 		m.loss.Set(p.GetLoss())

@@ -112,10 +112,26 @@ func (a *agent) send(ctx context.Context, r Report) (err error) {
 		_, err = a.api.Fail(ctx, &skeinv1.FailRequest{Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Reason: r.Reason})
 	default:
 		_, err = a.api.Broken(ctx, &skeinv1.BrokenRequest{
-			Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Accused: r.Accused, Reason: r.Reason, Sealed: r.Sealed,
+			Sender: a.sender(), Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Accused: r.Accused, Reason: r.Reason, Sealed: r.Sealed, Diverged: r.Diverged,
 		})
 	}
 	return err
+}
+
+// accuse tells the leader at once whom a broken link names, so that it asks that worker while
+// this one seals. If nobody hears it, the report of what broke says the same.
+func (a *agent) accuse(o *skeinv1.Assignment, accused, reason string) {
+	a.done.Go(func() {
+		err := a.once(a.ctx, func(ctx context.Context) error {
+			_, err := a.api.Broken(ctx, &skeinv1.BrokenRequest{
+				Sender: a.sender(), Job: o.GetJob(), Generation: o.GetGeneration(), Accused: accused, Reason: reason, Sealing: true,
+			})
+			return err
+		})
+		if err != nil && a.ctx.Err() == nil {
+			a.log.Info("the leader has not heard who is accused; it is reported again", "job", o.GetJob(), "accused", accused, "err", said(err))
+		}
+	})
 }
 
 // tellDrain puts the wish to leave into the log. A leader that gave this worker up has

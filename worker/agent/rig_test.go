@@ -71,18 +71,7 @@ func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
 		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: a})
 	}
 	for _, m := range r.members {
-		c, err := coordinator.Start(coordinator.Config{
-			Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members,
-			TLS:             r.issue(ca, pki.Coordinator, m.ID),
-			ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
-			Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
-			Recovery:   recovery.Config{LostStateWait: 300 * time.Millisecond, Settle: 300 * time.Millisecond},
-			Scheduler:  scheduler.Config{Settle: 300 * time.Millisecond},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.running[m.ID] = c
+		r.start(m)
 	}
 	t.Cleanup(func() {
 		for id := range r.running {
@@ -100,6 +89,23 @@ func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
 	t.Cleanup(func() { conn.Close() })
 	r.jobs, r.ops = skeinv1.NewJobsClient(conn), skeinv1.NewClusterClient(conn)
 	return r
+}
+
+// start starts a coordinator, for the first time or again.
+func (r *rig) start(m raftlog.Server) {
+	r.Helper()
+	c, err := coordinator.Start(coordinator.Config{
+		Cluster: "test", ID: m.ID, Dir: filepath.Join(r.dir, m.ID), Build: "test", Listen: m.Address, Members: r.members,
+		TLS:             r.issue(r.ca, pki.Coordinator, m.ID),
+		ElectionTimeout: 300 * time.Millisecond, Tick: 20 * time.Millisecond, Heartbeat: 50 * time.Millisecond,
+		Membership: membership.Config{Lease: 3 * time.Second, Reconnect: 300 * time.Millisecond},
+		Recovery:   recovery.Config{LostStateWait: 300 * time.Millisecond, Settle: 300 * time.Millisecond},
+		Scheduler:  scheduler.Config{Settle: 300 * time.Millisecond},
+	})
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.running[m.ID] = c
 }
 
 // issue makes the files of somebody on loopback; nil without an authority.
@@ -427,7 +433,7 @@ func (f *fake) train(ctx context.Context, emit func(console.Event), h worker.Hos
 		emit(console.Published{Step: step, Bytes: 5, Seconds: .1})
 	}
 	emit(console.Note{Text: "all done"})
-	if err := h.Complete(ctx, []byte(`{"loss":1.6}`)); err != nil {
+	if err := h.Complete(ctx, []byte(`{"loss":1.6}`), nil); err != nil {
 		return err
 	}
 	close(over)

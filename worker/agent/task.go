@@ -55,8 +55,10 @@ func outcome(ctx context.Context, err error) Ended {
 	switch {
 	case err == nil:
 		return Ended{How: Done}
+	case errors.As(err, &broken) && broken.Fenced:
+		return Ended{How: Fenced, Reason: broken.Reason, Sealed: broken.Sealed}
 	case errors.As(err, &broken):
-		return Ended{How: Broken, Accused: broken.Accused, Reason: broken.Reason, Sealed: broken.Sealed}
+		return Ended{How: Broken, Accused: broken.Accused, Reason: broken.Reason, Sealed: broken.Sealed, Diverged: broken.Diverged}
 	case errors.Is(err, worker.ErrFenced):
 		return Ended{How: Fenced, Reason: err.Error()}
 	case ctx.Err() != nil:
@@ -86,9 +88,12 @@ func (a *agent) host(o *skeinv1.Assignment) {
 	a.start(Task{Job: o.GetJob(), Generation: o.GetGeneration()}, o.GetSeal(), func(ctx context.Context, t *task) (*skeinv1.PreparedRequest, error) {
 		h := worker.HostConfig{
 			Order: o, Worker: a.config.Name, Ring: a.ring, Streams: a.streams, Checkpoint: t.checkpoint, Yield: t.yield, Seal: t.seal,
-			Publish:  func(ctx context.Context, c *skeinv1.Checkpoint) error { return a.publish(ctx, o, c) },
-			Complete: func(ctx context.Context, result []byte) error { return a.complete(ctx, o, result) },
-			Report:   func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, t, p, phases) },
+			Publish: func(ctx context.Context, c *skeinv1.Checkpoint) error { return a.publish(ctx, o, c) },
+			Complete: func(ctx context.Context, result []byte, spent *skeinv1.Spent) error {
+				return a.complete(ctx, o, result, spent)
+			},
+			Report: func(p *skeinv1.Progress, phases worker.Phases) { a.report(o, t, p, phases) },
+			Accuse: func(accused, reason string) { a.accuse(o, accused, reason) },
 		}
 		if a.config.TLS != nil {
 			h.TLS, h.PeerName = a.config.TLS.Expect(pki.Worker), workerName
@@ -132,10 +137,12 @@ func (a *agent) emit(job string, generation uint64) func(console.Event) {
 
 // report takes in what a step was like. It never blocks.
 func (a *agent) report(o *skeinv1.Assignment, t *task, p *skeinv1.Progress, phases worker.Phases) {
-	sent := phases.RingBytes // since the generation began
-	phases.RingBytes -= t.ringBytes
-	t.ringBytes = sent
-	a.metrics.step(p, phases)
+	if !phases.Again {
+		sent := phases.RingBytes // since the generation began
+		phases.RingBytes -= t.ringBytes
+		t.ringBytes = sent
+		a.metrics.step(p, phases)
+	}
 	if p != nil {
 		a.outbox.report(&skeinv1.JobProgress{Job: o.GetJob(), Progress: p})
 	}
@@ -156,10 +163,10 @@ func (a *agent) publish(ctx context.Context, o *skeinv1.Assignment, c *skeinv1.C
 }
 
 // complete ends a job in the log. What its console has said goes first.
-func (a *agent) complete(ctx context.Context, o *skeinv1.Assignment, result []byte) error {
+func (a *agent) complete(ctx context.Context, o *skeinv1.Assignment, result []byte, spent *skeinv1.Spent) error {
 	a.lines.flush(ctx, flushWait)
 	return a.decided(ctx, "complete", o.GetJob(), func(ctx context.Context) error {
-		_, err := a.api.Complete(ctx, &skeinv1.CompleteRequest{Sender: a.sender(), Job: o.GetJob(), Generation: o.GetGeneration(), Result: result})
+		_, err := a.api.Complete(ctx, &skeinv1.CompleteRequest{Sender: a.sender(), Job: o.GetJob(), Generation: o.GetGeneration(), Result: result, Spent: spent})
 		return err
 	})
 }

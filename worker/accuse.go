@@ -1,0 +1,84 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/worker/trainer"
+)
+
+// heed waits for the link to break, and then does what others wait for and what takes time:
+// it says who is at fault, and asks around who is still there. The coordinator asks the
+// accused itself, at the same time as this worker seals. It ends with the link.
+func (h *hosting) heed(link *allreduce.Link) {
+	<-link.Broken()
+	broken, ok := errors.AsType[*allreduce.LinkError](link.Err())
+	if !ok || broken.Accused < 0 {
+		return
+	}
+	if h.Accuse != nil {
+		h.Accuse(h.nameOf(broken.Accused), broken.Error())
+	}
+	h.reached = h.askAround()
+}
+
+// reachMax is how long a member's listener may take to answer. A stopped one takes it all, and
+// the next generation waits for it.
+const reachMax = 300 * time.Millisecond
+
+// askAround finds the members whose ring answers from here; their names come at once.
+func (h *hosting) askAround() <-chan []string {
+	members := h.Order.GetMembers()
+	answer := make(chan []string, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), reachMax)
+		defer cancel()
+		var all sync.WaitGroup
+		names := make([]string, len(members))
+		for i, m := range members {
+			all.Go(func() {
+				if m.GetWorker() == h.Worker || m.GetRingAddress() != "" && allreduce.Reach(ctx, allreduce.Probe{
+					From: h.Worker, Name: m.GetWorker(), Addr: m.GetRingAddress(), TLS: h.TLS, PeerName: h.PeerName}) == nil {
+					names[i] = m.GetWorker()
+				}
+			})
+		}
+		all.Wait()
+		answer <- slices.DeleteFunc(names, func(s string) bool { return s == "" })
+	}()
+	return answer
+}
+
+// reaches names the members whose ring answers from here.
+func (h *hosting) reaches() []string {
+	if h.reached == nil {
+		h.reached = h.askAround()
+	}
+	names := <-h.reached
+	h.reached = nil
+	return names
+}
+
+// straggler says which rank all others wait for, and which worker hosts it. That it is
+// another one than before is noted.
+func (h *hosting) straggler(s *trainer.Straggler) (text, worker string) {
+	if s == nil {
+		return "", ""
+	}
+	does := "computes"
+	if s.Data {
+		does = "waits for its samples, and computes,"
+	}
+	worker = h.nameOf(s.Worker)
+	text = fmt.Sprintf("rank %d on %s %s %.1f times as long as the median rank, for %d steps in a row", s.Rank, worker, does, s.Times, s.Steps)
+	if h.slowest != int(s.Rank) {
+		h.slowest = int(s.Rank)
+		h.note("%s: all others wait for it", text)
+	}
+	return text, worker
+}
