@@ -82,7 +82,11 @@ func nodeTables(n client.Nodes, wide bool) string {
 			if w.SilentMS >= 0 {
 				heard = fmt.Sprintf("%.1f s ago", float64(w.SilentMS)/1000)
 			}
-			row = append(row, w.Node, w.Build, w.Ring, w.Stream, heard)
+			node := w.Node
+			if w.Zone != "" {
+				node += " in " + w.Zone
+			}
+			row = append(row, node, w.Build, w.Ring, w.Stream, heard)
 		}
 		workers = append(workers, row)
 	}

@@ -54,6 +54,7 @@ workers reach, and the folders of the jobs' stores, under the same paths.`,
 	f.StringVar(&cfg.Name, "name", "", "unique in the cluster")
 	f.StringVar(&cfg.Cluster, "cluster", "", "name of the cluster; that of the certificates, or skein")
 	f.StringVar(&cfg.Node, "node", "", "machine, whose workers are lost together; the host's name")
+	f.StringVar(&cfg.Zone, "zone", "", "of the machine: what is lost together with others beside it, such as a rack or an availability zone; default $"+zoneVariable)
 	f.StringSliceVar(&cfg.Coordinators, "coordinator", nil, "some of the coordinators, host:port,…; default $"+coordinatorVariable)
 	f.StringVar(&cfg.RingListen, "ring-listen", "", "host:port for gradients; a free port of 127.0.0.1 if left out")
 	f.StringVar(&cfg.RingAdvertise, "ring-advertise", "", "host:port where other workers reach it; --ring-listen if left out")
@@ -73,6 +74,9 @@ workers reach, and the folders of the jobs' stores, under the same paths.`,
 	return c
 }
 
+// zoneVariable names the zone of a machine, where something sets it for all its processes.
+const zoneVariable = "SKEIN_ZONE"
+
 // complete fills in what the machine and the environment say.
 func (c *workerConfig) complete(std streams) (err error) {
 	if c.Name == "" {
@@ -86,6 +90,9 @@ func (c *workerConfig) complete(std streams) (err error) {
 	}
 	if c.Dir == "" {
 		c.Dir = filepath.Join(filepath.Dir(defaultCache()), "worker-"+c.Name)
+	}
+	if c.Zone == "" {
+		c.Zone = os.Getenv(zoneVariable)
 	}
 	m := machine.Look(".")
 	if c.Threads == 0 {
