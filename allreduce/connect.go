@@ -56,6 +56,8 @@ func (c *LinkConfig) validate() error {
 		return errors.New("gathered elements must have two bytes or four")
 	case c.Mirror && c.GatherFirst:
 		return errors.New("mirrors, where all workers gather what a mirror would hold")
+	case c.OnDemand && c.GatherFirst:
+		return errors.New("weights on demand, where every worker updates all of them")
 	case c.GatherFirst && c.Memory.ElemBytes() != 4:
 		return fmt.Errorf("reduced gradients are gathered in fp32, not in %d bytes", c.Memory.ElemBytes())
 	case c.Wire > WireBF16:
@@ -131,7 +133,7 @@ func newLink(c LinkConfig) *Link {
 		l.hosted[r] = true
 	}
 	l.reducedLeft, l.gatheredLeft = make([]int, c.Table.Buckets()), make([]int, c.Table.Buckets())
-	l.unspent = make([]int64, c.Table.Buckets())
+	l.unspent, l.unsent, l.round = make([]int64, c.Table.Buckets()), make([]int, c.Table.Buckets()), make([]uint8, c.Table.Buckets())
 	for range c.Table.Buckets() {
 		l.gatherAt = append(l.gatherAt, make([]int64, worldSize))
 	}
@@ -148,7 +150,7 @@ func newLink(c LinkConfig) *Link {
 func (l *Link) greeting(from, to int) hello {
 	return hello{
 		Key: l.c.Key, From: from, To: to, Workers: l.c.Placement.Workers(), WorldSize: l.c.Table.WorldSize(),
-		Wire: l.c.Wire, ElemBytes: int(l.elemBytes), Mirror: l.c.Mirror, GatherFirst: l.c.GatherFirst, Chunk: int(l.chunkElems), FromName: l.name(from), ToName: l.name(to),
+		Wire: l.c.Wire, ElemBytes: int(l.elemBytes), Mirror: l.c.Mirror, GatherFirst: l.c.GatherFirst, OnDemand: l.c.OnDemand, Chunk: int(l.chunkElems), FromName: l.name(from), ToName: l.name(to),
 	}
 }
 

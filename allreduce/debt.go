@@ -109,7 +109,7 @@ func (l *Link) debtLocked() debt {
 		return debt{owesBegin, l.gatherStep + 1, 0, first}
 	}
 	if l.decision != nil {
-		if d, owed := gather(owesGather, l.step); owed && l.decision.Action == Apply && !l.c.GatherFirst {
+		if d, owed := gather(owesGather, l.step); owed && l.decision.Action == Apply && !l.c.GatherFirst && !l.c.OnDemand {
 			return d
 		}
 		return debt{owesBegin, l.step + 1, 0, first}

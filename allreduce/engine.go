@@ -36,6 +36,8 @@ type engine struct {
 	early    []event // reduce frames of the next step, or of the first
 	earlyMax int     // no more than a step has
 
+	round []uint8 // by bucket: of the gather under way, for weights on demand
+
 	// The gather frame that just arrived, and its checksum, which its copy keeps.
 	passing    Frame
 	passingSum uint32
@@ -55,6 +57,7 @@ type event struct {
 	frame  Frame
 	sum    uint32 // of the payload (arrived, gather)
 	chunk  *chunk // the payload (arrived, reduce)
+	round  uint8  // of a gather on demand, else 0 (gatherReady)
 }
 
 type happening uint8
@@ -81,7 +84,7 @@ func (l *Link) newEngine() {
 	for _, r := range e.hosted {
 		e.rings = append(e.rings, NewRing(t, r, l.c.Wire, l.chunkElems))
 	}
-	e.open = make([]bool, t.Buckets())
+	e.open, e.round = make([]bool, t.Buckets()), make([]uint8, t.Buckets())
 	for b := range t.Buckets() {
 		piece := t.Bucket(b).Piece(0).Len()
 		e.earlyMax += t.WorldSize() * int((piece+l.chunkElems-1)/l.chunkElems)
@@ -115,7 +118,11 @@ func (l *Link) handle(ev event) error {
 			e.waiting.push(ev.bucket)
 		}
 	case gatherReady:
+		e.round[ev.bucket] = ev.round
 		for i, r := range e.rings {
+			if ev.round != 0 && r.Gathered(ev.bucket) {
+				r.GatherAgain(ev.bucket)
+			}
 			e.acts = r.GatherReady(ev.bucket, e.acts[:0])
 			l.queueActions(i)
 		}
@@ -323,6 +330,7 @@ func (l *Link) sendGathered(a placedAction) error {
 	owner := l.c.Placement.Worker(f.Piece)
 	if owner != l.next {
 		it := item{header: frameHeader(f, l.c.Worker), payload: l.c.Memory.Gathered(f.Bucket, f.Range)}
+		it.header.Part = e.round[f.Bucket]
 		if f == e.passing {
 			it.header.Sum, it.summed = e.passingSum, true
 		}

@@ -37,7 +37,7 @@ var kindNames = [kindEnd]string{
 
 // partsOf is how many values Part may have, by kind.
 var partsOf = [kindEnd]uint8{
-	kindReduce: 1, kindGather: 1, kindRows: 1, kindVote: 1, kindDecision: 1, kindExchange: 1, kindPass: 1, kindBye: 1,
+	kindReduce: 1, kindGather: roundEnd, kindRows: 1, kindVote: 1, kindDecision: 1, kindExchange: 1, kindPass: 1, kindBye: 1,
 	kindMirror: 1, kindReceipt: 1, kindState: StateParts, kindPing: uint8(phaseEnd),
 }
 
@@ -61,7 +61,7 @@ const (
 // class belong to the connection.
 type header struct {
 	Kind   kind
-	Part   uint8  // of a piece's state: one of StateParts; of a ping the phase of a debt
+	Part   uint8  // of a piece's state: one of StateParts; of a ping the phase of a debt; of a gather on demand its round
 	Length uint32 // of the payload in bytes
 	// Step is the step; of a message the tag, of an exchange its number.
 	Step int64

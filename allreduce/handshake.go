@@ -36,13 +36,14 @@ type hello struct {
 	FromName  string
 	ToName    string
 
-	Mirror, GatherFirst bool
+	Mirror, GatherFirst, OnDemand bool
 }
 
 // The bits of a greeting's byte of flags.
 const (
 	flagMirror = 1 << iota
 	flagGatherFirst
+	flagOnDemand
 	flagsEnd
 )
 
@@ -53,6 +54,9 @@ func (h *hello) flags() (b byte) {
 	}
 	if h.GatherFirst {
 		b |= flagGatherFirst
+	}
+	if h.OnDemand {
+		b |= flagOnDemand
 	}
 	return b
 }
@@ -158,7 +162,7 @@ func parseHello(p []byte) (h hello, err error) {
 	h = hello{
 		Key: Key{Generation: le.Uint64(p)}, From: word(8), To: word(10), Workers: word(12), WorldSize: word(14),
 		Wire: Wire(p[16]), ElemBytes: int(p[17]), Chunk: int(le.Uint32(p[20:])),
-		Mirror: p[18]&flagMirror != 0, GatherFirst: p[18]&flagGatherFirst != 0,
+		Mirror: p[18]&flagMirror != 0, GatherFirst: p[18]&flagGatherFirst != 0, OnDemand: p[18]&flagOnDemand != 0,
 	}
 	p = p[helloFixed:]
 	for _, s := range []*string{&h.Key.Job, &h.Key.SpecHash, &h.Key.Class, &h.FromName, &h.ToName} {
@@ -220,7 +224,8 @@ func (h *hello) differs(own *hello) string {
 		return fmt.Sprintf("wire type %d, %d bytes a gathered element, frames of %d elements; here %d, %d, %d",
 			theirs.Wire, theirs.ElemBytes, theirs.Chunk, ours.Wire, ours.ElemBytes, ours.Chunk)
 	case theirs.flags() != ours.flags():
-		return fmt.Sprintf("mirrors: %t, gather before the vote: %t; here %t, %t", theirs.Mirror, theirs.GatherFirst, ours.Mirror, ours.GatherFirst)
+		return fmt.Sprintf("mirrors: %t, gather before the vote: %t, weights on demand: %t; here %t, %t, %t",
+			theirs.Mirror, theirs.GatherFirst, theirs.OnDemand, ours.Mirror, ours.GatherFirst, ours.OnDemand)
 	}
 	return ""
 }

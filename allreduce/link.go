@@ -32,8 +32,10 @@ type LinkConfig struct {
 	Wire      Wire
 	// Mirror: every worker sends the reduced gradients of its pieces to the next one,
 	// before the vote. GatherFirst: all workers gather the reduced gradients before the
-	// vote, because every one of them updates all pieces. The same on all workers.
-	Mirror, GatherFirst bool
+	// vote, because every one of them updates all pieces. OnDemand: weights are gathered
+	// bucket by bucket, when all workers need one, as often as they do: see Gather. The same on
+	// all workers.
+	Mirror, GatherFirst, OnDemand bool
 
 	Arithmetic Arithmetic // zero: RefArithmetic
 	Memory     LinkMemory
@@ -115,6 +117,8 @@ type Link struct {
 	reducedBits  []uint64 // by bucket: the ranks whose piece is
 	gatheredLeft []int    // by bucket: hosted ranks that miss pieces
 	gatherAt     [][]int64
+	round        []uint8 // OnDemand, by bucket: the gather of this step that has begun last; 0: none
+	unsent       []int   // OnDemand, by bucket: frames of a gather that are not written
 	unspent      []int64 // by bucket: elements of gradients here that are still to be added or written
 	stalled      int     // callers that wait before they can compute on
 	mirrorLeft   []int   // by bucket: pieces mirrored here whose reduced gradient is not here
@@ -224,7 +228,7 @@ func (l *Link) Begin(ctx context.Context, step int64) error {
 		return fmt.Errorf("ring: step %d begins before step %d is decided", step, l.step)
 	}
 	for b, left := range l.gatheredLeft {
-		if l.gatherStep == l.step && left != 0 {
+		if (l.gatherStep == l.step || l.c.OnDemand) && left != 0 {
 			return fmt.Errorf("ring: step %d begins before bucket %d of step %d is gathered", step, b, l.step)
 		}
 	}
@@ -233,6 +237,10 @@ func (l *Link) Begin(ctx context.Context, step int64) error {
 		l.rows[step&1].begin(step)
 		if l.c.GatherFirst {
 			l.gatherStep = step // of a piece here, none can come before this worker has added to it
+		}
+		if l.c.OnDemand {
+			clear(l.gatheredLeft)
+			clear(l.round)
 		}
 	})
 }
@@ -334,6 +342,9 @@ func (l *Link) WaitReduced(ctx context.Context, bucket int) error {
 func (l *Link) BeginGather(ctx context.Context, step int64) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.c.OnDemand {
+		return errors.New("ring: weights are gathered on demand here, not all at once")
+	}
 	if l.c.GatherFirst && l.reducing {
 		if step != l.step || l.cast {
 			return fmt.Errorf("ring: the gather of step %d begins in step %d, voted: %t; it comes before the vote", step, l.step, l.cast)
@@ -365,6 +376,9 @@ func (l *Link) GatherReady(bucket int) {
 
 // WaitGathered waits until all pieces of a bucket are in Gathered memory.
 func (l *Link) WaitGathered(ctx context.Context, bucket int) error {
+	if l.c.OnDemand {
+		return l.stall(ctx, kindGather, bucket, func() bool { return l.gatheredLeft[bucket] == 0 })
+	}
 	return l.wait(ctx, kindGather, bucket, func() bool {
 		return l.gatherStep >= 0 && (l.gatherStep < l.step || l.gatheredLeft[bucket] == 0)
 	})

@@ -169,7 +169,11 @@ func (r *receiver) gather(h *header) error {
 	if err := l.cell(h, l.chunkElems, l.elemBytes); err != nil {
 		return err
 	}
-	if err := l.admitGather(h); err != nil {
+	admit := l.admitGather
+	if l.c.OnDemand {
+		admit = l.admitOnDemand
+	}
+	if err := admit(h); err != nil {
 		return err
 	}
 	f := h.frame()
@@ -186,6 +190,9 @@ func (r *receiver) gather(h *header) error {
 func (l *Link) admitGather(h *header) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if h.Part != 0 {
+		return outOfPlace(h, "weights are not gathered on demand in this generation")
+	}
 	for l.err == nil && h.Step != l.gatherStep {
 		switch {
 		case h.Step < l.gatherStep:
@@ -197,6 +204,11 @@ func (l *Link) admitGather(h *header) error {
 		}
 		l.changed.Wait()
 	}
+	return l.placeGather(h)
+}
+
+// placeGather notes a frame of the gather that is under way, or refuses it.
+func (l *Link) placeGather(h *header) error {
 	if l.err != nil {
 		return l.err
 	}

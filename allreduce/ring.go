@@ -261,6 +261,15 @@ func (r *Ring) GatherReady(bucket int, acts []Action) []Action {
 	return r.gathered(bucket, acts)
 }
 
+// GatherAgain forgets a gather of a bucket that is complete, for another one in the same step.
+func (r *Ring) GatherAgain(bucket int) {
+	s := &r.state[OpGather][bucket]
+	invariant.Check(r.Gathered(bucket), "rank %d: bucket %d is gathered again before it is gathered, in step %d", r.rank, bucket, r.step)
+	s.ready, s.complete = false, 0
+	clear(s.arrived)
+	clear(s.done)
+}
+
 // gathered counts one more complete piece and notices the last.
 func (r *Ring) gathered(bucket int, acts []Action) []Action {
 	s := &r.state[OpGather][bucket]

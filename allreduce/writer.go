@@ -33,6 +33,9 @@ func (l *Link) sendLocked(it item) {
 			l.freeLocked(it.chunk)
 		}
 	default:
+		if it.header.Kind == kindGather {
+			l.unsent[it.header.Bucket]++
+		}
 		l.queueOf(&it.header).push(it)
 		l.work.Signal()
 	}
@@ -168,6 +171,10 @@ func (l *Link) writtenLocked(it *item) {
 		l.freeLocked(it.chunk)
 	case it.header.Kind == kindReduce:
 		l.spendLocked(int(it.header.Bucket), it.header.Hi-it.header.Lo)
+	case it.header.Kind == kindGather:
+		if l.unsent[it.header.Bucket]--; l.unsent[it.header.Bucket] == 0 {
+			l.changed.Broadcast()
+		}
 	}
 }
 

@@ -73,12 +73,15 @@ type MemoryInput struct {
 	FlatOnly       int64 // parameters that are held flat alone: an embedding that is not the head too, a table of positions
 }
 
+// weightSlots is how many layers' working weights a worker has room for in stage 3.
+const weightSlots = 2
+
 // Memory is bytes on one worker, by part.
 type Memory struct {
 	Workers int // workers of the placement that these numbers are for
 	Ranks   int // ranks that the worker hosts
 
-	Weights     int64 // working weights, packed
+	Weights     int64 // working weights, packed; in stage 3 of two layers and the ends of the model
 	Gradients   int64 // local gradients of each hosted rank: all, or from stage 2 on two buckets
 	Reduced     int64 // reduced gradients of the pieces held, until they are applied
 	Optimizer   int64 // fp32 master weights and two moments
@@ -149,6 +152,10 @@ func MemoryOn(in MemoryInput, workers int) Memory {
 	}
 	if worldSize == 1 {
 		m.Reduced = 0 // the gradients themselves
+	}
+	if in.Stage >= StageWeights && worldSize > 1 {
+		layers := max(0, int64(in.Shape.Layers)-weightSlots)
+		m.Weights -= layers * in.Table.Bucket(1).Padded * in.Precision.bytes() * int64(in.WeightForms)
 	}
 	lanes := int64(1) // micro-batches that run together
 	if in.Stage >= StageGradients && worldSize > 1 {
@@ -231,6 +238,9 @@ func remedy(in MemoryInput, budget int64) string {
 	}
 	if in.Stage < StageGradients {
 		try("set cluster.zero to 2", func(c *MemoryInput) { c.Stage = StageGradients })
+	}
+	if in.Stage < StageWeights {
+		try("set cluster.zero to 3", func(c *MemoryInput) { c.Stage = StageWeights })
 	}
 	if in.MicroBatch > 1 {
 		try("set train.microBatch to 1", func(c *MemoryInput) { c.MicroBatch = 1 })

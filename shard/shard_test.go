@@ -93,9 +93,9 @@ func TestWorkersThatShortenNoStepAreNotUseful(t *testing.T) {
 	}
 }
 
-func TestStagesThatAreNotBuiltAreRefused(t *testing.T) {
+func TestStagesThatDoNotExistAreRefused(t *testing.T) {
 	for s := Stage(-1); s <= 4; s++ {
-		if err := CheckStage(s); (err == nil) != (s >= 0 && s <= 2) {
+		if err := CheckStage(s); (err == nil) != (s >= 0 && s <= 3) {
 			t.Errorf("stage %d: %v", s, err)
 		}
 	}

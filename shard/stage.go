@@ -15,15 +15,13 @@ const (
 	StageWeights                 // 3: working weights
 )
 
-// CheckStage refuses a stage that jobs cannot have.
+// CheckStage refuses a stage that does not exist.
 func CheckStage(s Stage) error {
 	switch s {
-	case StageReplicated, StageOptimizer, StageGradients:
+	case StageReplicated, StageOptimizer, StageGradients, StageWeights:
 		return nil
-	case StageWeights:
-		return fmt.Errorf("ZeRO stage %d is not available in this version: use 0, 1 or 2; the weights come out the same", s)
 	}
-	return fmt.Errorf("ZeRO stage %d does not exist: use 0, 1 or 2", s)
+	return fmt.Errorf("ZeRO stage %d does not exist: use 0, 1, 2 or 3", s)
 }
 
 // Holds lists the ranks whose pieces of optimizer state rank r keeps and updates,

@@ -348,7 +348,7 @@ func (h *hosting) connect(ctx context.Context) error {
 	h.link, err = allreduce.Connect(ctx, h.Ring, allreduce.LinkConfig{
 		Key: h.key, Table: h.Table, Placement: h.Config.Placement, Worker: h.self, Names: names,
 		Next: members[(h.self+1)%len(members)].GetRingAddress(), Wire: h.Config.Wire, Arithmetic: h.tr.Arithmetic(),
-		Memory: mem, Decide: h.tr.Decide, TLS: h.TLS, PeerName: h.PeerName, Mirror: h.tr.Mirrors(), GatherFirst: h.tr.GathersFirst(),
+		Memory: mem, Decide: h.tr.Decide, TLS: h.TLS, PeerName: h.PeerName, Mirror: h.tr.Mirrors(), GatherFirst: h.tr.GathersFirst(), OnDemand: h.tr.OnDemand(),
 	})
 	if err != nil {
 		return fmt.Errorf("%w: the other workers of generation %d: %w", errUnreachable, h.Order.GetGeneration(), err)

@@ -68,7 +68,7 @@ func (t *Trainer) updatePiece(s *segment, bucket int, h optim.Hyper, work bool) 
 			GradScale: x.GradScale, LR: x.LR, Beta1: x.Beta1, Beta2: x.Beta2, Eps: x.Epsilon, Decay: x.Decay,
 			Correction1: x.Correction1, Correction2: x.Correction2,
 		}
-		if work {
+		if work && !t.onDemand() {
 			a.Work = t.model.Bucket(bucket).ColRange(int(u.Lo), int(u.Hi))
 		}
 		t.dev.AdamW(t.stream, a)

@@ -187,10 +187,25 @@ func lossScale(b Batching) float32 {
 }
 
 // NeedWeights brings a bucket's packed weights up to its flat ones, once after each
-// step that changed them: the gather of a step is hidden in the next forward.
-func (t *Trainer) NeedWeights(bucket, _ int) error {
-	if t.fresh[bucket] {
-		return t.ctx.Err()
+// step that changed them: the gather of a step is hidden in the next forward. On demand, next
+// begins to come.
+func (t *Trainer) NeedWeights(bucket, next int) error {
+	if !t.fresh[bucket] {
+		if err := t.awaitWeights(bucket); err != nil {
+			return err
+		}
+	}
+	if t.onDemand() && next >= 0 && !t.fresh[next] {
+		return t.bring(next)
+	}
+	return t.ctx.Err()
+}
+
+func (t *Trainer) awaitWeights(bucket int) error {
+	if t.onDemand() {
+		if err := t.bring(bucket); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
 	if err := t.peers.gathered(t.ctx, bucket); err != nil {
@@ -198,8 +213,8 @@ func (t *Trainer) NeedWeights(bucket, _ int) error {
 	}
 	t.result.Timing.Gather += time.Since(began)
 	t.model.Repack(t.stream, bucket)
-	t.fresh[bucket] = true
-	return t.ctx.Err()
+	t.fresh[bucket], t.coming = true, -1
+	return nil
 }
 
 // GradReady sends a bucket on its way round the ring when its last micro-batch has

@@ -145,7 +145,7 @@ func (p *troupe) enter(w int, a *actor, plan *protocol.Plan) error {
 			Key:   allreduce.Key{Job: "job", Generation: p.generation, SpecHash: "spec", Class: "class"},
 			Table: a.tr.Table(), Placement: p.placement, Worker: w, Names: p.ring, Next: p.actors[p.ring[(w+1)%len(p.ring)]].ring.Addr(),
 			Wire: p.c.Wire, Arithmetic: a.tr.Arithmetic(), Memory: mem, ChunkBytes: 4096,
-			Mirror: a.tr.cfg.Mirror, GatherFirst: a.tr.replicated(), Silence: 20 * time.Second,
+			Mirror: a.tr.cfg.Mirror, GatherFirst: a.tr.replicated(), OnDemand: a.tr.OnDemand(), Silence: 20 * time.Second,
 			Decide: func(votes []allreduce.Vote) (allreduce.Decision, error) {
 				d, err := a.tr.Decide(votes)
 				if p.decided != nil {

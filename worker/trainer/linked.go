@@ -26,6 +26,8 @@ func (unlinked) reduce(context.Context) error        { return errUnlinked }
 func (unlinked) begin(int64) error                   { return errUnlinked }
 func (unlinked) changed(int) error                   { return errUnlinked }
 func (unlinked) gathered(context.Context, int) error { return errUnlinked }
+func (unlinked) gather(int) error                    { return errUnlinked }
+func (unlinked) written(context.Context, int) error  { return errUnlinked }
 func (unlinked) decide(context.Context, []allreduce.Vote) (allreduce.Decision, error) {
 	return allreduce.Decision{}, errUnlinked
 }
@@ -45,7 +47,7 @@ type linked struct {
 	link *allreduce.Link
 	mem  memory
 
-	begun  bool // the reduce of the step under way
+	begun  bool // the step under way
 	copied bool // host memory is a copy of the device's
 	first  shard.Rank
 	grads  [][][]byte // by hosted rank and bucket
@@ -99,6 +101,10 @@ func (t *Trainer) newLinked() (*linked, error) {
 		}
 	}
 	for b := range t.table.Buckets() {
+		if t.onDemand() && t.slot(b) >= 0 && b > layerSlots {
+			l.work = append(l.work, l.work[b-layerSlots]) // the same memory at other times
+			continue
+		}
 		l.work = append(l.work, l.host(t.model.Bucket(b)))
 	}
 	slots := t.ranks[0].grads.Sparse.Rows
@@ -220,13 +226,19 @@ func (l *linked) put(x device.Tensor, host []byte) {
 	}
 }
 
+// beginStep begins the step on the link: when its first gradient is ready, because then the forward has
+// used every bucket's weights, so all of them are here; or when weights are first needed, on demand.
+func (l *linked) beginStep() error {
+	if l.begun {
+		return nil
+	}
+	l.begun = true
+	return l.link.Begin(l.t.ctx, l.t.step+1)
+}
+
 func (l *linked) ready(r *rank, bucket int) error {
-	if !l.begun {
-		// The forward has used every bucket's weights, so all of them are here.
-		if err := l.link.Begin(l.t.ctx, l.t.step+1); err != nil {
-			return err
-		}
-		l.begun = true
+	if err := l.beginStep(); err != nil {
+		return err
 	}
 	if err := l.fetch(l.grads[r.id-l.first][bucket], r.grads.Flat[bucket]); err != nil {
 		return err
@@ -383,7 +395,7 @@ func (l *linked) decide(ctx context.Context, votes []allreduce.Vote) (allreduce.
 }
 
 func (l *linked) begin(step int64) error {
-	if l.t.replicated() {
+	if l.t.replicated() || l.t.onDemand() {
 		return nil
 	}
 	ctx := l.t.ctx
@@ -394,16 +406,33 @@ func (l *linked) begin(step int64) error {
 }
 
 func (l *linked) changed(bucket int) error {
-	if l.t.replicated() {
+	if l.t.replicated() || l.t.onDemand() {
 		return nil
 	}
-	own, size := l.t.owns(bucket), int64(l.ElemBytes())
-	if err := l.fetch(l.work[bucket][own.Lo*size:own.Hi*size], l.t.model.Bucket(bucket).ColRange(int(own.Lo), int(own.Hi))); err != nil {
+	if err := l.fetchOwn(bucket); err != nil {
 		return err
 	}
 	l.link.GatherReady(bucket)
 	return nil
 }
+
+// fetchOwn makes the weights of the hosted ranks' pieces of a bucket final for the host.
+func (l *linked) fetchOwn(bucket int) error {
+	own, size := l.t.owns(bucket), int64(l.ElemBytes())
+	return l.fetch(l.work[bucket][own.Lo*size:own.Hi*size], l.t.model.Bucket(bucket).ColRange(int(own.Lo), int(own.Hi)))
+}
+
+func (l *linked) gather(bucket int) error {
+	if err := l.beginStep(); err != nil {
+		return err
+	}
+	if err := l.fetchOwn(bucket); err != nil {
+		return err
+	}
+	return l.link.Gather(bucket)
+}
+
+func (l *linked) written(ctx context.Context, bucket int) error { return l.link.WaitWritten(ctx, bucket) }
 
 func (l *linked) gathered(ctx context.Context, bucket int) error {
 	if l.t.replicated() {

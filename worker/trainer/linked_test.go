@@ -20,7 +20,7 @@ import (
 )
 
 // stages are the ZeRO stages.
-var stages = []shard.Stage{shard.StageReplicated, shard.StageOptimizer, shard.StageGradients}
+var stages = []shard.Stage{shard.StageReplicated, shard.StageOptimizer, shard.StageGradients, shard.StageWeights}
 
 // team is the trainers of one job on several workers, linked over loopback.
 type team struct {
@@ -74,7 +74,7 @@ func newLinkedTeam(t testing.TB, open func(worker int) device.Device, g golden, 
 		m.links[w], err = allreduce.Connect(t.Context(), listeners[w], allreduce.LinkConfig{
 			Key: allreduce.Key{Job: "job", Generation: 1, SpecHash: "spec", Class: "class"}, Table: tr.Table(), Placement: placement, Worker: w,
 			Names: names, Next: listeners[(w+1)%workers].Addr(), Wire: c.Wire, Arithmetic: tr.Arithmetic(), Memory: mem, Decide: tr.Decide,
-			ChunkBytes: 1000, Mirror: tr.cfg.Mirror, GatherFirst: tr.replicated(),
+			ChunkBytes: 1000, Mirror: tr.cfg.Mirror, GatherFirst: tr.replicated(), OnDemand: tr.OnDemand(),
 		})
 		if err != nil {
 			return err

@@ -97,6 +97,8 @@ func (l *local) decide(_ context.Context, votes []allreduce.Vote) (allreduce.Dec
 }
 
 func (l *local) begin(int64) error                   { return nil }
+func (l *local) gather(int) error                    { return nil }
+func (l *local) written(context.Context, int) error  { return nil }
 func (l *local) changed(int) error                   { return nil }
 func (l *local) gathered(context.Context, int) error { return nil }
 

@@ -48,6 +48,7 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 	}
 	t.filling = nil
 	clear(t.fresh)
+	t.coming, t.inSlot = -1, [layerSlots]int{}
 	t.ctx = nil // that of a generation that is over
 	if !t.Alone() {
 		t.peers = unlinked{}

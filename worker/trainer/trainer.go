@@ -85,6 +85,9 @@ func (c Config) Validate() error {
 // world of one owns all of them.
 func (c Config) cutsGradients() bool { return c.Stage >= shard.StageGradients && c.WorldSize > 1 }
 
+// cutsWeights tells whether no worker has room for all working weights.
+func (c Config) cutsWeights() bool { return c.Stage >= shard.StageWeights && c.WorldSize > 1 }
+
 // Samples gives a trainer its sequences; a [data.Dataset] is one.
 type Samples interface {
 	// Batch fills dst with the samples of the given indices, in their order. An index
@@ -117,6 +120,8 @@ type Trainer struct {
 	filling []Move              // that the next step waits for
 	staging []byte
 	fresh   []bool
+	coming  int             // bucket whose weights are on their way on demand, or -1
+	inSlot  [layerSlots]int // the bucket whose weights stand there; 0: none
 	held    <-chan struct{} // until it is closed, the state must not change; nil: it may
 	asks    allreduce.Requests
 	layer   string // of a step that is not finite, where rank 0 is hosted: where that began
@@ -151,6 +156,10 @@ type collective interface {
 	// bucket after begin.
 	begin(step int64) error
 	changed(bucket int) error
+	// gather brings a bucket's working weights on demand, of which those of the hosted ranks are there; written
+	// waits until nothing of it is on its way to others.
+	gather(bucket int) error
+	written(ctx context.Context, bucket int) error
 	// gathered waits until all of a bucket's working weights are here.
 	gathered(ctx context.Context, bucket int) error
 }
@@ -215,10 +224,14 @@ func NewIdle(dev device.Device, cfg Config, samples Samples) (_ *Trainer, err er
 		}
 	}()
 	share := cfg.Batch.Global / cfg.WorldSize
+	slots := 0
+	if t.onDemand() {
+		slots = layerSlots
+	}
 	if t.model, err = model.New(dev, cfg.Model, model.Options{
 		DType: cfg.Precision, SeqLen: cfg.Batch.SeqLen, Sequences: cfg.Batch.Micro,
 		Checkpointing: cfg.Checkpointing, SlotsMax: min(share*cfg.Batch.SeqLen, cfg.Model.Vocab),
-		BucketAlign: cfg.WorldSize * shard.Align,
+		BucketAlign: cfg.WorldSize * shard.Align, LayerSlots: slots,
 	}); err != nil {
 		return nil, err
 	}
@@ -269,10 +282,14 @@ func (t *Trainer) Table() shard.Table { return t.table }
 // Alone tells whether all ranks are hosted here.
 func (t *Trainer) Alone() bool { return len(t.ranks) == t.cfg.WorldSize }
 
-// Model is the trainer's model with current weights packed, for evaluation between steps.
+// Model is the trainer's model with current weights packed, for evaluation between steps. Where weights
+// come on demand, all workers of the job run it, and on the same batches.
 // Its runs are to be given the hooks.
 func (t *Trainer) Model(ctx context.Context) (*model.Model, device.Stream, model.Hooks, error) {
 	t.ctx = ctx
+	if t.onDemand() {
+		return t.model, t.stream, t, nil
+	}
 	for b := range t.fresh {
 		if err := t.NeedWeights(b, -1); err != nil {
 			return nil, nil, nil, err

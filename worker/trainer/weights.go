@@ -37,7 +37,7 @@ func (t *Trainer) refresh() error {
 	}
 	for b := range t.table.Buckets() {
 		for _, s := range t.segments {
-			if s != nil && t.applies(s.rank) {
+			if s != nil && t.applies(s.rank) && !t.onDemand() {
 				piece := t.table.Bucket(b).Piece(s.rank)
 				t.dev.Cast(t.stream, t.model.Bucket(b).ColRange(int(piece.Lo), int(piece.Hi)), s.state[checkpoint.Master][b])
 			}
