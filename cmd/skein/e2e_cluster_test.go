@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/skein-ml/skein/client"
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
@@ -28,13 +29,14 @@ func clusterJob(t *testing.T) workertest.Job {
 	return j
 }
 
-// rig is a cluster of real processes on loopback.
+// rig is a cluster of real processes, on loopback or each on a host of its own.
 type rig struct {
 	*testing.T
 	job       workertest.Job // in whose folder all of them run
 	addresses []string       // of the coordinators
 	processes map[string]*process
-	secure    bool // with certificates in certs/NAME
+	secure    bool     // with certificates in certs/NAME
+	net       *network // nil: all on loopback
 }
 
 // patience is generous: the machine may be busy with other things.
@@ -95,7 +97,17 @@ func (r *rig) coordinator(n int, more ...string) *process {
 		}
 		args = append(args, "--members", strings.Join(members, ","))
 	}
-	p := start(r.T, r.job, append(append(args, r.tls(name)...), more...)...)
+	return r.start(name, append(append(args, r.tls(name)...), more...)...)
+}
+
+// start starts a process of the cluster where it belongs.
+func (r *rig) start(name string, args ...string) *process {
+	r.Helper()
+	var by []string
+	if r.net != nil {
+		by = r.net.on(name)
+	}
+	p := startBy(r.T, r.job, by, args...)
 	r.processes[name] = p
 	return p
 }
@@ -103,9 +115,11 @@ func (r *rig) coordinator(n int, more ...string) *process {
 func (r *rig) worker(name string, more ...string) *process {
 	r.Helper()
 	args := []string{"worker", "--name", name, "--coordinator", strings.Join(r.addresses, ","), "--threads", "1", "--memory", "2GiB", "--dir", r.job.Path("dir-" + name)}
-	p := start(r.T, r.job, append(append(args, r.tls(name)...), more...)...)
-	r.processes[name] = p
-	return p
+	if r.net != nil {
+		a := r.net.addresses[name]
+		args = append(args, "--ring-listen", a+":7411", "--stream-listen", a+":7412", "--node", name)
+	}
+	return r.start(name, append(append(args, r.tls(name)...), more...)...)
 }
 
 // kill ends a process as a power cut would.
@@ -156,7 +170,15 @@ func (r *rig) logs() string {
 // client is a client in this process, for what has to be quick.
 func (r *rig) client() *client.Client {
 	r.Helper()
-	c, err := client.New(client.Config{Coordinators: r.addresses, Build: version, Patience: patience})
+	config := client.Config{Coordinators: r.addresses, Build: version, Patience: patience}
+	if r.secure {
+		files, err := pki.Load(r.job.Path("certs/me"))
+		if err != nil {
+			r.Fatal(err)
+		}
+		config.TLS = expect(files, pki.Coordinator)
+	}
+	c, err := client.New(config)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -431,6 +453,7 @@ func TestTheLeaderDiesAndTheJobDoesNotNotice(t *testing.T) {
 	if g := r.describe(strings.Fields(id)[0]).Generation; g != 1 {
 		t.Errorf("the job has come to generation %d because of a coordinator", g)
 	}
+	r.accounted(strings.Fields(id)[0])
 }
 
 func TestAWorkerThatIsAskedToLeaveLosesNoStep(t *testing.T) {

@@ -25,10 +25,11 @@ import (
 const (
 	faultWorkers      = 5
 	faultCoordinators = 3
-	faultsShort       = 6
+	faultsShort       = 7
 	stepsShort        = 900
 	stepsLong         = 3000
-	seedShort         = 4 // what the short form draws is always the same, so that it takes as long
+	smallStore        = "24m" // room for a job's checkpoints
+	seedShort         = 4     // what the short form draws is always the same, so that it takes as long
 )
 
 // TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits strikes single processes of
@@ -37,6 +38,13 @@ const (
 // checkpoint. SKEIN_FAULTS is how many (make chaos), SKEIN_CHAOS_SEED repeats a run as far
 // as the clock does.
 func TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits(t *testing.T) {
+	inside, why := ownNamespaces(t)
+	if !inside && why == "" {
+		return
+	}
+	if why != "" {
+		t.Cleanup(func() { t.Logf("SKIPPED: partitions, slow links and a full store: %s", why) })
+	}
 	s := &storm{T: t, want: number(t, "SKEIN_FAULTS", faultsShort), struck: map[string]int{}}
 	seed := uint64(seedShort)
 	s.steps, s.gap = stepsShort, 300*time.Millisecond
@@ -48,16 +56,37 @@ func TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits(t *testing.T) 
 	s.settings = []string{fmt.Sprint("train.steps=", s.steps), "checkpoint.every=50 steps", "cluster.protect=mirror", "eval.every=1000 steps"}
 
 	j := clusterJob(t)
+	s.kinds = ofProcesses
+	if inside {
+		s.kinds = slices.Concat(ofProcesses, ofLinks)
+		s.settings = append(s.settings, "checkpoint.store=./small")
+		if err := os.Mkdir(j.Path("small"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		mountSmall(t, j.Path("small"), smallStore)
+	}
+	if s.want <= faultsShort { // the same few each time, of all sorts
+		s.kinds = slices.DeleteFunc(slices.Clone(s.kinds), func(f fault) bool { return !f.short })
+	}
 	s.hash, s.export = alone(t, j, s.settings...)
 	s.say("seed %d; %d faults on %d coordinators and %d workers; in one process the job ends on weights %.12s", seed, s.want, faultCoordinators, faultWorkers, s.hash)
-	s.say("%5s  %-12s  %-22s  %8s  %5s  %-8s  %s", "fault", "kind", "victim", "moment", "step", "state", "goes on after")
+	s.say("%5s  %-15s  %-22s  %8s  %5s  %-8s  %s", "fault", "kind", "victim", "moment", "step", "state", "goes on after")
 	began := time.Now()
-	s.rig = newRig(t, j, faultCoordinators, faultWorkers)
+	if inside {
+		s.rig = newNetRig(t, j, faultCoordinators, faultWorkers)
+	} else {
+		s.rig = newRig(t, j, faultCoordinators, faultWorkers)
+	}
 	s.api = s.client()
 	for s.done < s.want {
 		s.life()
 	}
-	s.say("%s; generations that went on live %d, fell back to a checkpoint %d, resumed %d; steps told again after a fall back %d, told by nobody %d; jobs %d, %d s", s.kinds(), s.live, s.back, s.resumed, s.again, s.silent, s.jobs, int(time.Since(began).Seconds()))
+	for _, f := range s.kinds {
+		if least := s.want / 20; s.struck[f.kind] < int(least) {
+			t.Errorf("%s: %d of %d faults, want at least %d", f.kind, s.struck[f.kind], s.want, least)
+		}
+	}
+	s.say("%s; generations that went on live %d, fell back to a checkpoint %d, resumed %d; steps told again after a fall back %d, told by nobody %d; jobs %d, %d s", s.table(), s.live, s.back, s.resumed, s.again, s.silent, s.jobs, int(time.Since(began).Seconds()))
 	s.say("chaos ok: faults=%d generations=%d hash=%s", s.done, s.live+s.back+s.resumed+s.jobs, s.hash)
 }
 
@@ -87,7 +116,9 @@ type storm struct {
 
 	want, done uint64 // faults
 	struck     map[string]int
-	deck       []fault
+	kinds      []fault
+	deck       []fault // what is to come next, each kind as often
+	later      []fault // what could not be done when its turn came
 	jobs       int
 	// Generations after a job's first: from memory, back to a checkpoint, and from the
 	// checkpoint that a pause has sealed.
@@ -112,26 +143,43 @@ type span struct {
 type fault struct {
 	kind   string
 	strike func(*storm, client.Job) (victim string)
+	short  bool // a run of a few faults has it
+	wide   bool // it may hit both who has a rank's state: the job may fall back to a checkpoint
 }
 
-// faults are all kinds; a deck of them is shuffled, so that each comes as often.
-var faults = []fault{
-	{"kill", (*storm).killWorker},
-	{"stop", (*storm).stopWorker},
-	{"coordinator", (*storm).killCoordinator},
-	{"scale", (*storm).scaleJob},
-	{"kill in kill", (*storm).killAgain},
-	{"pause", (*storm).pauseJob},
-	{"scale", (*storm).scaleJob},
-	{"with leader", (*storm).killWithLeader},
-	{"leader stops", (*storm).stopLeader},
-}
+// ofProcesses are the faults that need nothing but processes, ofLinks those of a network and
+// of a file system of the test's own.
+var (
+	ofProcesses = []fault{
+		{"kill", (*storm).killWorker, true, false},
+		{"stop", (*storm).stopWorker, false, false},
+		{"kill in kill", (*storm).killAgain, false, true},
+		{"with leader", (*storm).killWithLeader, true, false},
+		{"coordinator", (*storm).killCoordinator, false, false},
+		{"leader stops", (*storm).stopLeader, false, false},
+		{"scale down", (*storm).scaleDown, true, false},
+		{"scale up", (*storm).scaleUp, false, false},
+		{"pause", (*storm).pauseJob, false, true},
+	}
+	ofLinks = []fault{
+		{"partition", (*storm).cutWorker, true, false},
+		{"deaf", (*storm).deafWorker, false, false},
+		{"mute", (*storm).muteWorker, true, false},
+		{"pair apart", (*storm).partPair, false, false},
+		{"flapping link", (*storm).flapLink, false, false},
+		{"slow link", (*storm).slowLink, false, false},
+		{"leader cut off", (*storm).cutLeader, true, false},
+		{"no quorum", (*storm).cutQuorum, false, false},
+		{"full store", (*storm).fillStore, true, false},
+	}
+)
 
-func (s *storm) say(format string, args ...any) {
-	fmt.Printf(format+"\n", args...)
-}
+func (s *storm) say(format string, args ...any) { say(format, args...) }
 
-func (s *storm) kinds() string {
+// say prints a line at once: a long run is watched.
+func say(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+func (s *storm) table() string {
 	var text []string
 	for kind, n := range s.struck {
 		text = append(text, fmt.Sprintf("%s %d", kind, n))
@@ -152,7 +200,7 @@ func (s *storm) life() {
 	}
 	out := fmt.Sprint("trained-", s.jobs)
 	id := s.submit(append(s.settings, "output.export=./"+out, fmt.Sprint("cluster.workers.max=", s.most))...)
-	watcher := start(s.T, s.job, "watch", id, "--lines", "-1", "-o", "json", "--coordinator", strings.Join(s.addresses, ","))
+	watcher := start(s.T, s.job, append([]string{"watch", id, "--lines", "-1", "-o", "json", "--coordinator", strings.Join(s.addresses, ",")}, s.tls("me")...)...)
 	began := time.Now()
 	s.single = nil
 	for s.done < s.want {
@@ -162,31 +210,34 @@ func (s *storm) life() {
 			break
 		}
 		if len(s.deck) == 0 {
-			s.deck = slices.Clone(faults)
+			s.deck = slices.Clone(s.kinds)
 			s.rng.Shuffle(len(s.deck), func(a, b int) { s.deck[a], s.deck[b] = s.deck[b], s.deck[a] })
+			s.deck, s.later = append(s.deck, s.later...), nil
 		}
 		f := s.deck[0]
 		s.deck = s.deck[1:]
 		moment, struck := time.Since(began), time.Now()
 		victim := f.strike(s, before)
 		if victim == "" {
+			s.later = append(s.later, f)
 			continue
 		}
 		after := s.goesOn(id, before.Generation, before.Step)
-		s.done++
-		kind := f.kind
-		if kind == "scale" {
-			kind, _, _ = strings.Cut(victim, " ")
+		if after.Phase == "done" && after.Generation == before.Generation {
+			s.later = append(s.later, f) // the job may have ended before it was hit: it does not count
+			s.whole()
+			continue
 		}
-		s.struck[kind]++
+		s.done++
+		s.struck[f.kind]++
 		state := "exposed"
 		if before.Progress.Protected {
 			state = "mirrored"
-			if kind != "kill in kill" && kind != "pause" {
-				s.single = append(s.single, span{before.Generation, after.Generation, kind + " of " + victim})
+			if !f.wide {
+				s.single = append(s.single, span{before.Generation, after.Generation, f.kind + " of " + victim})
 			}
 		}
-		s.say("%5d  %-12s  %-22s  %7.2fs  %5d  %-8s  %.1f s, generation %d → %d", s.done, kind, victim, moment.Seconds(), before.Step, state, time.Since(struck).Seconds(), before.Generation, after.Generation)
+		s.say("%5d  %-15s  %-22s  %7.2fs  %5d  %-8s  %.1f s, generation %d → %d", s.done, f.kind, victim, moment.Seconds(), before.Step, state, time.Since(struck).Seconds(), before.Generation, after.Generation)
 		s.whole()
 	}
 	s.must("wait", id, "--timeout", "5m")
@@ -200,6 +251,11 @@ func (s *storm) life() {
 		s.Errorf("job %d exports other files:\n%s", s.jobs, diff)
 	}
 	s.read(watcher.out.String())
+	if s.net != nil { // room for the next one
+		if err := os.RemoveAll(s.job.Path("small/" + id)); err != nil {
+			s.Fatal(err)
+		}
+	}
 }
 
 // now is the job as the leader tells it; the phase is "unknown" if none does.
@@ -360,36 +416,43 @@ func (s *storm) killWithLeader(j client.Job) string {
 	return victim + ", " + leader
 }
 
-// scaleJob lets the job use another number of workers: fewer or more in turn as it can.
-func (s *storm) scaleJob(j client.Job) string {
-	to := int32(4)
-	switch {
-	case s.most == 4 && s.rng.IntN(4) == 0:
-		to = 1
-	case s.most == 4 || s.most == 1 && s.rng.IntN(2) == 0:
-		to = 2
+// sizes of a job of four ranks: three workers would take as long for a step as two.
+var sizes = []int32{1, 2, 4}
+
+func (s *storm) scaleDown(j client.Job) string {
+	return s.scaleTo(j, slices.DeleteFunc(slices.Clone(sizes), func(n int32) bool { return n >= s.most }))
+}
+
+func (s *storm) scaleUp(j client.Job) string {
+	return s.scaleTo(j, slices.DeleteFunc(slices.Clone(sizes), func(n int32) bool { return n <= s.most }))
+}
+
+func (s *storm) scaleTo(j client.Job, among []int32) string {
+	if len(among) == 0 {
+		return ""
 	}
+	return s.scaleJob(j, among[s.rng.IntN(len(among))])
+}
+
+// scaleJob lets the job use another number of workers, and waits until it does.
+func (s *storm) scaleJob(j client.Job, to int32) string {
 	if status, _, errs := s.run("scale", j.ID, "--workers", fmt.Sprint(to)); status != exitOK {
 		if s.now(j.ID).Phase == "done" {
 			return ""
 		}
 		s.Fatalf("scale: %s", errs)
 	}
-	word := "down"
-	if to > s.most {
-		word = "up"
-	}
-	from := s.most
+	was := s.most
 	s.most = to
 	s.eventually(fmt.Sprint("the job trains on so many workers: ", to), func() bool {
 		v := s.now(j.ID)
 		return v.Phase == "done" || v.Phase == "running" && len(v.Workers) == int(to)
 	})
 	if v := s.now(j.ID); v.Phase == "done" {
-		s.say("       scaled from %d to %d workers at step %d, the job ended on %d of them", from, to, j.Step, len(v.Workers))
+		s.say("       scaled from %d to %d workers at step %d, the job ended on %d of them", was, to, j.Step, len(v.Workers))
 		return ""
 	}
-	return fmt.Sprintf("%s from %d to %d", word, from, to)
+	return fmt.Sprintf("from %d to %d workers", was, to)
 }
 
 // pauseJob pauses the job at a step boundary and lets it go on.

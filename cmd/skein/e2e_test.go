@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		main()
 	}
+	if os.Getenv(asSpinner) != "" {
+		spin()
+	}
+	namespaced()
 	os.Exit(m.Run())
 }
 
@@ -46,11 +50,18 @@ type process struct {
 // start runs a command line in the job's folder.
 func start(t *testing.T, j workertest.Job, args ...string) *process {
 	t.Helper()
+	return startBy(t, j, nil, args...)
+}
+
+// startBy is start by means of another command line, which becomes the program.
+func startBy(t *testing.T, j workertest.Job, by []string, args ...string) *process {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(self, args...), started: time.Now(), done: make(chan struct{})}
+	line := append(append(slices.Clone(by), self), args...)
+	p := &process{cmd: exec.Command(line[0], line[1:]...), started: time.Now(), done: make(chan struct{})}
 	p.cmd.Dir = j.Dir
 	p.cmd.Env = append(os.Environ(), asProgram+"=1", "XDG_CACHE_HOME="+j.Path("cache"))
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
