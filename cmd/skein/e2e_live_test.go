@@ -82,6 +82,9 @@ func TestAKilledWorkerThatIsMirroredCostsNoStep(t *testing.T) {
 		t.Errorf("after the loss of two workers it ends on %s, undisturbed on %s\n%s", got, want, r.logs())
 	}
 	r.onceEach(id)
+	if g := r.accounted(id); g.Recovery <= 0 || g.Capacity <= 0 || g.Capacity >= 1 {
+		t.Errorf("two workers were lost, and the ledger tells %+v", g)
+	}
 }
 
 func TestAStoppedWorkerIsNoticedAndItsStateNotUsed(t *testing.T) {
