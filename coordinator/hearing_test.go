@@ -1,6 +1,7 @@
 package coordinator
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +9,8 @@ import (
 	"github.com/skein-ml/skein/coordinator/membership"
 	"github.com/skein-ml/skein/coordinator/recovery"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/protocol"
+	"github.com/skein-ml/skein/shard"
 )
 
 // heardAt is when the tests below begin.
@@ -167,5 +170,50 @@ func TestATaskThatTheLogDoesNotOrderIsAStray(t *testing.T) {
 				t.Error("it has stopped, and is a stray still")
 			}
 		})
+	}
+}
+
+// What a worker said that it holds counts as long as it says that it keeps it; what it said
+// was decided always does.
+func TestAReportOfWhatHasBeenDroppedSinceGivesNothing(t *testing.T) {
+	other, none, same := "other", "", "j"
+	for name, c := range map[string]struct {
+		keeps *string
+		held  int
+	}{
+		"it keeps it still":             {&same, 2},
+		"it says nothing about it":      {nil, 2},
+		"it works for another job":      {&other, 0},
+		"it was told to drop all":       {&none, 0},
+		"another process of that name ": {&none, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, s := newHearing(heardAt), running("w1", "a")
+			session := h.connected(t, heardAt, "w1", "a")
+			r := recovery.Sealed{Generation: 1, Incarnation: "a", Report: protocol.Report{Worker: "w1", Step: 5, Decision: []byte("D(5)"), Held: []shard.Rank{0, 1}, Summed: []shard.Rank{1}}}
+			if strings.HasPrefix(name, "another process") {
+				r.Incarnation = "older"
+			}
+			h.seal("j", r)
+			h.heartbeat(heardAt, "w1", session, &skeinv1.Heartbeat{Keeps: c.keeps})
+			got := h.forRecovery(s).Sealed["j"]["w1"]
+			if len(got.Held) != c.held || len(got.Summed) != c.held/2 || got.Step != 5 || string(got.Decision) != "D(5)" {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
+}
+
+func TestAWorkerThatHoldsWhatNobodyElseDoesIsNotReleased(t *testing.T) {
+	h, s := newHearing(heardAt), running("w1", "a")
+	w := *s.Workers["w1"]
+	w.Name, w.Draining = "w2", true
+	s.Workers["w2"] = &w
+	if !orders(heardAt, s, h, &w).GetReleased() {
+		t.Error("a worker without work that wants to leave is not released")
+	}
+	h.follow(heardAt, s, recovery.Decision{Stays: map[string]string{"w2": "j"}})
+	if orders(heardAt, s, h, &w).GetReleased() {
+		t.Error("it is released with what nobody else has")
 	}
 }

@@ -73,7 +73,7 @@ func TestADomainThatMirrorsShareIsNamed(t *testing.T) {
 
 func TestSpreadTakesZonesInTurnThenNodes(t *testing.T) {
 	var all []*Worker
-	for _, w := range strings.Fields("w1/n1/a w2/n1/a w3/n2/a w4/n3/b w5/n3/b w6/n4/b w7/n5/c") {
+	for w := range strings.FieldsSeq("w1/n1/a w2/n1/a w3/n2/a w4/n3/b w5/n3/b w6/n4/b w7/n5/c") {
 		f := strings.Split(w, "/")
 		all = append(all, &Worker{Name: f[0], Node: f[1], Zone: f[2]})
 	}

@@ -104,6 +104,22 @@ var (
 	gen2     = Task{Job: "a", Generation: 2}
 )
 
+func TestAWorkerSaysOfWhichJobItKeepsSomething(t *testing.T) {
+	var s State
+	for _, c := range []struct {
+		event Event
+		keeps string
+	}{
+		{Opened{}, ""}, {host("a", 1), "a"}, {Ended{Task: gen1, How: Broken, Sealed: kept}, "a"}, {Lost{}, "a"}, {Opened{}, "a"}, {hostSealed("a", 1), "a"},
+		{host("b", 1), "b"}, {Ended{Task: Task{Job: "b", Generation: 1}, How: Broken}, "b"}, {nothing, ""}, {warm("c"), "c"}, {Warmed{Job: "c"}, "c"}, {prepare("d", 1), ""},
+	} {
+		s.Step(c.event)
+		if got := s.Keeps(); got != c.keeps {
+			t.Fatalf("after %#v it keeps something of %q, want %q", c.event, got, c.keeps)
+		}
+	}
+}
+
 func TestStories(t *testing.T) {
 	result := &skeinv1.PreparedRequest{Job: "a"}
 	type beat struct {
@@ -156,6 +172,10 @@ func TestStories(t *testing.T) {
 		"what is not in the orders is stopped": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {nothing, "stop a.1"}, {Ended{Task: gen1, How: Broken, Reason: "x"}, "drop"},
 			{host("b", 1), "host b.1"}, {prepare("c", 1), "stop b.1"},
+		},
+		"what is kept of a fenced task is told at once": {
+			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Ended{Task: gen1, How: Fenced, Sealed: kept}, "tell a.1 broken: a leader said that it is over (told, step 7)"},
+			{host("a", 1), ""}, {host("a", 2), "host a.2"},
 		},
 		"a fenced task is not reported, unless the next leader orders it": {
 			{Opened{}, ""}, {host("a", 1), "host a.1"}, {Ended{Task: gen1, How: Fenced}, ""}, {host("a", 1), ""},
