@@ -432,7 +432,9 @@ func (l *linked) gather(bucket int) error {
 	return l.link.Gather(bucket)
 }
 
-func (l *linked) written(ctx context.Context, bucket int) error { return l.link.WaitWritten(ctx, bucket) }
+func (l *linked) written(ctx context.Context, bucket int) error {
+	return l.link.WaitWritten(ctx, bucket)
+}
 
 func (l *linked) gathered(ctx context.Context, bucket int) error {
 	if l.t.replicated() {
