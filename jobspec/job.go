@@ -99,7 +99,7 @@ type Eval struct {
 type Cluster struct {
 	WorldSize int     `json:"worldSize" doc:"logical ranks, 1 to 16; fixes the arithmetic for the life of the job"`
 	Workers   Workers `json:"workers"`
-	Zero      *int    `json:"zero" doc:"ZeRO stage: 0 replicates, 1 shards the optimizer state, 2 gradients too; the same bits"`
+	Zero      *int    `json:"zero" doc:"ZeRO stage: 0 replicates, 1 shards the optimizer state, 2 gradients too, 3 working weights too; the same bits"`
 	Protect   Protect `json:"protect" doc:"mirror: each rank's state is kept by two workers, so that the loss of one costs no step; checkpoint: a lost worker sends the job back to the last checkpoint"`
 	Priority  int     `json:"priority,omitempty" doc:"-100 to 100: jobs of higher priority go first, and get the workers of running jobs of lower priority at a step boundary"`
 	Wire      Wire    `json:"wire" doc:"type of gradients between ranks: fp32 or bf16 (half the bytes, other bits)"`

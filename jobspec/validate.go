@@ -196,8 +196,7 @@ func (c *checker) cluster(cl *Cluster) {
 	c.that(cl.Workers.Max <= cl.WorldSize, "cluster.workers.max", "is %d, more than cluster.worldSize %d: a worker hosts at least one rank, so the rest would idle; lower it or raise worldSize", cl.Workers.Max, cl.WorldSize)
 	if cl.Zero != nil {
 		stage := *cl.Zero
-		c.that(stage != 3, "cluster.zero", "stage %d is not in this release; use 2, the weights have the same bits in every stage", stage)
-		c.that(stage >= 0 && stage <= 3, "cluster.zero", "is %d; the stages are 0, 1 and 2", stage)
+		c.that(stage >= 0 && stage <= 3, "cluster.zero", "is %d; the stages are 0, 1, 2 and 3", stage)
 	}
 	c.oneOf("cluster.protect", string(cl.Protect), []string{string(ProtectCheckpoint), string(ProtectMirror)}, nil)
 	c.between("cluster.priority", cl.Priority, -priorityMax, priorityMax)

@@ -130,7 +130,10 @@ const answersShown = 3
 // evaluate measures the job's model on its held-out data. A full evaluation also
 // asks questions; the others are there to be quick.
 func (r *run) evaluate(ctx context.Context, full bool) error {
-	job := &r.Spec.Job
+	job, emit := &r.Spec.Job, r.emit
+	if r.mute {
+		emit = func(console.Event) {}
+	}
 	m, stream, hooks, err := r.tr.Model(ctx)
 	if err != nil {
 		return err
@@ -150,7 +153,7 @@ func (r *run) evaluate(ctx context.Context, full bool) error {
 			if err != nil {
 				return err
 			}
-			exact, err := x.match(ctx, step, qs, job.Eval.MaxNewTokens, answersShown, r.emit)
+			exact, err := x.match(ctx, step, qs, job.Eval.MaxNewTokens, answersShown, emit)
 			if err != nil {
 				return err
 			}
@@ -158,16 +161,16 @@ func (r *run) evaluate(ctx context.Context, full bool) error {
 			r.store.result(step, "exact_match", float64(exact))
 			r.store.result(step, "exact_match_asked", float64(len(qs)))
 		}
-		r.emit(ev)
+		emit(ev)
 	}
 	if !full {
 		return nil
 	}
-	return r.answerPrompts(ctx, x, step)
+	return r.answerPrompts(ctx, x, step, emit)
 }
 
 // answerPrompts answers the job's own prompts.
-func (r *run) answerPrompts(ctx context.Context, x examiner, step int64) error {
+func (r *run) answerPrompts(ctx context.Context, x examiner, step int64, emit func(console.Event)) error {
 	var qs []question
 	for _, p := range r.Spec.Job.Eval.Prompts {
 		ids, err := r.Language.Ask([]data.Message{{Role: "user", Content: p}}, nil)
@@ -176,6 +179,6 @@ func (r *run) answerPrompts(ctx context.Context, x examiner, step int64) error {
 		}
 		qs = append(qs, question{text: p, ids: ids})
 	}
-	_, err := x.match(ctx, step, qs, r.Spec.Job.Eval.MaxNewTokens, len(qs), r.emit)
+	_, err := x.match(ctx, step, qs, r.Spec.Job.Eval.MaxNewTokens, len(qs), emit)
 	return err
 }

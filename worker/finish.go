@@ -11,11 +11,8 @@ import (
 	"github.com/skein-ml/skein/model/hf"
 )
 
-// finish evaluates, exports from the last checkpoint, and ends the job.
+// finish exports from the last checkpoint, and ends the job.
 func (h *hosting) finish(ctx context.Context) error {
-	if err := h.measure(ctx, true); err != nil {
-		return err
-	}
 	if err := h.store.writeLineage(); err != nil {
 		return err
 	}

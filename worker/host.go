@@ -117,7 +117,7 @@ func (h *hosting) host(ctx context.Context) error {
 	if err := h.openData(ctx); err != nil {
 		return err
 	}
-	if h.leads() && h.Language == nil {
+	if (h.leads() || h.tr.OnDemand()) && h.Language == nil {
 		if err := h.openLanguage(); err != nil {
 			return err
 		}
@@ -458,6 +458,11 @@ func (h *hosting) toTheEnd(ctx context.Context) error {
 	if err := h.mustSave(ctx); err != nil {
 		return err
 	}
+	if h.leads() || h.together() {
+		if err := h.measure(ctx, true); err != nil {
+			return err
+		}
+	}
 	if h.leads() {
 		if err := h.finish(ctx); err != nil {
 			return err
@@ -477,19 +482,6 @@ func (h *hosting) over(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// measure evaluates unless an earlier generation has done so at this step.
-func (h *hosting) measure(ctx context.Context, full bool) error {
-	defer h.spent.lap(&h.spent.evaluation)
-	name := lossName
-	if full && h.Validation == nil {
-		name = ""
-	}
-	if _, measured := h.store.at(h.tr.StepsDone(), name); measured {
-		return nil
-	}
-	return h.evaluate(ctx, full)
 }
 
 // step takes one step and does what is due after it.

@@ -284,10 +284,10 @@ func TestAClusterOfAnySizeTrainsToTheHashOfOneMachine(t *testing.T) {
 	j := workertest.New(t)
 	const world = "cluster.worldSize=4"
 	want := trainedHash(t, j, world)
-	for workers := 1; workers <= 4; workers++ {
-		zero := fmt.Sprintf("cluster.zero=%d", workers%2)
-		t.Run(fmt.Sprintf("%d workers, %s", workers, zero), func(t *testing.T) {
-			c := newCluster(t, j.Copy(t), workers, world, zero)
+	for _, x := range []struct{ workers, stage int }{{1, 1}, {2, 0}, {3, 1}, {4, 0}, {4, 2}, {3, 3}} {
+		zero := fmt.Sprintf("cluster.zero=%d", x.stage)
+		t.Run(fmt.Sprintf("%d workers, %s", x.workers, zero), func(t *testing.T) {
+			c := newCluster(t, j.Copy(t), x.workers, world, zero)
 			c.mustPrepare()
 			c.mustRun(c.places)
 			if got := c.newest(); got.Weights != want || got.Step != 30 {
@@ -302,6 +302,15 @@ func TestAClusterOfAnySizeTrainsToTheHashOfOneMachine(t *testing.T) {
 			}
 			if _, err := worker.OpenBase(c.job.Output.Export); err != nil {
 				t.Errorf("the export: %v", err)
+			}
+			var measured []int64
+			for _, e := range c.events {
+				if e, ok := e.(console.Evaluated); ok {
+					measured = append(measured, e.Step)
+				}
+			}
+			if want := []int64{0, 10, 20, 30}; !slices.Equal(measured, want) {
+				t.Errorf("measured at steps %v, want %v", measured, want)
 			}
 		})
 	}

@@ -197,6 +197,7 @@ func TestEveryKindOfJobResumesOnTheSameBits(t *testing.T) {
 		{"fp32", []string{short, "train.precision=fp32"}, nil},
 		{"bf16 between ranks", []string{short, "cluster.wire=bf16"}, nil},
 		{"ZeRO-0", []string{short, "cluster.zero=0"}, nil},
+		{"ZeRO-3", []string{short, "cluster.zero=3", "cluster.worldSize=4"}, nil},
 		{"activation checkpointing", []string{short, "train.activationCheckpointing=full"}, nil},
 		{"one rank", []string{short, "cluster.worldSize=1"}, nil},
 		{"eight ranks", []string{short, "cluster.worldSize=8"}, nil},

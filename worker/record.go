@@ -19,9 +19,15 @@ import (
 // measuredTag marks the messages about measurements among all that go round the ring.
 const measuredTag = 1 << 61
 
+// measuringTag marks those about whether there is something to measure.
+const measuringTag = 1 << 60
+
 // measureAndTell has rank 0's worker measure at this step and pass on what it has found. The
 // others note that it will come.
 func (h *hosting) measureAndTell(ctx context.Context, full bool) error {
+	if h.together() {
+		return h.measure(ctx, full)
+	}
 	step := h.tr.StepsDone()
 	if !h.leads() {
 		h.expects = append(h.expects, step)
@@ -41,6 +47,55 @@ func (h *hosting) measureAndTell(ctx context.Context, full bool) error {
 		return err
 	}
 	return h.link.Pass(measuredTag|uint64(step), b)
+}
+
+// measure evaluates unless an earlier generation has done so at this step.
+func (h *hosting) measure(ctx context.Context, full bool) error {
+	defer h.spent.lap(&h.spent.evaluation)
+	name := lossName
+	if full && h.Validation == nil {
+		name = ""
+	}
+	_, measured := h.store.at(h.tr.StepsDone(), name)
+	if h.together() {
+		var err error
+		if measured, err = h.hearLeader(ctx, measured); err != nil {
+			return err
+		}
+	}
+	if measured {
+		return nil
+	}
+	h.mute = !h.leads()
+	return h.evaluate(ctx, full)
+}
+
+// together tells whether workers measure together: in ZeRO stage 3 none has all weights. Each then
+// runs the same model on the same data and finds the same, and rank 0's tells of it.
+func (h *hosting) together() bool { return h.link != nil && h.tr.OnDemand() }
+
+// hearLeader is what rank 0's worker knows: whether an earlier generation has measured here.
+func (h *hosting) hearLeader(ctx context.Context, measured bool) (bool, error) {
+	tag := measuringTag | uint64(h.tr.StepsDone())
+	word := []byte{0}
+	if measured {
+		word[0] = 1
+	}
+	if !h.leads() {
+		var err error
+		if word, err = h.link.Take(ctx, tag); err != nil {
+			return false, err
+		}
+		if len(word) != 1 {
+			return false, fmt.Errorf("%w: %d bytes of whether step %d is measured", errUnreachable, len(word), h.tr.StepsDone())
+		}
+	}
+	if h.self+1 < len(h.Order.GetMembers()) {
+		if err := h.link.Pass(tag, word); err != nil {
+			return false, err
+		}
+	}
+	return word[0] == 1, nil
 }
 
 // hearMeasured takes in what rank 0's worker has measured, and passes it on. By the end of the

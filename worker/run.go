@@ -132,6 +132,7 @@ type run struct {
 	clock  time.Time
 	tokens int64
 	pace   pace
+	mute   bool // another worker tells what is measured
 }
 
 func (r *run) train(ctx context.Context) (Outcome, error) {

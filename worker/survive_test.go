@@ -71,7 +71,7 @@ func TestALostWorkerCostsNoDecidedStepWhereItIsMirrored(t *testing.T) {
 	j := workertest.New(t)
 	const world = "cluster.worldSize=4"
 	want := trainedHash(t, j, world)
-	for _, zero := range []string{"cluster.zero=0", "cluster.zero=1"} {
+	for _, zero := range []string{"cluster.zero=0", "cluster.zero=1", "cluster.zero=3"} {
 		c := newCluster(t, j.Copy(t), 3, world, zero)
 		c.mirror = true
 		for _, p := range c.places {

@@ -32,7 +32,7 @@ var Bounds = map[string]Bound{
 	"cluster.worldSize":            {Min: 1, Max: 16},
 	"cluster.workers.min":          {Min: 1, Max: 16},
 	"cluster.workers.max":          {Min: 1, Max: 16},
-	"cluster.zero":                 {Min: 0, Max: 2},
+	"cluster.zero":                 {Min: 0, Max: 3},
 	"cluster.priority":             {Min: -100, Max: 100},
 	"checkpoint.keep":              {Min: 1, Max: math.MaxInt32},
 	"resources.threads":            {Min: 0, Max: 1024},
