@@ -64,6 +64,38 @@ func description(j client.Job, now time.Time) string {
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "%-12s %s\n", name, fmt.Sprintf(format, args...))
 	}
+	describePhase(row, j, now)
+	row("World size", "%d, on %s", j.WorldSize, bounds(j))
+	if len(j.Workers) > 0 {
+		row("Workers", "%s", placed(j.Workers))
+	}
+	describeSafety(row, j, now)
+	if g := j.Goodput; g != nil {
+		row("Goodput", "%s", goodput(*g))
+		row("Capacity", "%.1f %% of the workers that it could use, in the mean", 100*g.Capacity)
+	}
+	if j.Priority != 0 {
+		row("Priority", "%d", j.Priority)
+	}
+	if j.Store != "" {
+		row("Store", "%s", j.Store)
+	}
+	if j.NumericClass != "" {
+		row("Bits", "%s · spec %s", j.NumericClass, console.Short(j.SpecHash))
+	}
+	if done, ok := resultOf(j); ok {
+		row("Result", "%s", done)
+	}
+	row("Submitted", "%s, %s ago", j.Submitted.Local().Format(time.DateTime), console.Age(now.Sub(j.Submitted)))
+	describeEvents(row, j)
+	return b.String()
+}
+
+// rower writes a line of a description.
+type rower func(name, format string, args ...any)
+
+// describePhase says where a job is in its life, and how it gets on.
+func describePhase(row rower, j client.Job, now time.Time) {
 	row("Job", "%s", j.ID)
 	phase := fmt.Sprintf("%s since %s", j.Phase, console.Age(now.Sub(j.Changed)))
 	if j.Generation > 0 {
@@ -91,10 +123,10 @@ func description(j client.Job, now time.Time) string {
 		row("Progress", "loss %.3f%s · |g| %.2f · %s tok/s · ETA %s · %.1f %% of the time waiting for data",
 			p.Loss, val, p.GradientNorm, console.Count(int64(p.TokensPerSecond)), console.Duration(p.ETASeconds), 100*p.DataWaitShare)
 	}
-	row("World size", "%d, on %s", j.WorldSize, bounds(j))
-	if len(j.Workers) > 0 {
-		row("Workers", "%s", placed(j.Workers))
-	}
+}
+
+// describeSafety says what is kept of a job, and what the loss of a worker would cost.
+func describeSafety(row rower, j client.Job, now time.Time) {
 	if p := j.Published; p != nil {
 		row("Published", "step %d, %s ago · %s · weights %s", p.Step, console.Age(now.Sub(p.At)), console.Bytes(p.Bytes), console.Short(p.Weights))
 	}
@@ -107,23 +139,10 @@ func description(j client.Job, now time.Time) string {
 	if p := j.Progress; p != nil && p.Straggler != "" && j.Phase == "running" {
 		row("Straggler", "%s", p.Straggler)
 	}
-	if g := j.Goodput; g != nil {
-		row("Goodput", "%s", goodput(*g))
-		row("Capacity", "%.1f %% of the workers that it could use, in the mean", 100*g.Capacity)
-	}
-	if j.Priority != 0 {
-		row("Priority", "%d", j.Priority)
-	}
-	if j.Store != "" {
-		row("Store", "%s", j.Store)
-	}
-	if j.NumericClass != "" {
-		row("Bits", "%s · spec %s", j.NumericClass, console.Short(j.SpecHash))
-	}
-	if done, ok := resultOf(j); ok {
-		row("Result", "%s", done)
-	}
-	row("Submitted", "%s, %s ago", j.Submitted.Local().Format(time.DateTime), console.Age(now.Sub(j.Submitted)))
+}
+
+// describeEvents says what has happened to a job.
+func describeEvents(row rower, j client.Job) {
 	name, like := "Events", 0
 	for i, e := range j.Events {
 		if e.Kind == "published" && i+1 < len(j.Events) && j.Events[i+1].Kind == e.Kind {
@@ -137,7 +156,6 @@ func description(j client.Job, now time.Time) string {
 		row(name, "%s  %-10s  %s", e.At.Local().Format(time.TimeOnly), e.Kind, text)
 		name, like = "", 0
 	}
-	return b.String()
 }
 
 // protection says what the loss of a worker would cost.
