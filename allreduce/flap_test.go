@@ -84,7 +84,7 @@ func TestALinkThatIsCutForAMomentAccusesNobody(t *testing.T) {
 func TestALinkThatComesBackTooLateHasBeenGivenUp(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	t.Run("ring", func(t *testing.T) {
-		ring, cables := cabled(t, 3, func(l *LinkConfig) { l.Silence = 300 * time.Millisecond })
+		ring, cables := cabled(t, 3, func(l *LinkConfig) { l.Silence = time.Second })
 		connect(t, ring)
 		cables[2].late.shut(true)
 		errs := make([]error, len(ring))

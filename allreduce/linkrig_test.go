@@ -152,7 +152,7 @@ func newWorkers(t testing.TB, o ringOptions) []*testWorker {
 func connect(t testing.TB, workers []*testWorker) {
 	t.Helper()
 	each(t, workers, func(w *testWorker) error {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		link, err := Connect(ctx, w.listener, w.c)
 		w.link = link

@@ -98,7 +98,7 @@ func cabled(t *testing.T, n int, change func(*LinkConfig)) ([]*testWorker, []*ca
 }
 
 func TestASilentNeighbourIsNamedByThoseWhoDoNotHearIt(t *testing.T) {
-	const silence = 300 * time.Millisecond
+	const silence = time.Second
 	for _, c := range []struct {
 		name string
 		lose func([]*cable)
@@ -128,7 +128,7 @@ func TestASilentNeighbourIsNamedByThoseWhoDoNotHearIt(t *testing.T) {
 				until(t, func() bool { return len(waits(ring)) == len(ring) })
 				c.lose(cables)
 				wg.Wait()
-				if !strings.Contains(fmt.Sprint(errs), "w1 has been silent for 300ms") {
+				if !strings.Contains(fmt.Sprint(errs), "w1 has been silent for 1s") {
 					t.Error(errs)
 				}
 				for _, i := range c.by {
@@ -157,10 +157,10 @@ func waits(ring []*testWorker) (all []*waiting) {
 // have been connected to theirs for longer than they bear silence.
 func TestAWorkerThatIsLateToTheRingIsNotTakenForDead(t *testing.T) {
 	workers := newWorkers(t, ringOptions{worldSize: 4, workers: 4, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
-		change: func(c *LinkConfig) { c.Silence = 200 * time.Millisecond }})
+		change: func(c *LinkConfig) { c.Silence = 600 * time.Millisecond }})
 	each(t, workers, func(w *testWorker) (err error) {
 		if w.c.Worker == 2 {
-			time.Sleep(800 * time.Millisecond)
+			time.Sleep(1500 * time.Millisecond)
 		}
 		w.link, err = Connect(t.Context(), w.listener, w.c)
 		return err
@@ -422,7 +422,7 @@ func TestConnectAccusesAWorkerWhoseListenerDoesNotAnswer(t *testing.T) {
 	defer deaf.Close()
 	for name, addr := range map[string]string{"stopped": deaf.Addr().String(), "gone": "127.0.0.1:1"} {
 		workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
-			change: func(c *LinkConfig) { c.Silence = 200 * time.Millisecond }})
+			change: func(c *LinkConfig) { c.Silence = time.Second }})
 		w := workers[0]
 		w.c.Next = addr
 		_, err := Connect(t.Context(), w.listener, w.c)
@@ -431,8 +431,8 @@ func TestConnectAccusesAWorkerWhoseListenerDoesNotAnswer(t *testing.T) {
 		}
 	}
 	workers := newWorkers(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
-		change: func(c *LinkConfig) { c.Silence = 200 * time.Millisecond }})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		change: func(c *LinkConfig) { c.Silence = time.Second }})
+	ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
 	if _, err := Connect(ctx, workers[0].listener, workers[0].c); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("one that has not come yet: %v", err)

@@ -20,7 +20,7 @@ var testRule = Rule{WorldSize: 3, Buckets: 2, LossShift: 11, Clip: 1}
 func testVotes() []Vote {
 	return []Vote{
 		{Step: 7, Rank: 0, SqNorms: []float64{1, 2}, Loss: 10, Tokens: 5, Finite: true},
-		{Step: 7, Rank: 1, SqNorms: []float64{3, 4}, Loss: 20, Tokens: 7, Finite: true, Requests: RequestCheckpoint},
+		{Step: 7, Rank: 1, SqNorms: []float64{3, 4}, Loss: 20, Tokens: 7, Finite: true, Requests: RequestCheckpoint, Data: 3, Compute: 1 << 40},
 		{Step: 7, Rank: 2, SqNorms: []float64{5, 6}, Loss: 30, Tokens: 0, Finite: true, Requests: keptRequest},
 	}
 }

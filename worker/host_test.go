@@ -407,7 +407,7 @@ func TestAStoppedWorkerReturnsSoonAndLeavesNothingBehind(t *testing.T) {
 			t.Errorf("%s ended well", c.places[i].name)
 		}
 	}
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("stopping took %v", took)
 	}
 	c.onStep = nil

@@ -121,7 +121,7 @@ func (p *troupe) begin(ring []string, blocks []int, plan *protocol.Plan) error {
 }
 
 func (p *troupe) enter(w int, a *actor, plan *protocol.Plan) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if plan != nil {
 		err := a.tr.Enter(plan.Target, plan.Decision)

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
+	"github.com/skein-ml/skein/device"
+	"github.com/skein-ml/skein/model/modeltest"
 	"github.com/skein-ml/skein/shard"
 )
 
@@ -43,5 +45,27 @@ func TestAStragglerIsTheRankThatAllOthersWaitForStepAfterStep(t *testing.T) {
 		if found != (c.want != nil) || found && s != *c.want {
 			t.Errorf("%s: %+v, %t; want %+v", c.name, s, found, c.want)
 		}
+	}
+}
+
+func TestRankZerosWorkerNamesTheWorkerOfTheStraggler(t *testing.T) {
+	g := golden{modeltest.Load(t, "llama-tied-gqa")}
+	m := newTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, g.config(4, 4), 2)
+	tr := m.trainers[0]
+	var votes []allreduce.Vote
+	for r := range shard.Rank(4) {
+		votes = append(votes, allreduce.Vote{Step: 1, Rank: r, SqNorms: make([]float64, tr.table.Buckets()), Loss: 1, Tokens: 1, Finite: true, Compute: time.Second})
+	}
+	votes[3].Compute *= 4
+	for step := range slowSteps {
+		if tr.slowest != nil {
+			t.Errorf("%+v is named after %d steps", tr.slowest, step)
+		}
+		if _, err := tr.Decide(votes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := (Straggler{Rank: 3, Worker: 1, Times: 4, Steps: slowSteps}); tr.slowest == nil || *tr.slowest != want {
+		t.Errorf("%+v, want %+v", tr.slowest, want)
 	}
 }
