@@ -206,6 +206,7 @@ func sealedOf(j *fsm.Job, w *fsm.Worker, said *skeinv1.Sealed) (r recovery.Seale
 		return r, false
 	}
 	r.Step, r.Decision, r.Held, r.Summed, r.Reaches = said.GetStep(), said.GetDecision(), held, summed, said.GetReaches()
+	r.Missed = recovery.Missed(j.Ended().Placement, w.Name, r.Reaches)
 	return r, true
 }
 

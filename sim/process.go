@@ -331,6 +331,7 @@ func (c *coordinator) reported(p *process, r agent.Report) (bool, error) {
 		return true, fsm.ErrFenced
 	}
 	sealed := sealedOf(p, r, now)
+	sealed.Missed = recovery.Missed(j.Ended().Placement, p.name, sealed.Reaches)
 	if c.reign.sealed[j.ID] == nil {
 		c.reign.sealed[j.ID] = map[string]recovery.Sealed{}
 	}

@@ -272,11 +272,16 @@ func (d *decider) ready(j *fsm.Job, list []*fsm.Worker) []*fsm.Worker {
 	return slices.DeleteFunc(list, func(w *fsm.Worker) bool { return d.Seen.Warm[w.Name] != j.ID || d.apart(j, w.Name) })
 }
 
-// apart tells whether a worker was left behind lately because it did not reach the others.
+// apart tells whether a worker was left behind lately because it did not reach one of those
+// who go on. That it reached nobody who was not in its ring, or who has been started again
+// since, says nothing.
 func (d *decider) apart(j *fsm.Job, worker string) bool {
 	r, reported := d.Sealed[j.ID][worker]
-	return reported && d.now.Sub(r.At) < d.c.GiveUpRest && slices.ContainsFunc(j.Placement, func(p fsm.Place) bool {
-		return p.Worker != worker && !slices.Contains(r.Reaches, p.Worker)
+	if w := d.s.Workers[worker]; !reported || w == nil || w.Incarnation != r.Incarnation || d.now.Sub(r.At) >= d.c.GiveUpRest {
+		return false
+	}
+	return slices.ContainsFunc(j.Placement, func(p fsm.Place) bool {
+		return slices.ContainsFunc(r.Missed, func(m fsm.Place) bool { return m.Worker == p.Worker && m.Incarnation == p.Incarnation })
 	})
 }
 

@@ -127,7 +127,13 @@ type Sealed struct {
 	Incarnation string
 	Yielded     bool // it stopped at a step boundary, as was asked
 	At          time.Time
+	Missed      []fsm.Place // of its generation's ring: whose port did not answer
 	protocol.Report
+}
+
+// Missed are the members of a ring that a worker of it does not reach.
+func Missed(ring []fsm.Place, worker string, reaches []string) []fsm.Place {
+	return slices.DeleteFunc(slices.Clone(ring), func(p fsm.Place) bool { return p.Worker == worker || slices.Contains(reaches, p.Worker) })
 }
 
 // Seen is what the leader has heard and the log does not say.

@@ -194,7 +194,7 @@ func seal(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command) {
 	}
 	for _, w := range cmd.Args[1:] {
 		r := Sealed{Generation: ended.Generation, Incarnation: s.State.Workers[w].Incarnation, Yielded: cmd.Keys["yielded"] != "", At: cmd.At(),
-			Report: protocol.Report{Worker: w, Step: step, Reaches: everyone}}
+			Missed: Missed(ended.Placement, w, everyone), Report: protocol.Report{Worker: w, Step: step, Reaches: everyone}}
 		if step > j.Resume.Step {
 			r.Decision = fmt.Appendf(nil, "D(%d)", step)
 		}
