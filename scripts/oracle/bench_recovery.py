@@ -1,6 +1,7 @@
 """torchrun's elastic restart, the other side of `make bench-recovery`: four processes of DDP
-over Gloo on a model of the same shape, a checkpoint every so many steps, kill -9 of one of them
-once a minute in the mean, and torchrun starts all of them again from the checkpoint.
+over Gloo on a transformer of the same size, a checkpoint every so many steps, kill -9 of one of
+them once a minute in the mean, and torchrun starts all of them again from the checkpoint. They
+import nothing but PyTorch, and meet by its c10d rendezvous.
 
     bench_recovery.py --minutes 10 --step 1 [--seed 1]
 
@@ -21,22 +22,41 @@ WORKERS = 4
 KILL_MEAN = 60.0
 UNDISTURBED = 8  # steps that are timed
 TOKENS = 48
+VOCABULARY, HIDDEN, LAYERS, HEADS, MLP = 300, 256, 8, 4, 1024
+PATIENCE = 600  # seconds for a step
 
 
 def train(args):
     """One rank, under torchrun."""
     import torch
     import torch.distributed as dist
+    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    class Model(nn.Module):
+        """A causal transformer with tied embeddings, and its loss."""
+
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
+            self.layers = nn.ModuleList([nn.TransformerEncoderLayer(HIDDEN, HEADS, MLP, dropout=0, batch_first=True, norm_first=True) for _ in range(LAYERS)])
+            self.norm = nn.LayerNorm(HIDDEN)
+            self.mask = nn.Transformer.generate_square_subsequent_mask(TOKENS)  # no buffer: DDP would send it round
+
+        def forward(self, ids):
+            x = self.embedding(ids)
+            for layer in self.layers:
+                x = layer(x, src_mask=self.mask, is_causal=True)
+            logits = self.norm(x) @ self.embedding.weight.T
+            return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    # All starts share torchrun's store: without a prefix for each, Gloo dials processes that are dead.
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", store=dist.PrefixStore("start-" + os.environ["TORCHELASTIC_RESTART_COUNT"], store), rank=rank, world_size=WORKERS)
     torch.set_num_threads(1)
     torch.manual_seed(1)
-    inner = LlamaForCausalLM(LlamaConfig(
-        hidden_size=256, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-        vocab_size=300, max_position_embeddings=64, tie_word_embeddings=True)).train()
+    inner = Model().train()
     model = DistributedDataParallel(inner, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     path, done = os.path.join(args.folder, "checkpoint.pt"), 0
@@ -52,10 +72,9 @@ def train(args):
         generator = torch.Generator().manual_seed(done * WORKERS + rank)
         optimizer.zero_grad(set_to_none=True)
         for i in range(share):
-            ids = torch.randint(0, 300, (1, TOKENS), generator=generator)
-            last = i == share - 1
-            model.require_backward_grad_sync = last
-            (model(input_ids=ids, labels=ids, use_cache=False).loss / share).backward()
+            ids = torch.randint(0, VOCABULARY, (1, TOKENS), generator=generator)
+            model.require_backward_grad_sync = i == share - 1
+            (model(ids) / share).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         done += 1
@@ -68,6 +87,19 @@ def train(args):
     dist.destroy_process_group()
 
 
+def children(parent):
+    """The processes that a process has started."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as f:
+                if int(f.read().rpartition(")")[2].split()[1]) == parent:
+                    found.append(int(pid))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
 class Run:
     """A torchrun under way."""
 
@@ -76,7 +108,7 @@ class Run:
         self.log = open(os.path.join(self.folder, "log"), "w")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORKERS), "--max-restarts", "100000", "--monitor-interval", "0.1",
-             "--master-port", str(random.randrange(20000, 30000)), os.path.abspath(__file__), "--train", "--folder", self.folder,
+             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{random.randrange(20000, 30000)}", "--rdzv-id", "bench", os.path.abspath(__file__), "--train", "--folder", self.folder,
              "--batch", str(batch), "--every", str(every), "--steps", str(steps)],
             stdout=self.log, stderr=self.log, start_new_session=True)
 
@@ -89,7 +121,10 @@ class Run:
 
     def wait_for(self, count):
         """Waits until so many lines of steps have been written."""
+        end = time.time() + PATIENCE
         while len(self.steps()) < count:
+            if time.time() > end:
+                sys.exit(f"bench: torchrun has taken no step for {PATIENCE} s; its log is {self.log.name}")
             if self.process.poll() is not None:
                 sys.exit(f"bench: torchrun ended with status {self.process.returncode}; its log is {self.log.name}")
             time.sleep(0.05)
@@ -111,20 +146,26 @@ class Run:
             return False
 
     def end(self):
+        ranks = children(self.process.pid)  # torchrun gives each of them a session of its own
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
         self.process.wait()
-        for rank in range(WORKERS):  # torchrun gives each of them a session of its own
-            self.kill(rank)
+        for pid in ranks:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
 
 def calibrate(want):
     batch = WORKERS
     for _ in range(3):
         run = Run(batch, 1000000)
-        run.wait_for(2)
-        took = run.undisturbed()
-        run.end()
+        try:
+            run.wait_for(2)
+            took = run.undisturbed()
+        finally:
+            run.end()
         after = WORKERS * max(1, round(batch / WORKERS * want / took))
         if after == batch:
             break
@@ -156,6 +197,7 @@ def main():
     args = p.parse_args()
     if args.train:
         return train(args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     batch, every = calibrate(args.step), max(1, int(30 / args.step))
     run = Run(batch, every)
     try:
