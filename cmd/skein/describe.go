@@ -175,8 +175,8 @@ func protection(j client.Job) string {
 
 // goodput says where a job's time went.
 func goodput(g client.Goodput) string {
-	text := fmt.Sprintf("%.1f %%", 100*g.Share)
-	for i, c := range []struct {
+	var parts []string
+	for _, c := range []struct {
 		name    string
 		seconds float64
 		always  bool
@@ -185,10 +185,10 @@ func goodput(g client.Goodput) string {
 		{"data wait", g.DataWait, true}, {"evaluation", g.Evaluation, false}, {"paused", g.Paused, true}, {"preparing", g.Preparing, false},
 	} {
 		if c.always || c.seconds >= .05 {
-			text += map[bool]string{true: " · ", false: "  "}[i > 0] + fmt.Sprintf("%s %.1f s", c.name, c.seconds)
+			parts = append(parts, fmt.Sprintf("%s %.1f s", c.name, c.seconds))
 		}
 	}
-	return text
+	return fmt.Sprintf("%.1f %%  %s", 100*g.Share, strings.Join(parts, " · "))
 }
 
 func bounds(j client.Job) string {
