@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -16,14 +17,16 @@ import (
 // round, with room for one bucket's weights at a time; some are ahead of others.
 func TestWeightsOnDemandAreTheOwnersInEveryRound(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
-	for _, x := range []struct{ worldSize, workers, elem int }{{2, 2, 4}, {5, 3, 2}, {4, 4, 2}, {16, 5, 4}} {
+	for _, x := range []struct{ worldSize, workers, elem, rounds int }{
+		{2, 2, 4, roundEnd + 20}, {5, 3, 2, 60}, {4, 4, 2, 60}, {16, 5, 4, 60},
+	} {
 		t.Run(fmt.Sprintf("ranks=%d/workers=%d", x.worldSize, x.workers), func(t *testing.T) {
 			ring := newRing(t, ringOptions{worldSize: x.worldSize, workers: x.workers, elem: x.elem, chunk: 1000,
 				elems: []int64{9000, 300, 5000}, seed: 4, change: func(c *LinkConfig) { c.OnDemand = true }})
 			each(t, ring, func(w *testWorker) error {
 				same := rand.New(rand.NewPCG(9, 9)) // all workers draw the same order
-				for step := int64(3); step <= 5; step++ {
-					if err := w.stepOnDemand(t, step, same); err != nil {
+				for step := int64(3); step <= 4; step++ {
+					if err := w.stepOnDemand(t, step, x.rounds, same); err != nil {
 						return fmt.Errorf("worker %d: %w", w.c.Worker, err)
 					}
 				}
@@ -33,19 +36,19 @@ func TestWeightsOnDemandAreTheOwnersInEveryRound(t *testing.T) {
 	}
 }
 
-func (w *testWorker) stepOnDemand(t *testing.T, step int64, same *rand.Rand) error {
+func (w *testWorker) stepOnDemand(t *testing.T, step int64, rounds int, same *rand.Rand) error {
 	if err := w.link.Begin(t.Context(), step); err != nil {
 		return err
 	}
 	buckets := w.c.Table.Buckets()
-	for round := range 300 { // of one bucket more than there are numbers of rounds
+	for round := range rounds {
 		b := 0
 		if round%10 == 0 {
 			b = same.IntN(buckets)
 		}
-		if round%100 == 50 {
+		if round%10 == 5 && round/10 < buckets {
 			for _, rank := range w.ranks() {
-				w.link.Ready(rank, round/100)
+				w.link.Ready(rank, round/10)
 			}
 		}
 		if err := w.gatherOnDemand(t, b, byte(round)+byte(step)); err != nil {
@@ -118,4 +121,60 @@ func TestAGatherOnDemandOutOfPlaceIsRefused(t *testing.T) {
 		}
 		return w.link.WaitGathered(t.Context(), 0)
 	})
+}
+
+// A frame that comes twice, or of a gather that nobody has begun, does not pass for one of the next.
+func TestAFrameOfAnotherGatherOnDemandBreaksTheLink(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	for _, x := range []struct {
+		name, says string
+		spoil      func(h header, f []byte) [][]byte
+	}{
+		{"twice", "expected elements from", func(_ header, f []byte) [][]byte { return [][]byte{f, f} }},
+		{"a round left out", ", not by 3", func(h header, f []byte) [][]byte {
+			h.Part += 2
+			h.encode(f)
+			return [][]byte{f}
+		}},
+		{"no round", ", not by 0", func(h header, f []byte) [][]byte {
+			h.Part = 0
+			h.encode(f)
+			return [][]byte{f}
+		}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			first := true
+			ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1000, elems: []int64{300}, seed: 1,
+				change: func(c *LinkConfig) { c.OnDemand = true },
+				address: func(worker int, addr string) string {
+					if worker == 0 {
+						return addr
+					}
+					return newProxy(t, addr, func(h header, f []byte) ([][]byte, bool) {
+						if h.Kind != kindGather || !first {
+							return [][]byte{f}, false
+						}
+						first = false
+						return x.spoil(h, f), false
+					}).l.Addr().String()
+				}})
+			errs := make([]error, len(ring))
+			var all sync.WaitGroup
+			for i, w := range ring {
+				all.Go(func() {
+					if errs[i] = w.link.Begin(t.Context(), 1); errs[i] == nil {
+						errs[i] = w.link.Gather(0)
+					}
+					for errs[i] == nil {
+						_, errs[i] = w.link.Take(t.Context(), 1)
+					}
+				})
+			}
+			all.Wait()
+			if errs[1] == nil || !strings.Contains(errs[1].Error(), x.says) {
+				t.Errorf("%v, want an error that says %q", errs[1], x.says)
+			}
+			closeAll(ring)
+		})
+	}
 }

@@ -320,6 +320,18 @@ func TestEveryHangHasACulprit(t *testing.T) {
 			w.link.GatherReady(1)
 			return nil
 		}, gathered, 4, "has not made rank 4's piece of bucket 0 of step 388 ready to be gathered", "gather, step 388, bucket 0, piece 4"},
+		{"room for a gradient", false, culprit, func(*testWorker) error { return nil }, func(w *testWorker) error {
+			for _, r := range w.ranks() {
+				w.link.Ready(r, 1)
+			}
+			return w.link.WaitSpent(w.t.Context(), 1)
+		}, 4, "has not finished the gradient of rank 4 in bucket 0 of step 388", "reduce, step 388, bucket 1, piece 0"},
+		{"weights on demand", false, culprit, func(*testWorker) error { return nil }, func(w *testWorker) error {
+			if err := w.link.Gather(1); err != nil {
+				return err
+			}
+			return w.link.WaitGathered(w.t.Context(), 1)
+		}, 4, "has not finished the gradient of rank 4 in bucket 0 of step 388", "gather, step 388, bucket 1, piece 2"}, // of w1: it stands before w2
 		{"an exchange", false, culprit, nil, func(w *testWorker) error {
 			_, err := w.link.Exchange(w.t.Context(), "sums", []byte{1})
 			return err
@@ -330,7 +342,7 @@ func TestEveryHangHasACulprit(t *testing.T) {
 			var said bytes.Buffer
 			log := slog.New(slog.NewTextHandler(locked{&sync.Mutex{}, &said}, nil))
 			ring := newRing(t, ringOptions{worldSize: 8, workers: 4, elem: 4, mirror: !c.gatherFirst, gatherFirst: c.gatherFirst, chunk: 1000, elems: []int64{3000, 300}, seed: 1,
-				change: func(l *LinkConfig) { l.Log = log }})
+				change: func(l *LinkConfig) { l.Log, l.OnDemand = log, c.name == "weights on demand" }})
 			var wg sync.WaitGroup
 			for i, w := range ring {
 				wg.Go(func() {
