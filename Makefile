@@ -30,6 +30,20 @@ build: ## bin/skein, one static binary
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/skein ./cmd/skein
 	@echo "bin/skein $(VERSION)"
 
+.PHONY: operator
+operator: ## bin/skein-operator, which runs Skein in Kubernetes; one static binary
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/skein-operator ./cmd/skein-operator
+	@echo "bin/skein-operator $(VERSION)"
+
+IMAGES ?= localhost
+.PHONY: image
+image: build operator ## bin/skein.tar and bin/skein-operator.tar: OCI archives of images IMAGES/…:VERSION, made without Docker
+	@for program in skein skein-operator; do 	  go run ./scripts/image --name $(IMAGES)/$$program:$(VERSION) --binary bin/$$program --out bin/$$program.tar; 	  echo "bin/$$program.tar $(IMAGES)/$$program:$(VERSION)"; done
+
+.PHONY: kube
+kube: ## a real API server of Kubernetes into .cache/kube, once, for the tests of k8s/ (some eight minutes)
+	@scripts/kube.sh
+
 .PHONY: test
 test: vet race ## what CI runs: vet, gofmt, every test with invariants on, the race detector where there is a C compiler
 	go test -tags invariants ./...

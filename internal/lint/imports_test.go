@@ -72,6 +72,7 @@ const policy = `
 	k8s/api, proto < k8s/policy
 	k8s/policy, client < k8s/operator
 	k8s/operator < k8s/operator/operatortest
+	k8s/operator/operatortest < k8s/apitest
 
 	# The pure machines of both paths over a model of everything else.
 	worker, coordinator < sim

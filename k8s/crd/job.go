@@ -128,8 +128,8 @@ var paths = map[string]bool{"model.base": true, "output.export": true, "checkpoi
 // union makes a schema take a number or a text.
 func union(s object, pattern string, least int64) {
 	s["x-kubernetes-int-or-string"] = true
-	s["anyOf"] = []any{object{"type": "integer", "minimum": least}, object{"type": "string"}}
-	s["pattern"], s["maxLength"] = pattern, int64(32)
+	s["anyOf"] = []any{object{"type": "integer"}, object{"type": "string"}}
+	s["minimum"], s["pattern"], s["maxLength"] = least, pattern, int64(32)
 }
 
 // Bound is what a number may be.

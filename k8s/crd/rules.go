@@ -126,12 +126,11 @@ func immutable(keys object) []Rule {
 
 // unchanged is the rule for one key of a section that may be missing.
 func unchanged(section, key string) string {
+	keys := strings.Split(section+"."+key, ".")
 	value := func(root string) string {
 		var there []string
-		path := root
-		for part := range strings.SplitSeq(section+"."+key, ".") {
-			path += "." + part
-			there = append(there, "has("+path+")")
+		for i := range keys {
+			there = append(there, "has("+root+"."+strings.Join(keys[:i+1], ".")+")")
 		}
 		return strings.Join(there, " && ")
 	}
