@@ -266,7 +266,8 @@ func TestAStoreThatIsFullStopsNothingForGood(t *testing.T) {
 	}
 	r.eventually("it says that the store is full", func() bool {
 		v := r.describe(id)
-		return strings.Contains(v.Reason+v.WaitingFor+fmt.Sprint(v.Events), "no space left") || v.Phase == "done"
+		return v.Phase == "done" || v.Progress != nil && strings.Contains(v.Progress.Unsaved, "no space left") ||
+			strings.Contains(v.Reason+v.WaitingFor+fmt.Sprint(v.Events), "no space left") // before its first step
 	})
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
