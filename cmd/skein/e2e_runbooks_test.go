@@ -441,7 +441,6 @@ type lag struct {
 
 	mu    sync.Mutex
 	conns map[net.Conn]bool
-	ended bool
 }
 
 const lagTime = 20 * time.Millisecond
