@@ -24,24 +24,31 @@ func (h *hosting) heed(link *allreduce.Link) {
 	if h.Accuse != nil {
 		h.Accuse(h.nameOf(broken.Accused), broken.Error())
 	}
-	h.reached = h.askAround()
+	h.reached = h.askAround(h.nameOf(broken.Accused))
 }
 
-// reachMax is how long a member's listener may take to answer. A stopped one takes it all, and
-// the next generation waits for it.
-const reachMax = 300 * time.Millisecond
+// reachMax is how long a member's listener may take to answer: the machine may be busy. One that
+// is accused is likely to take all of its time, and the next generation waits for that.
+const (
+	reachMax     = time.Second
+	reachAccused = 300 * time.Millisecond
+)
 
 // askAround finds the members whose ring answers from here; their names come at once.
-func (h *hosting) askAround() <-chan []string {
+func (h *hosting) askAround(accused string) <-chan []string {
 	members := h.Order.GetMembers()
 	answer := make(chan []string, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), reachMax)
-		defer cancel()
 		var all sync.WaitGroup
 		names := make([]string, len(members))
 		for i, m := range members {
 			all.Go(func() {
+				wait := reachMax
+				if m.GetWorker() == accused {
+					wait = reachAccused
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), wait)
+				defer cancel()
 				if m.GetWorker() == h.Worker || m.GetRingAddress() != "" && allreduce.Reach(ctx, allreduce.Probe{
 					From: h.Worker, Name: m.GetWorker(), Addr: m.GetRingAddress(), TLS: h.TLS, PeerName: h.PeerName}) == nil {
 					names[i] = m.GetWorker()
@@ -57,7 +64,7 @@ func (h *hosting) askAround() <-chan []string {
 // reaches names the members whose ring answers from here.
 func (h *hosting) reaches() []string {
 	if h.reached == nil {
-		h.reached = h.askAround()
+		h.reached = h.askAround("")
 	}
 	names := <-h.reached
 	h.reached = nil
