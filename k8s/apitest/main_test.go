@@ -42,7 +42,7 @@ func withServer(m *testing.M) int {
 	}
 	e := &envtest.Environment{BinaryAssetsDirectory: dir, CRDDirectoryPaths: []string{"../config/crd"}, ErrorIfCRDPathMissing: true, ControlPlaneStartTimeout: 2 * time.Minute, ControlPlaneStopTimeout: time.Minute}
 	if server, err = e.Start(); err != nil {
-		fmt.Fprintf(os.Stderr, "the API server does not start: %v\n", err)
+		fmt.Fprintf(os.Stderr, "the API server does not start, or does not take the definitions: %v\n", errors.Join(err, e.Stop()))
 		return 1
 	}
 	server.QPS, server.Burst = -1, 0
