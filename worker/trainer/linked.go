@@ -447,9 +447,11 @@ func (l *linked) gathered(ctx context.Context, bucket int) error {
 	return nil
 }
 
-// sendMoves queues what this worker has to send. The link reads it until it has gone.
+// sendMoves queues what this worker has to send. The link reads it until it has gone, so what goes
+// to several workers is fetched once: a device may write anything to memory that it copies to.
 func (l *linked) sendMoves(moves []Move) error {
 	t := l.t
+	fetched := make([]bool, t.cfg.WorldSize)
 	for _, m := range moves {
 		if m.From != t.cfg.Worker {
 			continue
@@ -462,15 +464,19 @@ func (l *linked) sendMoves(moves []Move) error {
 		for b := range t.table.Buckets() {
 			var parts [states][]byte
 			for kind := range parts {
-				if err := l.fetch(host[kind][b], s.state[kind][b]); err != nil {
+				parts[kind] = host[kind][b]
+				if fetched[m.Rank] {
+					continue
+				}
+				if err := l.fetch(parts[kind], s.state[kind][b]); err != nil {
 					return err
 				}
-				parts[kind] = host[kind][b]
 			}
 			if err := l.link.SendState(m.To, m.Rank, b, t.step, parts); err != nil {
 				return err
 			}
 		}
+		fetched[m.Rank] = true
 	}
 	return nil
 }
