@@ -175,6 +175,9 @@ func TestEveryJobFileInTheDocumentsAndExamplesIsValid(t *testing.T) {
 		t.Fatalf("no examples: %v", err)
 	}
 	for _, file := range examples {
+		if strings.Contains(file, "kubernetes") { // an object of Kubernetes, which the tests of k8s read
+			continue
+		}
 		if _, err := jobspec.ReadFile(file); err != nil {
 			t.Error(err)
 		}
