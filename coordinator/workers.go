@@ -357,8 +357,17 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 	if g, n := r.GetGeneration(), r.GetPreparation(); g != j.Ended().Generation && n == 0 || n != 0 && (n != j.Preparation.Number || j.Phase != fsm.Preparing) {
 		return nil, fmt.Errorf("%w: generation %d, preparation %d of %s are over", fsm.ErrFenced, g, n, j.ID)
 	}
+	accused := ""
+	if r.GetPreparation() == 0 {
+		if p := j.Holder(w.Name); p == nil || p.Incarnation != w.Incarnation {
+			return nil, fmt.Errorf("%w: worker %s had no part in generation %d of %s", fsm.ErrFenced, w.Name, r.GetGeneration(), j.ID)
+		}
+		if j.Holder(r.GetAccused()) != nil { // nobody else can have been met in the ring
+			accused = r.GetAccused()
+		}
+	}
 	if r.GetDiverged() != nil && r.GetPreparation() == 0 {
-		if err := s.diverged(ctx, j, r); err != nil {
+		if err := s.diverged(ctx, j, w, r); err != nil {
 			return nil, err
 		}
 	}
@@ -377,20 +386,23 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 		}
 	}
 	incarnation := ""
-	if a := state.Workers[r.GetAccused()]; a != nil {
+	if a := state.Workers[accused]; a != nil {
 		incarnation = a.Incarnation
 	}
 	reason := line(r.GetReason())
-	s.config.Logger.Warn("broken", "job", j.ID, "generation", r.GetGeneration(), "by", w.Name, "accused", r.GetAccused(), "reason", reason)
+	s.config.Logger.Warn("broken", "job", j.ID, "generation", r.GetGeneration(), "by", w.Name, "accused", accused, "reason", reason)
 	reign.report(j.ID, broken{preparation: r.GetPreparation(), Broken: recovery.Broken{
 		Generation: r.GetGeneration(), By: w.Name, Reason: reason, At: time.Now(),
-	}}, r.GetAccused(), incarnation)
+	}}, accused, incarnation)
 	return &skeinv1.BrokenResponse{}, nil
 }
 
 // diverged puts into the log that copies of a rank's weights differ.
-func (s workers) diverged(ctx context.Context, j *fsm.Job, r *skeinv1.BrokenRequest) error {
+func (s workers) diverged(ctx context.Context, j *fsm.Job, w *fsm.Worker, r *skeinv1.BrokenRequest) error {
 	d := r.GetDiverged()
+	if w.Name != d.GetOwner() && w.Name != d.GetMirror() {
+		return status.Errorf(codes.PermissionDenied, "worker %s says that copies of %s and %s differ, and has neither", w.Name, d.GetOwner(), d.GetMirror())
+	}
 	if tooLong(d.GetBucket()) {
 		return status.Errorf(codes.InvalidArgument, "a bucket with a name of %d bytes", len(d.GetBucket()))
 	}

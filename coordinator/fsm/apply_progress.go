@@ -183,6 +183,9 @@ func (d *Diverge) apply(s *State, index uint64, e Entry) (string, error) {
 	if j.Diverged == d.Generation {
 		return d.Job, nil // a retry, or another rank of the same machines: once for each generation
 	}
+	if d.Owner == d.Mirror {
+		return d.Job, fmt.Errorf("%w: worker %s cannot differ from itself", ErrConflict, d.Owner)
+	}
 	j.Diverged, j.Doubts = d.Generation, slices.Clone(j.Doubts)
 	for _, w := range []string{d.Owner, d.Mirror} {
 		if j.Holder(w) == nil {

@@ -12,6 +12,7 @@ func TestWhatHasDivergedIsNotGoneOnFromAndNamesBoth(t *testing.T) {
 	b.must(register("w3"))
 	b.refused(&Diverge{id, 2, "w1", "w2"}, ErrFenced)
 	b.refused(&Diverge{id, 1, "w1", "w3"}, ErrConflict)
+	b.refused(&Diverge{id, 1, "w1", "w1"}, ErrConflict)
 	b.must(&Diverge{id, 1, "w1", "w2"}, &Diverge{id, 1, "w2", "w1"})
 	j := b.s.Jobs[id]
 	if times, _ := j.Doubted("w1", 0); j.Sound() || times != 1 || len(j.Doubts) != 2 {
