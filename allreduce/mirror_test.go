@@ -245,6 +245,7 @@ func TestStateReachesTheWorkerThatItIsFor(t *testing.T) {
 	}
 	length := func(b int, rank shard.Rank) int64 { return ring[0].c.Table.Bucket(b).Piece(rank).Len() }
 	for i, w := range ring { // every worker expects the ranks of all others
+		w.link.mu.Lock() // a neighbour may send before this worker's own goroutine runs
 		w.state = map[string][]byte{}
 		for rank := range shard.Rank(workers) {
 			for part := range StateParts {
@@ -255,6 +256,7 @@ func TestStateReachesTheWorkerThatItIsFor(t *testing.T) {
 				}
 			}
 		}
+		w.link.mu.Unlock()
 	}
 	each(t, ring, func(w *testWorker) error {
 		rank := shard.Rank(w.c.Worker)
