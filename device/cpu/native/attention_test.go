@@ -33,13 +33,13 @@ type attnCase struct {
 func newAttnCase(t testing.TB, rng *rand.Rand, dt device.DType, cu []int, heads, kvHeads, headDim, window int) *attnCase {
 	c := &attnCase{dt: dt, cu: cu, heads: heads, kvHeads: kvHeads, headDim: headDim, window: window, table: avx512(t), slots: 1}
 	rows, q, kv := cu[len(cu)-1], heads*headDim, kvHeads*headDim
-	c.q, c.k = randomMatrix(rng, dt, rows, q, 3, 1), randomMatrix(rng, dt, rows, kv, 5, 1)
-	c.v, c.do = randomMatrix(rng, dt, rows, kv, 1, 1), randomMatrix(rng, dt, rows, q, 2, 1)
-	c.o, c.dq = newMatrix(dt, rows, q, 4), newMatrix(dt, rows, q, 0)
-	c.dk, c.dv = newMatrix(dt, rows, kv, 3), newMatrix(dt, rows, kv, 1)
-	c.lse, c.delta = newMatrix(device.F32, heads, rows, 7), newMatrix(device.F32, heads, rows, 2)
-	c.sums = garbage(heads * rows * ((headDim + 15) &^ 15))
-	c.scratch = newScratch(c.table)
+	c.q, c.k = randomMatrix(t, rng, dt, rows, q, 3, 1), randomMatrix(t, rng, dt, rows, kv, 5, 1)
+	c.v, c.do = randomMatrix(t, rng, dt, rows, kv, 1, 1), randomMatrix(t, rng, dt, rows, q, 2, 1)
+	c.o, c.dq = newMatrix(t, dt, rows, q, 4), newMatrix(t, dt, rows, q, 0)
+	c.dk, c.dv = newMatrix(t, dt, rows, kv, 3), newMatrix(t, dt, rows, kv, 1)
+	c.lse, c.delta = newMatrix(t, device.F32, heads, rows, 7), newMatrix(t, device.F32, heads, rows, 2)
+	c.sums = garbage(t, heads*c.delta.ld*((headDim+15)&^15))
+	c.scratch = newScratch(t, c.table)
 	return c
 }
 
@@ -374,7 +374,7 @@ func TestAttentionDecodeIsTheLastRowOfAttention(t *testing.T) {
 					if window > 0 {
 						lo = max(0, n-window)
 					}
-					o := newMatrix(dt, 1, heads*d, 0)
+					o := newMatrix(t, dt, 1, heads*d, 0)
 					a := kernel.AttentionDecode{O: o.p(), Q: c.q.at(n-1, 0), Keys: c.k.p(), Values: c.v.p(), N: n, LdK: c.k.ld, LdV: c.v.ld,
 						Heads: heads, KVHeads: kvHeads, HeadDim: d, Window: window, Scale: c.scale()}
 					want, q, k, v := make([]float64, heads*d), c.q.wide(), c.k.wide(), c.v.wide()
@@ -407,7 +407,7 @@ func TestTilesThatStayTogetherKnowNothingOfEachOther(t *testing.T) {
 			outputs := []*matrix{c.o, c.lse, c.dq, c.dk, c.dv}
 			var want []*matrix
 			for _, m := range outputs {
-				own := newMatrix(m.dt, m.rows, m.cols, 0)
+				own := newMatrix(t, m.dt, m.rows, m.cols, 0)
 				copyRows(own, 0, m, 0, m.rows)
 				want = append(want, own)
 			}

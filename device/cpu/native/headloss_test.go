@@ -31,7 +31,7 @@ func TestCrossEntropyIsItsDefinition(t *testing.T) {
 		for _, vocab := range append(widths, 5003, 49152) {
 			const rows = 4
 			rng := newRand(uint64(vocab))
-			logits, nll := randomMatrix(rng, device.F32, rows, vocab, 5, 4), newMatrix(device.F32, 1, rows, 0)
+			logits, nll := randomMatrix(t, rng, device.F32, rows, vocab, 5, 4), newMatrix(t, device.F32, 1, rows, 0)
 			targets := []int32{0, int32(vocab - 1), int32(vocab / 2), int32(vocab / 3)}
 			logits.set(2, vocab/2, 300) // certain: a loss of zero
 			logits.set(3, vocab/3, -300)
@@ -78,7 +78,7 @@ func TestCrossEntropyPassesNaNAndInfinityOn(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		for _, bad := range []float64{math.NaN(), math.Inf(1)} {
 			for _, c := range []int{0, 17, 99} {
-				logits, nll := randomMatrix(newRand(1), device.F32, 3, 100, 0, 1), newMatrix(device.F32, 1, 3, 0)
+				logits, nll := randomMatrix(t, newRand(1), device.F32, 3, 100, 0, 1), newMatrix(t, device.F32, 1, 3, 0)
 				logits.set(1, c, float32(bad))
 				a := crossEntropyArgs(logits, nll, []int32{1, 2, 3}, 1)
 				table.CrossEntropy[dt](&a, 0, 3)
@@ -90,7 +90,7 @@ func TestCrossEntropyPassesNaNAndInfinityOn(t *testing.T) {
 				}
 			}
 		}
-		logits, nll := randomMatrix(newRand(1), device.F32, 1, 100, 0, 1), newMatrix(device.F32, 1, 1, 0)
+		logits, nll := randomMatrix(t, newRand(1), device.F32, 1, 100, 0, 1), newMatrix(t, device.F32, 1, 1, 0)
 		logits.set(0, 60, float32(math.Inf(-1))) // impossible, which is fine
 		a := crossEntropyArgs(logits, nll, []int32{1}, 1)
 		table.CrossEntropy[dt](&a, 0, 1)

@@ -21,8 +21,8 @@ func TestRMSNormIsItsDefinition(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		for _, cols := range widths {
 			rng := newRand(uint64(cols))
-			x, w := randomMatrix(rng, dt, 5, cols, 3, 2), randomMatrix(rng, dt, 1, cols, 0, 1)
-			y, rstd := newMatrix(dt, 5, cols, 2), newMatrix(device.F32, 1, 5, 0)
+			x, w := randomMatrix(t, rng, dt, 5, cols, 3, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1)
+			y, rstd := newMatrix(t, dt, 5, cols, 2), newMatrix(t, device.F32, 1, 5, 0)
 			a := rmsNormArgs(y, rstd, x, w)
 			table.RMSNorm[dt](&a, 0, 5)
 			want := make([]float64, 5)
@@ -47,9 +47,9 @@ func TestRMSNormGradIsItsDefinition(t *testing.T) {
 		for _, cols := range widths {
 			const rows = 7
 			rng := newRand(uint64(cols))
-			x, w, dy := randomMatrix(rng, dt, rows, cols, 1, 2), randomMatrix(rng, dt, 1, cols, 0, 1), randomMatrix(rng, dt, rows, cols, 4, 1)
-			add, dx := randomMatrix(rng, dt, rows, cols, 0, 1), newMatrix(dt, rows, cols, 5)
-			rstd, partial := newMatrix(device.F32, 1, rows, 0), newMatrix(device.F32, 1, cols, 0)
+			x, w, dy := randomMatrix(t, rng, dt, rows, cols, 1, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1), randomMatrix(t, rng, dt, rows, cols, 4, 1)
+			add, dx := randomMatrix(t, rng, dt, rows, cols, 0, 1), newMatrix(t, dt, rows, cols, 5)
+			rstd, partial := newMatrix(t, device.F32, 1, rows, 0), newMatrix(t, device.F32, 1, cols, 0)
 			for r := range rows {
 				rstd.set(0, r, float32(0.3+rng.Float64()))
 			}
@@ -84,8 +84,8 @@ func TestRopeGivesTheBitsOfPlainGo(t *testing.T) {
 		for _, d := range []int{2, 8, 30, 32, 64, 66, 128, 256} {
 			const rows, heads, kvHeads = 4, 3, 2
 			rng := newRand(uint64(d))
-			q, k := randomMatrix(rng, dt, rows, heads*d, 5, 1), randomMatrix(rng, dt, rows, kvHeads*d, 3, 1)
-			table64 := randomMatrix(rng, device.F32, 9, d, 1, 1)
+			q, k := randomMatrix(t, rng, dt, rows, heads*d, 5, 1), randomMatrix(t, rng, dt, rows, kvHeads*d, 3, 1)
+			table64 := randomMatrix(t, rng, device.F32, 9, d, 1, 1)
 			pos := []int32{8, 0, 3, 3}
 			wantQ, wantK := q.clone(), k.clone()
 			for inverse := range 2 {
@@ -127,8 +127,8 @@ func TestGLUAndItsGradientAreTheirDefinitions(t *testing.T) {
 		for _, f := range widths {
 			const rows = 3
 			rng := newRand(uint64(f))
-			x, dy := randomMatrix(rng, dt, rows, 2*f, 3, 4), randomMatrix(rng, dt, rows, f, 1, 1)
-			y, dx := newMatrix(dt, rows, f, 2), newMatrix(dt, rows, 2*f, 0)
+			x, dy := randomMatrix(t, rng, dt, rows, 2*f, 3, 4), randomMatrix(t, rng, dt, rows, f, 1, 1)
+			y, dx := newMatrix(t, dt, rows, f, 2), newMatrix(t, dt, rows, 2*f, 0)
 			a := kernel.GLU{Y: y.p(), GateUp: x.p(), F: f, LdY: y.ld, LdG: x.ld}
 			table.GLU[dt](&a, 0, rows)
 			g := kernel.GLUGrad{DGateUp: dx.p(), DY: dy.p(), GateUp: x.p(), F: f, LdDG: dx.ld, LdDY: dy.ld, LdG: x.ld}
@@ -159,7 +159,7 @@ func TestGLUAndItsGradientAreTheirDefinitions(t *testing.T) {
 func TestSiLUIsAccurateEverywhere(t *testing.T) {
 	table := avx512(t)
 	const n = 4096
-	x, y := newMatrix(device.F32, 1, 2*n, 0), newMatrix(device.F32, 1, n, 0)
+	x, y := newMatrix(t, device.F32, 1, 2*n, 0), newMatrix(t, device.F32, 1, n, 0)
 	worst := 0.0
 	for block := range 64 {
 		rng := newRand(uint64(block))
@@ -198,10 +198,10 @@ func TestRowsDoNotKnowTheirNeighbours(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		const rows, cols = 9, 77
 		rng := newRand(1)
-		x, w, dy := randomMatrix(rng, dt, rows, 2*cols, 0, 2), randomMatrix(rng, dt, 1, cols, 0, 1), randomMatrix(rng, dt, rows, cols, 0, 1)
+		x, w, dy := randomMatrix(t, rng, dt, rows, 2*cols, 0, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1), randomMatrix(t, rng, dt, rows, cols, 0, 1)
 		run := func(cuts ...int) [4]*matrix {
-			out := [4]*matrix{newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, 2*cols, 0)}
-			rstd, partial := newMatrix(device.F32, 1, rows, 0), newMatrix(device.F32, 1, cols, 0)
+			out := [4]*matrix{newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, 2*cols, 0)}
+			rstd, partial := newMatrix(t, device.F32, 1, rows, 0), newMatrix(t, device.F32, 1, cols, 0)
 			norm := kernel.RMSNorm{Y: out[0].p(), Rstd: rstd.p(), X: x.p(), W: w.p(), Cols: cols, LdY: cols, LdX: x.ld, Eps: eps}
 			grad := kernel.RMSNormGrad{DX: out[1].p(), DY: dy.p(), X: x.p(), Rstd: rstd.p(), W: w.p(), Cols: cols, LdDX: cols, LdDY: cols, LdX: x.ld}
 			glu := kernel.GLU{Y: out[2].p(), GateUp: x.p(), F: cols, LdY: cols, LdG: x.ld}
@@ -227,9 +227,9 @@ func TestRowsDoNotKnowTheirNeighbours(t *testing.T) {
 func TestNormsPassNaNOn(t *testing.T) {
 	table := avx512(t)
 	eachType(t, func(t *testing.T, dt device.DType) {
-		x, w := randomMatrix(newRand(1), dt, 3, 100, 0, 1), randomMatrix(newRand(2), dt, 1, 100, 0, 1)
+		x, w := randomMatrix(t, newRand(1), dt, 3, 100, 0, 1), randomMatrix(t, newRand(2), dt, 1, 100, 0, 1)
 		x.set(1, 99, float32(math.NaN()))
-		y, rstd := newMatrix(dt, 3, 100, 0), newMatrix(device.F32, 1, 3, 0)
+		y, rstd := newMatrix(t, dt, 3, 100, 0), newMatrix(t, device.F32, 1, 3, 0)
 		a := rmsNormArgs(y, rstd, x, w)
 		table.RMSNorm[dt](&a, 0, 3)
 		for r := range 3 {

@@ -10,8 +10,8 @@ import (
 func BenchmarkLayerNorm(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, w := randomMatrix(newRand(1), dt, benchRows, 768, 0, 1), randomMatrix(newRand(2), dt, 1, 768, 0, 1)
-		y, stats := newMatrix(dt, benchRows, 768, 0), newMatrix(device.F32, benchRows, 2, 0)
+		x, w := randomMatrix(b, newRand(1), dt, benchRows, 768, 0, 1), randomMatrix(b, newRand(2), dt, 1, 768, 0, 1)
+		y, stats := newMatrix(b, dt, benchRows, 768, 0), newMatrix(b, device.F32, benchRows, 2, 0)
 		a := kernel.LayerNorm{Y: y.p(), Stats: stats.p(), X: x.p(), W: w.p(), B: w.p(), Cols: 768, LdY: y.ld, LdX: x.ld, Eps: eps}
 		b.SetBytes(2 * benchRows * 768 * dt.Size())
 		for b.Loop() {
@@ -23,8 +23,8 @@ func BenchmarkLayerNorm(b *testing.B) {
 func BenchmarkLayerNormGrad(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, w := randomMatrix(newRand(1), dt, benchRows, 768, 0, 1), randomMatrix(newRand(2), dt, 1, 768, 0, 1)
-		dx, stats, partial := newMatrix(dt, benchRows, 768, 0), randomMatrix(newRand(2), device.F32, benchRows, 2, 0, 1), newMatrix(device.F32, 2, 768, 0)
+		x, w := randomMatrix(b, newRand(1), dt, benchRows, 768, 0, 1), randomMatrix(b, newRand(2), dt, 1, 768, 0, 1)
+		dx, stats, partial := newMatrix(b, dt, benchRows, 768, 0), randomMatrix(b, newRand(2), device.F32, benchRows, 2, 0, 1), newMatrix(b, device.F32, 2, 768, 0)
 		a := kernel.LayerNormGrad{DX: dx.p(), DY: x.p(), X: x.p(), Stats: stats.p(), W: w.p(), Cols: 768, LdDX: 768, LdDY: 768, LdX: 768}
 		b.SetBytes(3 * benchRows * 768 * dt.Size())
 		for b.Loop() {
@@ -42,7 +42,7 @@ func BenchmarkActivate(b *testing.B) {
 		run := func(pass string, bytes int64, f func(dt device.DType, y, x *matrix)) {
 			b.Run(name+" "+pass, func(b *testing.B) {
 				benchType(b, func(b *testing.B, dt device.DType) {
-					x, y := randomMatrix(newRand(1), dt, 1, n, 0, 2), newMatrix(dt, 1, n, 0)
+					x, y := randomMatrix(b, newRand(1), dt, 1, n, 0, 2), newMatrix(b, dt, 1, n, 0)
 					b.SetBytes(bytes * n * dt.Size())
 					for b.Loop() {
 						f(dt, y, x)

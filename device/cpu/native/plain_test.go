@@ -14,11 +14,11 @@ func TestLayerNormIsItsDefinition(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		for _, cols := range widths {
 			rng := newRand(uint64(cols))
-			x, w, b := randomMatrix(rng, dt, 5, cols, 3, 2), randomMatrix(rng, dt, 1, cols, 0, 1), randomMatrix(rng, dt, 1, cols, 0, 1)
+			x, w, b := randomMatrix(t, rng, dt, 5, cols, 3, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1), randomMatrix(t, rng, dt, 1, cols, 0, 1)
 			for c := range cols {
 				x.set(4, c, x.get(4, c)+30)
 			}
-			y, stats := newMatrix(dt, 5, cols, 2), newMatrix(device.F32, 5, 2, 0)
+			y, stats := newMatrix(t, dt, 5, cols, 2), newMatrix(t, device.F32, 5, 2, 0)
 			a := kernel.LayerNorm{Y: y.p(), Stats: stats.p(), X: x.p(), W: w.p(), B: b.p(), Cols: cols, LdY: y.ld, LdX: x.ld, Eps: eps}
 			table.LayerNorm[dt](&a, 0, 5)
 			var mean, rstd [5]float64
@@ -49,9 +49,9 @@ func TestLayerNormGradIsItsDefinition(t *testing.T) {
 		for _, cols := range widths {
 			const rows = 7
 			rng := newRand(uint64(cols))
-			x, w, dy := randomMatrix(rng, dt, rows, cols, 1, 2), randomMatrix(rng, dt, 1, cols, 0, 1), randomMatrix(rng, dt, rows, cols, 4, 1)
-			add, dx := randomMatrix(rng, dt, rows, cols, 0, 1), newMatrix(dt, rows, cols, 5)
-			stats, partial := newMatrix(device.F32, rows, 2, 0), newMatrix(device.F32, 2, cols, 0)
+			x, w, dy := randomMatrix(t, rng, dt, rows, cols, 1, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1), randomMatrix(t, rng, dt, rows, cols, 4, 1)
+			add, dx := randomMatrix(t, rng, dt, rows, cols, 0, 1), newMatrix(t, dt, rows, cols, 5)
+			stats, partial := newMatrix(t, device.F32, rows, 2, 0), newMatrix(t, device.F32, 2, cols, 0)
 			for r := range rows {
 				stats.set(r, 0, float32(rng.NormFloat64()))
 				stats.set(r, 1, float32(0.3+rng.Float64()))
@@ -61,7 +61,7 @@ func TestLayerNormGradIsItsDefinition(t *testing.T) {
 			table.LayerNormGrad[dt](&a, 0, rows, partial.p())
 			hat := func(r, c int) float64 { return (x.f64(r, c) - stats.f64(r, 0)) * stats.f64(r, 1) }
 			var mean, dot [rows]float64
-			sums := newMatrix(device.F32, 2, cols, 0)
+			sums := newMatrix(t, device.F32, 2, cols, 0)
 			for r := range rows {
 				for c := range cols {
 					g := dy.f64(r, c) * w.f64(0, c) / float64(cols)
@@ -103,7 +103,7 @@ func TestActivationsAreAccurateEverywhere(t *testing.T) {
 		},
 	} {
 		eachType(t, func(t *testing.T, dt device.DType) {
-			x, ones, y, dx := newMatrix(dt, 1, n, 0), newMatrix(dt, 1, n, 0), newMatrix(dt, 1, n, 0), newMatrix(dt, 1, n, 0)
+			x, ones, y, dx := newMatrix(t, dt, 1, n, 0), newMatrix(t, dt, 1, n, 0), newMatrix(t, dt, 1, n, 0), newMatrix(t, dt, 1, n, 0)
 			for block := range 32 {
 				rng := newRand(uint64(block))
 				for c := range n {
@@ -137,10 +137,10 @@ func TestPlainLayersDoNotKnowTheirNeighbours(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		const rows, cols = 9, 77
 		rng := newRand(1)
-		x, w, dy := randomMatrix(rng, dt, rows, cols, 0, 2), randomMatrix(rng, dt, 1, cols, 0, 1), randomMatrix(rng, dt, rows, cols, 0, 1)
+		x, w, dy := randomMatrix(t, rng, dt, rows, cols, 0, 2), randomMatrix(t, rng, dt, 1, cols, 0, 1), randomMatrix(t, rng, dt, rows, cols, 0, 1)
 		run := func(cuts ...int) [4]*matrix {
-			out := [4]*matrix{newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, cols, 0), newMatrix(dt, rows, cols, 0)}
-			stats, partial := newMatrix(device.F32, rows, 2, 0), newMatrix(device.F32, 2, cols, 0)
+			out := [4]*matrix{newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, cols, 0), newMatrix(t, dt, rows, cols, 0)}
+			stats, partial := newMatrix(t, device.F32, rows, 2, 0), newMatrix(t, device.F32, 2, cols, 0)
 			norm := kernel.LayerNorm{Y: out[0].p(), Stats: stats.p(), X: x.p(), W: w.p(), B: w.p(), Cols: cols, LdY: cols, LdX: x.ld, Eps: eps}
 			grad := kernel.LayerNormGrad{DX: out[1].p(), DY: dy.p(), X: x.p(), Stats: stats.p(), W: w.p(), Cols: cols, LdDX: cols, LdDY: cols, LdX: x.ld}
 			for i := range len(cuts) - 1 {

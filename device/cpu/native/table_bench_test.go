@@ -22,8 +22,8 @@ func benchType(b *testing.B, f func(b *testing.B, dt device.DType)) {
 func BenchmarkRMSNorm(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, w := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(newRand(2), dt, 1, 576, 0, 1)
-		y, rstd := newMatrix(dt, benchRows, 576, 0), newMatrix(device.F32, 1, benchRows, 0)
+		x, w := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(b, newRand(2), dt, 1, 576, 0, 1)
+		y, rstd := newMatrix(b, dt, benchRows, 576, 0), newMatrix(b, device.F32, 1, benchRows, 0)
 		a := rmsNormArgs(y, rstd, x, w)
 		b.SetBytes(2 * benchRows * 576 * dt.Size())
 		for b.Loop() {
@@ -35,8 +35,8 @@ func BenchmarkRMSNorm(b *testing.B) {
 func BenchmarkRMSNormGrad(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, w := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(newRand(2), dt, 1, 576, 0, 1)
-		dx, rstd, partial := newMatrix(dt, benchRows, 576, 0), randomMatrix(newRand(2), device.F32, 1, benchRows, 0, 1), newMatrix(device.F32, 1, 576, 0)
+		x, w := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(b, newRand(2), dt, 1, 576, 0, 1)
+		dx, rstd, partial := newMatrix(b, dt, benchRows, 576, 0), randomMatrix(b, newRand(2), device.F32, 1, benchRows, 0, 1), newMatrix(b, device.F32, 1, 576, 0)
 		a := kernel.RMSNormGrad{DX: dx.p(), DY: x.p(), X: x.p(), Rstd: rstd.p(), W: w.p(), Cols: 576, LdDX: 576, LdDY: 576, LdX: 576}
 		b.SetBytes(3 * benchRows * 576 * dt.Size())
 		for b.Loop() {
@@ -50,8 +50,8 @@ func BenchmarkRMSNormGrad(b *testing.B) {
 func BenchmarkRope(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		q, k := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(newRand(1), dt, benchRows, 192, 0, 1)
-		angles, pos := newMatrix(device.F32, 512, 64, 0), make([]int32, benchRows)
+		q, k := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(b, newRand(1), dt, benchRows, 192, 0, 1)
+		angles, pos := newMatrix(b, device.F32, 512, 64, 0), make([]int32, benchRows)
 		for r := range 512 { // rotations, or values would soon be subnormal and slow
 			for j := range 32 {
 				sin, cos := math.Sincos(float64(r) / float64(j+1))
@@ -74,7 +74,7 @@ func BenchmarkRope(b *testing.B) {
 func BenchmarkGLU(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, y := randomMatrix(newRand(1), dt, benchRows, 2*1536, 0, 1), newMatrix(dt, benchRows, 1536, 0)
+		x, y := randomMatrix(b, newRand(1), dt, benchRows, 2*1536, 0, 1), newMatrix(b, dt, benchRows, 1536, 0)
 		a := kernel.GLU{Y: y.p(), GateUp: x.p(), F: 1536, LdY: 1536, LdG: 3072}
 		b.SetBytes(3 * benchRows * 1536 * dt.Size())
 		for b.Loop() {
@@ -86,8 +86,8 @@ func BenchmarkGLU(b *testing.B) {
 func BenchmarkGLUGrad(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, y := randomMatrix(newRand(1), dt, benchRows, 2*1536, 0, 1), randomMatrix(newRand(1), dt, benchRows, 1536, 0, 1)
-		dx := newMatrix(dt, benchRows, 2*1536, 0)
+		x, y := randomMatrix(b, newRand(1), dt, benchRows, 2*1536, 0, 1), randomMatrix(b, newRand(1), dt, benchRows, 1536, 0, 1)
+		dx := newMatrix(b, dt, benchRows, 2*1536, 0)
 		a := kernel.GLUGrad{DGateUp: dx.p(), DY: y.p(), GateUp: x.p(), F: 1536, LdDG: 3072, LdDY: 1536, LdG: 3072}
 		b.SetBytes(5 * benchRows * 1536 * dt.Size())
 		for b.Loop() {
@@ -99,7 +99,7 @@ func BenchmarkGLUGrad(b *testing.B) {
 func BenchmarkAdd(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, y := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), newMatrix(dt, benchRows, 576, 0)
+		x, y := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), newMatrix(b, dt, benchRows, 576, 0)
 		b.SetBytes(3 * benchRows * 576 * dt.Size())
 		for b.Loop() {
 			table.Add[dt](y.p(), x.p(), x.p(), benchRows*576)
@@ -110,7 +110,7 @@ func BenchmarkAdd(b *testing.B) {
 func BenchmarkCast(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		x, y := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), newMatrix(device.F32, benchRows, 576, 0)
+		x, y := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), newMatrix(b, device.F32, benchRows, 576, 0)
 		b.SetBytes(6 * benchRows * 576)
 		for b.Loop() {
 			table.Cast[dt](y.p(), x.p(), benchRows*576)
@@ -123,7 +123,7 @@ func BenchmarkCrossEntropy(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
 		const rows, vocab = 64, 49152
-		logits, nll := randomMatrix(newRand(1), device.F32, rows, vocab, 0, 1), newMatrix(device.F32, 1, rows, 0)
+		logits, nll := randomMatrix(b, newRand(1), device.F32, rows, vocab, 0, 1), newMatrix(b, device.F32, 1, rows, 0)
 		a := crossEntropyArgs(logits, nll, make([]int32, rows), 1)
 		b.SetBytes(rows * vocab * (4 + dt.Size()))
 		for b.Loop() {
@@ -135,7 +135,7 @@ func BenchmarkCrossEntropy(b *testing.B) {
 func BenchmarkColumnSum(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		dy, db := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(newRand(1), device.F32, 1, 576, 0, 1)
+		dy, db := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), randomMatrix(b, newRand(1), device.F32, 1, 576, 0, 1)
 		a := kernel.ColumnSum{DB: db.p(), DY: dy.p(), Rows: benchRows, LdDY: 576, Seq: 512, Columns: 576}
 		b.SetBytes(benchRows * 576 * dt.Size())
 		for b.Loop() {
@@ -148,7 +148,7 @@ func BenchmarkColumnSum(b *testing.B) {
 func BenchmarkEmbedGrad(b *testing.B) {
 	table := avx512(b)
 	benchType(b, func(b *testing.B, dt device.DType) {
-		dx, rows := randomMatrix(newRand(1), dt, benchRows, 576, 0, 1), newMatrix(device.F32, benchRows, 576, 0)
+		dx, rows := randomMatrix(b, newRand(1), dt, benchRows, 576, 0, 1), newMatrix(b, device.F32, benchRows, 576, 0)
 		order := make([]int32, benchRows+1)
 		for i := range order {
 			order[i] = int32(i)
@@ -169,12 +169,12 @@ func BenchmarkAdamW(b *testing.B) {
 		rng := newRand(1)
 		state := [4]*matrix{}
 		for i := range state {
-			state[i] = newMatrix(device.F32, 1, n, 0)
+			state[i] = newMatrix(b, device.F32, 1, n, 0)
 			for c := range n {
 				state[i].set(0, c, rng.Float32())
 			}
 		}
-		work := newMatrix(dt, 1, n, 0)
+		work := newMatrix(b, dt, 1, n, 0)
 		a := kernel.AdamW{Master: state[0].p(), M: state[1].p(), V: state[2].p(), Grad: state[3].p(), Work: work.p(),
 			GradScale: 1, DecayStep: 1e-5, Beta1Rest: 0.1, Beta2: 0.95, Beta2Rest: 0.05, Step: 1e-6, Correction2: 1, Eps: 1e-8}
 		b.SetBytes(n * (28 + dt.Size()))
@@ -186,7 +186,7 @@ func BenchmarkAdamW(b *testing.B) {
 
 func BenchmarkSqNorm(b *testing.B) {
 	table := avx512(b)
-	x := randomMatrix(newRand(1), device.F32, 256, 4096, 0, 1)
+	x := randomMatrix(b, newRand(1), device.F32, 256, 4096, 0, 1)
 	b.SetBytes(256 * 4096 * 4)
 	for b.Loop() {
 		for r := range 256 {

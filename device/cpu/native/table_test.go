@@ -23,7 +23,7 @@ func avx512(t testing.TB) kernel.Table {
 var floatTypes = []device.DType{device.F32, device.BF16}
 
 // matrix is test memory: rows of ld elements whose first cols count. What lies between and
-// around is NaN, which no kernel may let through or overwrite.
+// before is NaN, which no kernel may let through or overwrite; behind it memory ends.
 type matrix struct {
 	dt             device.DType
 	rows, cols, ld int
@@ -31,18 +31,19 @@ type matrix struct {
 	off            int
 }
 
-func newMatrix(dt device.DType, rows, cols, gap int) *matrix {
+func newMatrix(t testing.TB, dt device.DType, rows, cols, gap int) *matrix {
 	m := &matrix{dt: dt, rows: rows, cols: cols, ld: cols + gap}
-	m.mem = make([]uint32, 32+rows*m.ld)
+	size := ((rows-1)*m.ld + cols) * int(dt.Size())
+	words := 9 + (size+3)/4
+	m.mem, m.off = unsafe.Slice((*uint32)(guarded(t, 4*words)), words), 4*words-size
 	for i := range m.mem {
 		m.mem[i] = 0x7fc07fc0 // NaN, and two BF16 NaNs
 	}
-	m.off = 36
 	return m
 }
 
-func randomMatrix(rng *rand.Rand, dt device.DType, rows, cols, gap int, scale float64) *matrix {
-	m := newMatrix(dt, rows, cols, gap)
+func randomMatrix(t testing.TB, rng *rand.Rand, dt device.DType, rows, cols, gap int, scale float64) *matrix {
+	m := newMatrix(t, dt, rows, cols, gap)
 	for r := range rows {
 		for c := range cols {
 			m.set(r, c, float32(rng.NormFloat64()*scale))
@@ -176,8 +177,8 @@ func TestTableIsEmptyForOtherPaths(t *testing.T) {
 
 func TestEntriesAllocateNothing(t *testing.T) {
 	table := avx512(t)
-	m := newMatrix(device.F32, 4, 64, 0)
-	scratch := newScratch(table)
+	m := newMatrix(t, device.F32, 4, 64, 0)
+	scratch := newScratch(t, table)
 	attn := kernel.Attention{O: m.p(), LSE: m.p(), Q: m.p(), K: m.p(), V: m.p(), LdO: 64, LdLSE: 4, LdQ: 64, LdK: 64, LdV: 64,
 		Heads: 1, KVHeads: 1, HeadDim: 64, Scale: 1}
 	adam := kernel.AdamW{Master: m.p(), M: m.p(), V: m.p(), Grad: m.p()}
@@ -192,16 +193,18 @@ func TestEntriesAllocateNothing(t *testing.T) {
 }
 
 // newScratch is a worker's scratch memory, full of NaN, as garbage may be.
-func newScratch(table kernel.Table) unsafe.Pointer { return garbage(int(table.Scratch / 4)) }
+func newScratch(t testing.TB, table kernel.Table) unsafe.Pointer {
+	return garbage(t, int(table.Scratch/4))
+}
 
-// garbage is n floats of NaN that start on a cache line.
-func garbage(n int) unsafe.Pointer {
-	mem := make([]uint32, n+16)
-	for i := range mem {
+// garbage is n floats of NaN that start on a cache line, and end with memory if n fills lines.
+func garbage(t testing.TB, n int) unsafe.Pointer {
+	n = (n + 15) &^ 15
+	p := guarded(t, 4*n)
+	for i, mem := 0, unsafe.Slice((*uint32)(p), n); i < n; i++ {
 		mem[i] = 0x7fc00000
 	}
-	p := unsafe.Pointer(&mem[0])
-	return unsafe.Add(p, -uintptr(p)&63)
+	return p
 }
 
 func name(parts ...any) string { return fmt.Sprint(parts...) }

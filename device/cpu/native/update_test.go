@@ -31,7 +31,7 @@ func TestAddGivesTheBitsOfPlainGo(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		rng := newRand(3)
 		for _, n := range append(widths, callElements+5) {
-			a, b, dst := newMatrix(dt, 1, n, 0), newMatrix(dt, 1, n, 0), newMatrix(dt, 1, n, 0)
+			a, b, dst := newMatrix(t, dt, 1, n, 0), newMatrix(t, dt, 1, n, 0), newMatrix(t, dt, 1, n, 0)
 			for c := range n {
 				a.set(0, c, anyBits(rng))
 				b.set(0, c, anyBits(rng))
@@ -51,7 +51,7 @@ func TestCastGivesTheBitsOfPlainGo(t *testing.T) {
 	table := avx512(t)
 	rng := newRand(4)
 	for _, n := range append(widths, 1<<16, callElements+9) {
-		wide, narrow, back := newMatrix(device.F32, 1, n, 0), newMatrix(device.BF16, 1, n, 0), newMatrix(device.F32, 1, n, 0)
+		wide, narrow, back := newMatrix(t, device.F32, 1, n, 0), newMatrix(t, device.BF16, 1, n, 0), newMatrix(t, device.F32, 1, n, 0)
 		for c := range n {
 			wide.set(0, c, anyBits(rng))
 			if c < 4 { // ties and overflow
@@ -81,8 +81,8 @@ func TestColumnSumGivesTheBitsOfPlainGo(t *testing.T) {
 		for _, seq := range []int{1, 40, 512, 700} {
 			const columns = 333
 			rows := 2 * seq
-			dy := randomMatrix(newRand(5), dt, rows, columns, 3, 1)
-			db := randomMatrix(newRand(6), device.F32, 1, columns, 0, 1)
+			dy := randomMatrix(t, newRand(5), dt, rows, columns, 3, 1)
+			db := randomMatrix(t, newRand(6), device.F32, 1, columns, 0, 1)
 			want := db.clone()
 			for first := 0; first < rows; first += seq {
 				for lo := first; lo < first+seq; lo += device.BlockRows {
@@ -112,7 +112,7 @@ func TestEmbedGradGivesTheBitsOfPlainGo(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		const seq, tokens, slots, cols = 700, 2100, 11, 97
 		rng := newRand(7)
-		dx := randomMatrix(rng, dt, tokens, cols, 2, 1)
+		dx := randomMatrix(t, rng, dt, tokens, cols, 2, 1)
 		bySlot := make([][]int32, slots)
 		for token := range tokens {
 			slot := rng.IntN(slots - 1) // the last one stays empty
@@ -123,7 +123,7 @@ func TestEmbedGradGivesTheBitsOfPlainGo(t *testing.T) {
 			order = append(order, list...)
 			starts = append(starts, int32(len(order)))
 		}
-		rows := randomMatrix(rng, device.F32, slots, cols, 3, 1)
+		rows := randomMatrix(t, rng, device.F32, slots, cols, 3, 1)
 		want := rows.clone()
 		for slot, list := range bySlot {
 			for i := 0; i < len(list); {
@@ -157,7 +157,7 @@ func TestEmbedGradGivesTheBitsOfPlainGo(t *testing.T) {
 func TestSqNormGivesTheBitsOfPlainGo(t *testing.T) {
 	table := avx512(t)
 	for _, n := range append(widths, 4095, 4096) {
-		x := randomMatrix(newRand(uint64(n)), device.F32, 1, n, 0, 1e-3)
+		x := randomMatrix(t, newRand(uint64(n)), device.F32, 1, n, 0, 1e-3)
 		var lanes [8]float64
 		for c := range n {
 			lanes[c%8] += x.f64(0, c) * x.f64(0, c)
@@ -199,8 +199,8 @@ func TestAdamWGivesTheBitsOfPlainGo(t *testing.T) {
 	eachType(t, func(t *testing.T, dt device.DType) {
 		for _, n := range append(widths, callElements+3) {
 			rng := newRand(uint64(n))
-			master, m := randomMatrix(rng, device.F32, 1, n, 0, 1), randomMatrix(rng, device.F32, 1, n, 0, 1e-3)
-			v, g := randomMatrix(rng, device.F32, 1, n, 0, 1e-6), randomMatrix(rng, device.F32, 1, n, 0, 300)
+			master, m := randomMatrix(t, rng, device.F32, 1, n, 0, 1), randomMatrix(t, rng, device.F32, 1, n, 0, 1e-3)
+			v, g := randomMatrix(t, rng, device.F32, 1, n, 0, 1e-6), randomMatrix(t, rng, device.F32, 1, n, 0, 300)
 			for c := range n {
 				v.set(0, c, float32(math.Abs(v.f64(0, c))))
 			}
@@ -212,7 +212,7 @@ func TestAdamWGivesTheBitsOfPlainGo(t *testing.T) {
 				v.set(0, 9, 0)
 				m.set(0, 9, 0)
 			}
-			work := newMatrix(dt, 1, n, 0)
+			work := newMatrix(t, dt, 1, n, 0)
 			a := kernel.AdamW{GradScale: 0.0173, DecayStep: 1e-4, Beta1Rest: 0.1, Beta2: 0.95, Beta2Rest: 0.05,
 				Step: 3e-3, Correction2: 0.31, Eps: 1e-8,
 				Master: master.p(), M: m.p(), V: v.p(), Grad: g.p(), Work: work.p()}
