@@ -27,7 +27,7 @@ JOB = f"""kind: FineTune
 name: bench
 model: {{base: ./model}}
 data: {{train: text.jsonl, sequenceLength: {TOKENS}}}
-train: {{steps: {STEPS}, globalBatch: {WORKERS}, precision: bf16}}
+train: {{steps: {STEPS}, globalBatch: {WORKERS}, precision: bf16, optimizer: {{learningRate: 1e-5}}}}
 cluster: {{worldSize: {WORKERS}, zero: 1}}
 checkpoint: {{every: 1000 steps}}
 """
