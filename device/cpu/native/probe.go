@@ -44,8 +44,12 @@ func PairsLose() bool {
 	return r.AVX512BF16 <= pairsWin*r.AVX512
 }
 
-// Measure takes about as long as it is told to. What it measures takes turns, so
-// that none has the core for itself while it clocks higher.
+// turnsMin is how often each loop runs at least. One turn that a busy machine has interrupted
+// may use up all the time there is, and would be taken for the rate of its instructions.
+const turnsMin = 20
+
+// Measure takes about as long as it is told to, and longer where it is interrupted. What it
+// measures takes turns, so that none has the core for itself while it clocks higher.
 func Measure(d time.Duration) Rates {
 	have := Features()
 	var r Rates
@@ -62,7 +66,7 @@ func Measure(d time.Duration) Rates {
 	if have.AMXBF16 && !have.AMXEmulated {
 		loops = append(loops, loop{&r.AMXBF16, 8 * 65536, newTileLoop()})
 	}
-	for start, first := time.Now(), true; first || time.Since(start) < d; first = false {
+	for start, turns := time.Now(), 0; turns < turnsMin || time.Since(start) < d; turns++ {
 		for _, l := range loops {
 			l.turn()
 		}
