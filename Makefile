@@ -132,10 +132,10 @@ CROSS ?=
 cross: ## other machines: macOS builds; the hashes with GOAMD64=v3 and, under QEMU, as arm64; its tests (CROSS=short: not)
 	@scripts/cross.sh $(CROSS)
 
-FUZZTIME ?= 5s
+INPUTS ?= 20000x
 .PHONY: fuzz-smoke
-fuzz-smoke: ## every fuzz target for FUZZTIME (5s)
-	@scripts/fuzz.sh $(FUZZTIME)
+fuzz-smoke: ## every fuzz target on so many INPUTS (20000x)
+	@scripts/fuzz.sh $(INPUTS)
 
 .PHONY: lint
 lint: $(GOLANGCI) ## golangci-lint, pinned in tools/go.mod
