@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"testing"
+	"unsafe"
 )
 
 func TestFoldsGiveTheBitsOfPlainGo(t *testing.T) {
@@ -22,7 +23,9 @@ func TestFoldsGiveTheBitsOfPlainGo(t *testing.T) {
 func checkFolds(t *testing.T) {
 	rng := newRand(9)
 	for _, n := range append(widths, callElements+7) {
-		bytes := func(size int) []byte { return make([]byte, 1+n*size)[1:] } // unaligned
+		bytes := func(size int) []byte { // at an odd address; one byte more and memory ends
+			return unsafe.Slice((*byte)(guarded(t, n*size+1)), n*size)
+		}
 		a, b, dst, narrow, sent, last := bytes(4), bytes(4), bytes(4), bytes(2), bytes(2), bytes(4)
 		for i := range n {
 			binary.LittleEndian.PutUint32(a[4*i:], math.Float32bits(anyBits(rng)))

@@ -1,9 +1,12 @@
 package native
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"testing"
 	"unsafe"
 
@@ -11,13 +14,33 @@ import (
 	"github.com/skein-ml/skein/device/cpu/kernel"
 )
 
-// avx512 is the table under test.
+// formEnv names the form of the kernels that tests look at, avx2 instead of avx512.
+const formEnv = "SKEIN_TEST_NATIVE"
+
+// avx512 is the table under test: of AVX-512, unless formEnv says otherwise.
 func avx512(t testing.TB) kernel.Table {
 	t.Helper()
-	if !Features().AVX512 {
-		t.Skip("SKIPPED: no AVX-512 on this machine")
+	switch form := os.Getenv(formEnv); {
+	case form == "avx2" && Features().AVX2:
+		return Table("avx2")
+	case form == "" && Features().AVX512:
+		return Table("avx512")
 	}
-	return Table("avx512")
+	t.Skip("SKIPPED: no AVX-512, or AVX2, on this machine")
+	return kernel.Table{}
+}
+
+// The tests of every entry are for AVX-512; here they run again, in a process of their own, on
+// the forms for AVX2.
+func TestTheFormsForAVX2PassTheSameTests(t *testing.T) {
+	if !Features().AVX2 || os.Getenv(formEnv) != "" {
+		t.Skip("SKIPPED: no AVX2 on this machine, or it is the other process")
+	}
+	again := exec.Command(os.Args[0], "-test.short", "-test.v")
+	again.Env = append(os.Environ(), formEnv+"=avx2")
+	if out, err := again.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("--- PASS: TestAttention")) {
+		t.Errorf("%v\n%s", err, out)
+	}
 }
 
 var floatTypes = []device.DType{device.F32, device.BF16}
