@@ -38,10 +38,10 @@ func checkBits(t *testing.T, path string) {
 		for _, s := range []shape{{40, 70, 1100}, {30, 1100, 50}, {600, 33, 35}} {
 			r := rand.New(rand.NewPCG(10, uint64(s.m)))
 			h := newHost(t, path, 2)
-			x, dy, src := newMat(dt, s.m, s.k, normals(r)), newMat(dt, s.m, s.n, normals(r)), newMat(dt, s.n, s.k, normals(r))
-			bias, more := newMat(device.F32, 1, s.n, normals(r)), newMat(dt, s.m, s.n, normals(r))
+			x, dy, src := newMat(t, dt, s.m, s.k, normals(r)), newMat(t, dt, s.m, s.n, normals(r)), newMat(t, dt, s.n, s.k, normals(r))
+			bias, more := newMat(t, device.F32, 1, s.n, normals(r)), newMat(t, dt, s.m, s.n, normals(r))
 			w := h.weight(src, device.FormForward|device.FormDX)
-			y, dx, dw := newMat(dt, s.m, s.n, zeros), newMat(dt, s.m, s.k, zeros), newMat(device.F32, s.n, s.k, zeros)
+			y, dx, dw := newMat(t, dt, s.m, s.n, zeros), newMat(t, dt, s.m, s.k, zeros), newMat(t, device.F32, s.n, s.k, zeros)
 			h.linear(y, x, w, bias.Matrix, more.Matrix)
 			h.linearDX(dx, dy, w, kernel.Matrix{})
 			h.linearDW(dw, dy, x, s.m)

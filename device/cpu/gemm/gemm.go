@@ -170,7 +170,7 @@ func (g *Products) LinearDW(p kernel.Pool, dw, dy, x kernel.Matrix, seq int, ws 
 		return
 	}
 	e := g.engine(x.DT)
-	ws = aligned(ws)
+	ws = kernel.Aligned(ws) // Need counts what that drops
 	n := rightBytes(e, x.Rows, seq, x.Cols)
 	g.right = rightTask{engine: e, x: x, seq: seq, dst: unsafe.Pointer(&ws[0])}
 	p.Run(g.right.pieces(), &g.right)
@@ -184,21 +184,12 @@ func (g *Products) LinearDW(p kernel.Pool, dw, dy, x kernel.Matrix, seq int, ws 
 
 func (g *Products) run(p kernel.Pool, ws []byte) {
 	t := &g.task
-	ws = aligned(ws)
+	ws = kernel.Aligned(ws)
 	if need := t.cut.bytes(p.Workers()); int64(len(ws)) < need {
 		panic(fmt.Sprintf("gemm: workspace of %d bytes, %d are needed", len(ws), need))
 	}
 	t.scratch = unsafe.Pointer(&ws[0])
 	p.Run(t.cut.pieces(), t)
-}
-
-// aligned drops what stands before the first cache line. Need counts it.
-func aligned(ws []byte) []byte {
-	if len(ws) == 0 {
-		return ws
-	}
-	off := int(-uintptr(unsafe.Pointer(&ws[0])) & 63)
-	return ws[min(off, len(ws)):]
 }
 
 // Pack makes rows of every packed form of a weight those of its source.

@@ -135,29 +135,29 @@ func TestProductsOfRandomDataAreClose(t *testing.T) {
 
 // checkProducts checks the three products, with bias and add where they exist.
 func checkProducts(t *testing.T, h host, dt, out device.DType, s shape, data func(int, int) float32, tol float64) {
-	x, dy := newMat(dt, s.m, s.k, data), newMat(dt, s.m, s.n, data)
-	src := newMat(dt, s.n, s.k, data)
+	x, dy := newMat(t, dt, s.m, s.k, data), newMat(t, dt, s.m, s.n, data)
+	src := newMat(t, dt, s.n, s.k, data)
 	w := h.weight(src, device.FormForward|device.FormDX)
-	bias := newMat(device.F32, 1, s.n, data)
+	bias := newMat(t, device.F32, 1, s.n, data)
 	if out == device.BF16 && s.m%2 == 0 {
-		bias = newMat(device.BF16, 1, s.n, data)
+		bias = newMat(t, device.BF16, 1, s.n, data)
 	}
-	add, addX := newMat(out, s.m, s.n, data), newMat(out, s.m, s.k, data)
+	add, addX := newMat(t, out, s.m, s.n, data), newMat(t, out, s.m, s.k, data)
 
-	y := newMat(out, s.m, s.n, zeros)
+	y := newMat(t, out, s.m, s.n, zeros)
 	h.linear(y, x, w, kernel.Matrix{}, kernel.Matrix{})
 	check(t, "Linear", y, s.k, x.get, src.get, nil, tol)
 	h.linear(y, x, w, bias.Matrix, add.Matrix)
 	extra := func(i, j int) float64 { return float64(bias.get(0, j)) + float64(add.get(i, j)) }
 	check(t, "Linear with bias and add", y, s.k, x.get, src.get, extra, tol)
 
-	dx := newMat(out, s.m, s.k, addX.get)
+	dx := newMat(t, out, s.m, s.k, addX.get)
 	h.linearDX(dx, dy, w, dx.Matrix) // in place
 	column := func(j, l int) float32 { return src.get(l, j) }
 	check(t, "LinearDX", dx, s.n, dy.get, column, func(i, j int) float64 { return float64(addX.get(i, j)) }, tol)
 
-	start := newMat(device.F32, s.n, s.k, data)
-	dw := newMat(device.F32, s.n, s.k, start.get)
+	start := newMat(t, device.F32, s.n, s.k, data)
+	dw := newMat(t, device.F32, s.n, s.k, start.get)
 	h.linearDW(dw, dy, x, s.m)
 	check(t, "LinearDW", dw, s.m, func(i, l int) float32 { return dy.get(l, i) }, func(j, l int) float32 { return x.get(l, j) },
 		func(i, j int) float64 { return float64(start.get(i, j)) }, tol)
@@ -170,21 +170,21 @@ func TestRowsDoNotKnowTheirIndexOrNumber(t *testing.T) {
 		}
 		r := rand.New(rand.NewPCG(3, uint64(s.m*s.n*s.k)))
 		h := newHost(t, path, 2)
-		x, dy := newMat(dt, s.m, s.k, normals(r)), newMat(dt, s.m, s.n, normals(r))
-		w := h.weight(newMat(dt, s.n, s.k, normals(r)), device.FormForward|device.FormDX)
-		y, dx := newMat(dt, s.m, s.n, zeros), newMat(dt, s.m, s.k, zeros)
+		x, dy := newMat(t, dt, s.m, s.k, normals(r)), newMat(t, dt, s.m, s.n, normals(r))
+		w := h.weight(newMat(t, dt, s.n, s.k, normals(r)), device.FormForward|device.FormDX)
+		y, dx := newMat(t, dt, s.m, s.n, zeros), newMat(t, dt, s.m, s.k, zeros)
 		h.linear(y, x, w, kernel.Matrix{}, kernel.Matrix{})
 		h.linearDX(dx, dy, w, kernel.Matrix{})
 		lo := 1 + r.IntN(s.m-2)
 		hi := lo + 1 + r.IntN(s.m-lo)
 		part := func(m mat) func(int, int) float32 { return func(i, j int) float32 { return m.get(lo+i, j) } }
-		y2, dx2 := newMat(dt, hi-lo, s.n, zeros), newMat(dt, hi-lo, s.k, zeros)
-		h.linear(y2, newMat(dt, hi-lo, s.k, part(x)), w, kernel.Matrix{}, kernel.Matrix{})
-		h.linearDX(dx2, newMat(dt, hi-lo, s.n, part(dy)), w, kernel.Matrix{})
-		if err := y2.equalBits(newMat(dt, hi-lo, s.n, part(y))); err != nil {
+		y2, dx2 := newMat(t, dt, hi-lo, s.n, zeros), newMat(t, dt, hi-lo, s.k, zeros)
+		h.linear(y2, newMat(t, dt, hi-lo, s.k, part(x)), w, kernel.Matrix{}, kernel.Matrix{})
+		h.linearDX(dx2, newMat(t, dt, hi-lo, s.n, part(dy)), w, kernel.Matrix{})
+		if err := y2.equalBits(newMat(t, dt, hi-lo, s.n, part(y))); err != nil {
 			t.Errorf("Linear of rows [%d, %d): %v", lo, hi, err)
 		}
-		if err := dx2.equalBits(newMat(dt, hi-lo, s.k, part(dx))); err != nil {
+		if err := dx2.equalBits(newMat(t, dt, hi-lo, s.k, part(dx))); err != nil {
 			t.Errorf("LinearDX of rows [%d, %d): %v", lo, hi, err)
 		}
 	})
@@ -194,7 +194,7 @@ func TestRowsDoNotKnowTheirIndexOrNumber(t *testing.T) {
 func TestNeitherThreadsNorWidthChangeBits(t *testing.T) {
 	eachCase(t, func(t *testing.T, path string, dt device.DType, s shape) {
 		r := rand.New(rand.NewPCG(4, uint64(s.m*s.n*s.k)))
-		x, dy, src := newMat(dt, s.m, s.k, normals(r)), newMat(dt, s.m, s.n, normals(r)), newMat(dt, s.n, s.k, normals(r))
+		x, dy, src := newMat(t, dt, s.m, s.k, normals(r)), newMat(t, dt, s.m, s.n, normals(r)), newMat(t, dt, s.n, s.k, normals(r))
 		var first [4]mat
 		for _, workers := range []int{1, 2, 4} {
 			if quick() && workers == 2 {
@@ -202,14 +202,14 @@ func TestNeitherThreadsNorWidthChangeBits(t *testing.T) {
 			}
 			h := newHost(t, path, workers)
 			w := h.weight(src, device.FormForward|device.FormDX)
-			got := [4]mat{newMat(device.F32, s.m, s.n, zeros), newMat(device.F32, s.m, s.k, zeros), newMat(device.F32, s.n, s.k, zeros)}
+			got := [4]mat{newMat(t, device.F32, s.m, s.n, zeros), newMat(t, device.F32, s.m, s.k, zeros), newMat(t, device.F32, s.n, s.k, zeros)}
 			h.linear(got[0], x, w, kernel.Matrix{}, kernel.Matrix{})
 			h.linearDX(got[1], dy, w, kernel.Matrix{})
 			h.linearDW(got[2], dy, x, s.m)
 			// The transposed gradient has the same products in other places.
-			back := newMat(device.F32, s.k, s.n, zeros)
+			back := newMat(t, device.F32, s.k, s.n, zeros)
 			h.linearDW(back, x, dy, s.m)
-			got[3] = newMat(device.F32, s.n, s.k, func(i, j int) float32 { return back.get(j, i) })
+			got[3] = newMat(t, device.F32, s.n, s.k, func(i, j int) float32 { return back.get(j, i) })
 			if workers == 1 {
 				first = got
 			}
@@ -236,14 +236,14 @@ func TestGradientsOfBlocksAddInOrder(t *testing.T) {
 				r := rand.New(rand.NewPCG(5, uint64(c.seq)))
 				h := newHost(t, path, 2)
 				rows := c.seqs * c.seq
-				x, dy := newMat(dt, rows, 40, normals(r)), newMat(dt, rows, 37, normals(r))
-				whole, blocks := newMat(device.F32, 37, 40, zeros), newMat(device.F32, 37, 40, zeros)
+				x, dy := newMat(t, dt, rows, 40, normals(r)), newMat(t, dt, rows, 37, normals(r))
+				whole, blocks := newMat(t, device.F32, 37, 40, zeros), newMat(t, device.F32, 37, 40, zeros)
 				h.linearDW(whole, dy, x, c.seq)
 				for first := 0; first < rows; {
 					end := blockEnd(first, c.seq)
-					sum := newMat(device.F32, 37, 40, zeros)
+					sum := newMat(t, device.F32, 37, 40, zeros)
 					part := func(m mat) mat {
-						return newMat(dt, end-first, m.Cols, func(i, j int) float32 { return m.get(first+i, j) })
+						return newMat(t, dt, end-first, m.Cols, func(i, j int) float32 { return m.get(first+i, j) })
 					}
 					h.linearDW(sum, part(dy), part(x), end-first)
 					for i := range 37 {
@@ -267,7 +267,7 @@ func TestWeightsPackedInAnyPiecesAreTheSame(t *testing.T) {
 			r := rand.New(rand.NewPCG(6, 6))
 			h := newHost(t, path, 3)
 			for _, s := range []shape{{0, 1, 1}, {0, 70, 35}, {0, 200, 64}, {0, 36, 300}} {
-				src := newMat(dt, s.n, s.k, normals(r))
+				src := newMat(t, dt, s.n, s.k, normals(r))
 				for _, forms := range []device.Forms{device.FormForward, device.FormDX, device.FormForward | device.FormDX} {
 					whole := h.weight(src, forms)
 					for range 5 {
@@ -293,7 +293,7 @@ func TestInfinitiesAndNaNsStayInTheirRow(t *testing.T) {
 		}
 		ones := func(int, int) float32 { return 1 }
 		h := newHost(t, path, 2)
-		x := newMat(dt, s.m, s.k, func(r, c int) float32 {
+		x := newMat(t, dt, s.m, s.k, func(r, c int) float32 {
 			switch {
 			case r == 0 && c == s.k-1:
 				return inf
@@ -302,8 +302,8 @@ func TestInfinitiesAndNaNsStayInTheirRow(t *testing.T) {
 			}
 			return 1
 		})
-		w := h.weight(newMat(dt, s.n, s.k, ones), device.FormForward)
-		y := newMat(dt, s.m, s.n, zeros)
+		w := h.weight(newMat(t, dt, s.n, s.k, ones), device.FormForward)
+		y := newMat(t, dt, s.m, s.n, zeros)
 		x.fillGuards(inf)
 		h.linear(y, x, w, kernel.Matrix{}, kernel.Matrix{})
 		for c := range s.n {
@@ -320,11 +320,11 @@ func TestInfinitiesAndNaNsStayInTheirRow(t *testing.T) {
 				}
 			}
 		}
-		dy := newMat(dt, s.m, s.n, ones)
+		dy := newMat(t, dt, s.m, s.n, ones)
 		dy.fillGuards(inf)
-		clean := newMat(dt, s.m, s.k, ones)
+		clean := newMat(t, dt, s.m, s.k, ones)
 		clean.fillGuards(inf)
-		dw := newMat(device.F32, s.n, s.k, zeros)
+		dw := newMat(t, device.F32, s.n, s.k, zeros)
 		h.linearDW(dw, dy, clean, s.m)
 		for i := range s.n {
 			for j := range s.k {
@@ -334,18 +334,6 @@ func TestInfinitiesAndNaNsStayInTheirRow(t *testing.T) {
 			}
 		}
 	})
-}
-
-// fillGuards puts x around the matrix.
-func (m *mat) fillGuards(x float32) {
-	m.guard = x
-	for r := -1; r <= m.Rows; r++ {
-		for c := range m.Ld {
-			if r < 0 || r == m.Rows || c >= m.Cols {
-				m.set(r, c, x)
-			}
-		}
-	}
 }
 
 func fromTo(dt device.DType, x float32) float32 {
@@ -361,9 +349,9 @@ func TestSubnormalsFollowTheClass(t *testing.T) {
 	for _, path := range testPaths(t) {
 		for _, dt := range types {
 			h := newHost(t, path, 1)
-			x := newMat(dt, 1, 1, func(int, int) float32 { return tiny })
-			w := h.weight(newMat(dt, 1, 1, func(int, int) float32 { return 1 }), device.FormForward)
-			y := newMat(dt, 1, 1, zeros)
+			x := newMat(t, dt, 1, 1, func(int, int) float32 { return tiny })
+			w := h.weight(newMat(t, dt, 1, 1, func(int, int) float32 { return 1 }), device.FormForward)
+			y := newMat(t, dt, 1, 1, zeros)
 			h.linear(y, x, w, kernel.Matrix{}, kernel.Matrix{})
 			want := tiny
 			if high(path) || strings.HasSuffix(path, "bf16") && dt == device.BF16 {
@@ -380,11 +368,11 @@ func TestSteadyProductsAllocateNothing(t *testing.T) {
 	for _, path := range testPaths(t) {
 		h := newHost(t, path, 1)
 		r := rand.New(rand.NewPCG(7, 7))
-		x, dy := newMat(device.BF16, 40, 64, normals(r)), newMat(device.BF16, 40, 96, normals(r))
-		w := h.weight(newMat(device.BF16, 96, 64, normals(r)), device.FormForward|device.FormDX)
-		y, dx, dw := newMat(device.BF16, 40, 96, zeros), newMat(device.BF16, 40, 64, zeros), newMat(device.F32, 96, 64, zeros)
+		x, dy := newMat(t, device.BF16, 40, 64, normals(r)), newMat(t, device.BF16, 40, 96, normals(r))
+		w := h.weight(newMat(t, device.BF16, 96, 64, normals(r)), device.FormForward|device.FormDX)
+		y, dx, dw := newMat(t, device.BF16, 40, 96, zeros), newMat(t, device.BF16, 40, 64, zeros), newMat(t, device.F32, 96, 64, zeros)
 		sh := device.Shape{Rows: 40, Seq: 40, In: 64, Out: 96, DT: device.BF16}
-		ws := make([]byte, max(h.g.Need(device.OpLinear, sh, 1), h.g.Need(device.OpLinearDX, sh, 1), h.g.Need(device.OpLinearDW, sh, 1)))
+		ws := guarded(t, int(max(h.g.Need(device.OpLinear, sh, 1), h.g.Need(device.OpLinearDX, sh, 1), h.g.Need(device.OpLinearDW, sh, 1))))
 		p := &serialPool{}
 		if n := testing.AllocsPerRun(10, func() {
 			h.g.Linear(p, y.Matrix, x.Matrix, w, kernel.Matrix{}, kernel.Matrix{}, ws)

@@ -11,9 +11,12 @@ import (
 	"testing"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu/kernel"
 	"github.com/skein-ml/skein/device/cpu/native"
+	"github.com/skein-ml/skein/internal/fence"
 )
 
 // testPool is a Pool of n goroutines per call.
@@ -60,8 +63,19 @@ func quick() bool { return native.Features().AMXEmulated }
 // long reports whether the environment asks for the long form of a test.
 func long() bool { return os.Getenv("SKEIN_TEST_LONG") != "" }
 
-// mat is a matrix of test data with room around it: guard elements before and behind
-// each row catch writes out of bounds.
+// guarded returns n bytes that end where memory ends.
+func guarded(t testing.TB, n int) []byte {
+	t.Helper()
+	whole, used, err := fence.Map(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Munmap(whole) })
+	return used
+}
+
+// mat is a matrix of test data: guard elements before each row catch writes out of bounds,
+// and behind the last one memory ends.
 type mat struct {
 	kernel.Matrix
 	mem   []byte
@@ -70,21 +84,35 @@ type mat struct {
 
 const guardCols = 3
 
-func newMat(dt device.DType, rows, cols int, f func(r, c int) float32) mat {
-	size := int(dt.Size())
-	ld := cols + guardCols
-	m := mat{mem: make([]byte, (rows+2)*ld*size), guard: 7}
-	m.Matrix = kernel.Matrix{DT: dt, Rows: rows, Cols: cols, Ld: ld, P: unsafe.Pointer(&m.mem[(ld)*size])}
-	for r := -1; r <= rows; r++ {
-		for c := range ld {
-			if r >= 0 && r < rows && c < cols {
-				m.set(r, c, f(r, c))
-			} else {
-				m.set(r, c, m.guard)
+func newMat(t testing.TB, dt device.DType, rows, cols int, f func(r, c int) float32) mat {
+	size, ld := int(dt.Size()), cols+guardCols
+	m := mat{mem: guarded(t, (rows*ld+ld-guardCols)*size), guard: 7}
+	m.Matrix = kernel.Matrix{DT: dt, Rows: rows, Cols: cols, Ld: ld}
+	m.P = m.at(0, 0)
+	for r := range rows {
+		for c := range cols {
+			m.set(r, c, f(r, c))
+		}
+	}
+	m.fillGuards(m.guard)
+	return m
+}
+
+// guards calls f for every guard element: row −1, and what stands between rows.
+func (m mat) guards(f func(r, c int)) {
+	for r := -1; r < m.Rows; r++ {
+		for c := range m.Ld {
+			if r < 0 || c >= m.Cols && r < m.Rows-1 {
+				f(r, c)
 			}
 		}
 	}
-	return m
+}
+
+// fillGuards puts x around the matrix.
+func (m *mat) fillGuards(x float32) {
+	m.guard = x
+	m.guards(func(r, c int) { m.set(r, c, x) })
 }
 
 func (m mat) at(r, c int) unsafe.Pointer {
@@ -108,13 +136,11 @@ func (m mat) get(r, c int) float32 {
 
 func (m mat) checkGuards(t *testing.T, what string) {
 	t.Helper()
-	for r := -1; r <= m.Rows; r++ {
-		for c := range m.Ld {
-			if (r < 0 || r == m.Rows || c >= m.Cols) && m.get(r, c) != m.guard {
-				t.Fatalf("%s: wrote outside of the output at row %d, column %d", what, r, c)
-			}
+	m.guards(func(r, c int) {
+		if m.get(r, c) != m.guard {
+			t.Fatalf("%s: wrote outside of the output at row %d, column %d", what, r, c)
 		}
-	}
+	})
 }
 
 func (m mat) equalBits(o mat) error {
@@ -165,31 +191,25 @@ func newHost(t testing.TB, path string, workers int) host {
 	return host{t, g, testPool(workers)}
 }
 
-// workspace has exactly the length that Need asks for, at an odd address, full of NaN.
+// workspace is full of NaN and has what Need asks for but for eight bytes: it begins that far behind a
+// cache line, so that of the 64 for alignment 56 are lost and nothing is left at its end, which is that
+// of memory.
 func (h host) workspace(op device.Op, sh device.Shape) []byte {
-	n := h.g.Need(op, sh, int(h.pool))
-	b := make([]byte, n+8)
+	b := guarded(h.t, int(h.g.Need(op, sh, int(h.pool)))-8)
 	for i := range b {
 		b[i] = 0xff
 	}
-	return b[8:]
+	return b
 }
 
 // weight packs w [out, in], whole or in the stretches that cuts separate.
 func (h host) weight(w mat, forms device.Forms, cuts ...int) *kernel.Weight {
-	n := h.g.PackedBytes(w.Rows, w.Cols, w.DT, forms)
-	mem := make([]byte, n+64+1024)
-	off := int(-uintptr(unsafe.Pointer(&mem[0])) & 63)
-	k := &kernel.Weight{Out: w.Rows, In: w.Cols, DT: w.DT, Forms: forms, Src: w.Matrix, Mem: mem[off:][:n]}
+	k := &kernel.Weight{Out: w.Rows, In: w.Cols, DT: w.DT, Forms: forms, Src: w.Matrix,
+		Mem: guarded(h.t, int(h.g.PackedBytes(w.Rows, w.Cols, w.DT, forms)))} // whole cache lines
 	first := 0
 	for _, end := range append(cuts, w.Rows) {
 		h.g.Pack(h.pool, k, first, end)
 		first = end
-	}
-	for i, x := range mem[off+int(n):] {
-		if x != 0 {
-			h.t.Fatalf("packing [%d, %d] wrote %d bytes past the end", w.Rows, w.Cols, i)
-		}
 	}
 	return k
 }

@@ -14,7 +14,7 @@ import (
 func TestHighLiesBetweenBF16AndF32(t *testing.T) {
 	const m, n, k = 64, 96, 576
 	r := rand.New(rand.NewPCG(21, 1))
-	x, src := newMat(device.F32, m, k, normals(r)), newMat(device.F32, n, k, normals(r))
+	x, src := newMat(t, device.F32, m, k, normals(r)), newMat(t, device.F32, n, k, normals(r))
 	exact, largest := make([]float64, m*n), 0.0
 	for i := range m {
 		for j := range n {
@@ -28,7 +28,7 @@ func TestHighLiesBetweenBF16AndF32(t *testing.T) {
 	}
 	for _, path := range testPaths(t) {
 		h := newHost(t, path, 1)
-		y := newMat(device.F32, m, n, zeros)
+		y := newMat(t, device.F32, m, n, zeros)
 		h.linear(y, x, h.weight(src, device.FormForward), kernel.Matrix{}, kernel.Matrix{})
 		worst := 0.0
 		for i := range m {
@@ -53,11 +53,11 @@ func TestHighTakesEveryValue(t *testing.T) {
 		if !high(path) {
 			continue
 		}
-		one := newHost(t, path, 1).weight(newMat(device.F32, 1, 1, func(int, int) float32 { return 1 }), device.FormForward)
+		one := newHost(t, path, 1).weight(newMat(t, device.F32, 1, 1, func(int, int) float32 { return 1 }), device.FormForward)
 		for _, v := range []float32{0, 1, -1.0009765625, 3.4e38, -3.4e38, 1e-30} {
 			h := newHost(t, path, 1)
-			y := newMat(device.F32, 1, 1, zeros)
-			h.linear(y, newMat(device.F32, 1, 1, func(int, int) float32 { return v }), one, kernel.Matrix{}, kernel.Matrix{})
+			y := newMat(t, device.F32, 1, 1, zeros)
+			h.linear(y, newMat(t, device.F32, 1, 1, func(int, int) float32 { return v }), one, kernel.Matrix{}, kernel.Matrix{})
 			if got := y.get(0, 0); math.Abs(float64(got)-float64(v)) > math.Abs(float64(v))/65536 {
 				t.Errorf("%s: %v·1 is %v", path, v, got)
 			}
@@ -65,8 +65,8 @@ func TestHighTakesEveryValue(t *testing.T) {
 		for _, bits := range []uint32{0x7f800000, 0xff800000, 0x7f800001, 0x7fc00000, 0xffffffff} {
 			v := math.Float32frombits(bits)
 			h := newHost(t, path, 1)
-			y := newMat(device.F32, 1, 1, zeros)
-			h.linear(y, newMat(device.F32, 1, 1, func(int, int) float32 { return v }), one, kernel.Matrix{}, kernel.Matrix{})
+			y := newMat(t, device.F32, 1, 1, zeros)
+			h.linear(y, newMat(t, device.F32, 1, 1, func(int, int) float32 { return v }), one, kernel.Matrix{}, kernel.Matrix{})
 			if got := float64(y.get(0, 0)); !math.IsNaN(got) && !math.IsInf(got, 0) {
 				t.Errorf("%s: %v (%08x)·1 is %v", path, v, bits, got)
 			}

@@ -59,23 +59,44 @@ func stress(h host, dt device.DType, seed uint64, end time.Time) (n int64, err e
 	if quick() {
 		s = shape{m: 33, n: 34, k: 35}
 	}
-	x, dy := newMat(dt, s.m, s.k, normals(r)), newMat(dt, s.m, s.n, normals(r))
-	src := newMat(dt, s.n, s.k, normals(r))
+	x, dy := newMat(h.t, dt, s.m, s.k, normals(r)), newMat(h.t, dt, s.m, s.n, normals(r))
+	src := newMat(h.t, dt, s.n, s.k, normals(r))
 	var first [3]mat
 	for n = 0; n < 9 || time.Now().Before(end); n += 3 {
+		round := &round{TB: h.t}
+		h := host{round, h.g, h.pool}
+		if n == 0 {
+			round.TB.Cleanup(round.end) // what it gives is kept
+		}
 		w := h.weight(src, device.FormForward|device.FormDX)
-		got := [3]mat{newMat(dt, s.m, s.n, zeros), newMat(dt, s.m, s.k, zeros), newMat(device.F32, s.n, s.k, zeros)}
+		got := [3]mat{newMat(round, dt, s.m, s.n, zeros), newMat(round, dt, s.m, s.k, zeros), newMat(round, device.F32, s.n, s.k, zeros)}
 		h.linear(got[0], x, w, kernel.Matrix{}, kernel.Matrix{})
 		h.linearDX(got[1], dy, w, kernel.Matrix{})
 		h.linearDW(got[2], dy, x, s.m)
 		if n == 0 {
 			first = got
+			continue
 		}
 		for i := range got {
 			if err := got[i].equalBits(first[i]); err != nil {
 				return n, fmt.Errorf("product %d of round %d at %w", i, n/3, err)
 			}
 		}
+		round.end()
 	}
 	return n, nil
+}
+
+// round cleans up in the middle of a test.
+type round struct {
+	testing.TB
+	todo []func()
+}
+
+func (r *round) Cleanup(f func()) { r.todo = append(r.todo, f) }
+
+func (r *round) end() {
+	for _, f := range r.todo {
+		f()
+	}
 }

@@ -28,8 +28,8 @@ func TestTileProductsFollowTheManual(t *testing.T) {
 			}
 			return float32(r.NormFloat64() * math.Pow(2, float64(r.IntN(20)-10)))
 		}
-		x, src := newMat(device.BF16, m, k, data), newMat(device.BF16, n, k, data)
-		y := newMat(device.F32, m, n, zeros)
+		x, src := newMat(t, device.BF16, m, k, data), newMat(t, device.BF16, n, k, data)
+		y := newMat(t, device.F32, m, n, zeros)
 		h.linear(y, x, h.weight(src, device.FormForward), kernel.Matrix{}, kernel.Matrix{})
 		differ := 0
 		for i := range m {

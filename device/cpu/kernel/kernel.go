@@ -49,6 +49,12 @@ type Pool interface {
 	Workers() int
 }
 
+// Aligned drops what stands before the first cache line of a workspace.
+func Aligned(ws []byte) []byte {
+	off := int(-uintptr(unsafe.Pointer(unsafe.SliceData(ws))) & 63)
+	return ws[min(off, len(ws)):]
+}
+
 // Matrix is a row-major view of host memory. P is nil for "none".
 type Matrix struct {
 	P              unsafe.Pointer
