@@ -74,15 +74,6 @@ func (p Placement) Ranks(worker int) []Rank {
 	return ranks
 }
 
-// RanksMax is the most ranks that any worker hosts. Step time goes with it.
-func (p Placement) RanksMax() int {
-	most := 0
-	for w := range p.Workers() {
-		most = max(most, len(p.Ranks(w)))
-	}
-	return most
-}
-
 // UsefulWorkers is how many of the available workers shorten a step: the fewest
 // that give the same largest block. 8 ranks on 5 workers take as long as on 4.
 func UsefulWorkers(worldSize, available int) int {

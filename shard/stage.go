@@ -23,16 +23,3 @@ func CheckStage(s Stage) error {
 	}
 	return fmt.Errorf("ZeRO stage %d does not exist: use 0, 1, 2 or 3", s)
 }
-
-// Holds lists the ranks whose pieces of optimizer state rank r keeps and updates,
-// ascending: all of them when the state is replicated, else its own.
-func (s Stage) Holds(r Rank, worldSize int) []Rank {
-	if s >= StageOptimizer {
-		return []Rank{r}
-	}
-	all := make([]Rank, worldSize)
-	for i := range all {
-		all[i] = Rank(i)
-	}
-	return all
-}
