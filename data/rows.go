@@ -86,7 +86,8 @@ func loneSurrogate(line []byte) int {
 	return -1
 }
 
-// escapedUnit is the UTF-16 unit of an escape \uXXXX at the start of b, −1 if there is none.
+// escapedUnit is the UTF-16 unit that an escape at the start of b stands for, which is \u and four
+// hexadecimal digits; −1 if there is none.
 func escapedUnit(b []byte) int {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return -1

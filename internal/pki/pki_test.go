@@ -74,7 +74,7 @@ func TestAnAuthorityIsReadBackAndIssuesWhatItsMembersTrust(t *testing.T) {
 func meet(t *testing.T, server, client *tls.Config, name string) (serverErr, clientErr error) {
 	t.Helper()
 	a, b := net.Pipe()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, c := range []net.Conn{a, b} {
 		if err := c.SetDeadline(deadline); err != nil {
 			t.Fatal(err)

@@ -8,16 +8,16 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/skein-ml/skein/internal/leak"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // fake is a coordinator that leads or names who does.
 type fake struct {
@@ -29,6 +29,7 @@ type fake struct {
 	leader string // address; its own if it leads
 	calls  int
 	hang   chan struct{} // nothing is answered while it is open; nil: all is
+	asks   int           // with how many more it is closed; 0: never
 }
 
 // wait keeps a caller waiting while the process hangs.
@@ -74,6 +75,7 @@ func (f *fake) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResp
 }
 
 func (f *fake) Status(ctx context.Context, _ *skeinv1.StatusRequest) (*skeinv1.StatusResponse, error) {
+	f.asked()
 	f.wait(ctx)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,6 +84,18 @@ func (f *fake) Status(ctx context.Context, _ *skeinv1.StatusRequest) (*skeinv1.S
 		s.State = "leader"
 	}
 	return s, nil
+}
+
+// asked ends the hanging with the last of asks.
+func (f *fake) asked() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.asks == 0 {
+		return
+	}
+	if f.asks--; f.asks == 0 {
+		close(f.hang)
+	}
 }
 
 func (f *fake) Watch(r *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error {
@@ -123,7 +137,7 @@ func dial(t *testing.T, c Config) (*Conn, skeinv1.JobsClient, context.Context) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return conn, skeinv1.NewJobsClient(conn), ctx
 }
@@ -178,7 +192,7 @@ func TestWithoutALeaderTheErrorNamesWhoWasAsked(t *testing.T) {
 	f := serve(t, 1)
 	f[0].follow("")
 	_, jobs, _ := dial(t, Config{Addresses: []string{f[0].address}})
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	_, err := jobs.Get(ctx, &skeinv1.GetRequest{})
 	if err == nil || !strings.Contains(err.Error(), f[0].address) || !strings.Contains(err.Error(), "not me") {
@@ -214,14 +228,13 @@ func TestALeaderThatHangsIsLeftForTheNext(t *testing.T) {
 	if _, err := watch.Recv(); status.Code(err) != codes.Unavailable {
 		t.Errorf("the watch ended with %v", err)
 	}
-	if took := time.Since(began); took < guardEvery || took > 15*time.Second {
+	if took := time.Since(began); took < guardEvery {
 		t.Errorf("it took %s", took)
 	}
 }
 
 func TestALeaderThatIsLateOnceIsKept(t *testing.T) {
 	fakes := serve(t, 1)
-	late := make(chan struct{})
 	_, jobs, ctx := dial(t, Config{Addresses: []string{fakes[0].address}})
 	watch, err := jobs.Watch(ctx, &skeinv1.WatchRequest{Job: "long"})
 	if err != nil {
@@ -231,9 +244,9 @@ func TestALeaderThatIsLateOnceIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	fakes[0].mu.Lock()
-	fakes[0].hang = late
+	// The call and the stream ask once each, in vain, and one of them again.
+	fakes[0].hang, fakes[0].asks = make(chan struct{}), 3
 	fakes[0].mu.Unlock()
-	time.AfterFunc(guardEvery+guardPatience+guardPatience/2, func() { close(late) })
 	if got, err := jobs.Get(ctx, &skeinv1.GetRequest{Job: "a"}); err != nil || got.GetJob().GetId() != fakes[0].address {
 		t.Fatalf("%v, %v", got, err)
 	}
