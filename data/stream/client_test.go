@@ -43,12 +43,11 @@ func TestBatchSaysWhichPackDoesNotExist(t *testing.T) {
 }
 
 // steps runs a client through the steps of an order as a worker does, and compares every batch.
-func steps(t *testing.T, d *data.Dataset, c *Client, o shard.Order, ranks []shard.Rank, worldSize int, from, to int64, each func(k int64, took time.Duration)) {
+func steps(t *testing.T, d *data.Dataset, c *Client, o shard.Order, ranks []shard.Rank, worldSize int, from, to int64, each func(k int64)) {
 	t.Helper()
 	must(t, c.Follow(Plan{Order: o, Places: RankPlaces(ranks, int(o.GlobalBatch), worldSize)}, from))
 	for k := from; k < to; k++ {
 		c.Step(k)
-		start := time.Now()
 		for _, r := range ranks {
 			lo, hi := shard.RankSequences(r, int(o.GlobalBatch), worldSize)
 			var indices []int64
@@ -59,7 +58,7 @@ func steps(t *testing.T, d *data.Dataset, c *Client, o shard.Order, ranks []shar
 			samePacks(t, d, c, indices)
 		}
 		if each != nil {
-			each(k, time.Since(start))
+			each(k)
 		}
 	}
 }
@@ -115,9 +114,9 @@ func TestAPlanKeepsBatchesFromWaiting(t *testing.T) {
 
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited 20 s for %s", what)
+			t.Fatalf("waited a minute for %s", what)
 		}
 	}
 }
@@ -128,7 +127,7 @@ func TestMemoryStaysWithinItsLimit(t *testing.T) {
 	c := open(t, Config{Servers: []string{addr}, ContentHash: hashOf(d), MemoryBytes: 1})
 	limit := 8 * c.x.RecordBytesMax()
 	o := shard.Order{Seed: 9, Samples: d.Len(), GlobalBatch: 24}
-	steps(t, d, c, o, []shard.Rank{0}, 1, 1, 12, func(k int64, _ time.Duration) {
+	steps(t, d, c, o, []shard.Rank{0}, 1, 1, 12, func(k int64) {
 		if s := c.Stats(); s.Memory > limit {
 			t.Errorf("step %d: %d bytes of records, at most %d", k, s.Memory, limit)
 		}
@@ -193,8 +192,8 @@ func TestABatchEndsWithItsContextAndSaysWhatItWaitedFor(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	wantError(t, err, "waiting for record 1 ", addr, hashOf(d)[:12])
-	if s := c.WaitSeconds(); s < 0.04 || s > 10 {
-		t.Errorf("%v s of waiting were counted, want 0.05", s)
+	if w := c.Stats().Wait; w < 40*time.Millisecond {
+		t.Errorf("%v of waiting was counted, want 50 ms", w)
 	}
 }
 

@@ -15,14 +15,14 @@ import (
 
 	"github.com/apache/arrow/go/v17/arrow/flight"
 	flightrpc "github.com/apache/arrow/go/v17/arrow/flight/gen/flight"
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 
 	"github.com/skein-ml/skein/data"
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/internal/vfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 var plainText = Security{PlainText: true}
 

@@ -121,7 +121,7 @@ func TestAServerThatLiesIsNamedAndAnotherOneUsed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			bad := serveLies(t, d, test.liar)
 			good, _ := serve(t, plainText, d)
-			c := open(t, Config{Servers: []string{bad, good}, ContentHash: hashOf(d)})
+			c := open(t, Config{Servers: []string{bad, good}, ContentHash: hashOf(d), Patience: calm})
 			start := time.Now()
 			samePacks(t, d, c, []int64{0, 256, 512, 768, 1024, 1280, 1536, 1792, 2048, 4000})
 			if took := time.Since(start); took > stepDelayMax {

@@ -59,9 +59,6 @@ func (c *Client) Stats() Stats {
 	return s
 }
 
-// WaitSeconds is the time that Batch has waited for records, for metrics.
-func (c *Client) WaitSeconds() float64 { return time.Duration(c.waited.Load()).Seconds() }
-
 // Waiting says what batches wait for at this moment, "" if nothing.
 func (c *Client) Waiting() string {
 	c.mu.Lock()
