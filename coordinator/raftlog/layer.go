@@ -2,11 +2,8 @@ package raftlog
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -15,15 +12,9 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// Magic begins every connection between nodes, so that a port may be shared.
-const Magic = "SKNR"
-
 const (
-	helloVersion   = 2
-	nameBytesMax   = 64
-	reasonBytesMax = 512
-	helloTimeout   = 5 * time.Second
-	askTimeout     = 3 * time.Second
+	helloTimeout = 5 * time.Second
+	askTimeout   = 3 * time.Second
 )
 
 // layer makes raft's connections out of those that it is given: each begins with a
@@ -60,6 +51,8 @@ type insider interface {
 	answered(address string, letIn bool)
 	// parted is told who has ended a connection that it had made.
 	parted(id string)
+	// hears is the id of the leader that this node is in touch with; empty if there is none.
+	hears() string
 }
 
 // start lets others in.
@@ -80,8 +73,11 @@ func (l *layer) listen() {
 			return
 		}
 		l.done.Go(func() {
-			if err := l.greet(t); err != nil {
+			asks, err := l.greet(t)
+			if err != nil {
 				l.config.Logger.Warn("connection to the log refused", "from", conn.RemoteAddr().String(), "reason", err.Error())
+			}
+			if err != nil || asks {
 				_ = t.Close()
 				return
 			}
@@ -94,33 +90,51 @@ func (l *layer) listen() {
 	}
 }
 
-// greet reads a hello and answers it.
-func (l *layer) greet(conn net.Conn) error {
+// greet reads a hello and answers it. It tells whether the answer was all that was asked for.
+func (l *layer) greet(conn net.Conn) (asks bool, err error) {
 	if err := conn.SetDeadline(time.Now().Add(helloTimeout)); err != nil {
-		return err
+		return false, err
 	}
-	cluster, from, err := readHello(conn)
+	h, err := readHello(conn)
 	if err != nil {
-		return err
+		return false, err
 	}
 	select {
 	case <-l.started:
 	case <-l.ctx.Done():
-		return net.ErrClosed
+		return false, net.ErrClosed
 	}
-	refusal := l.refusal(conn, cluster, from)
-	if err := writeAnswer(conn, helloAnswer{refusal: refusal, id: l.config.ID, applied: l.inside.position()}); err != nil {
-		return err
+	a := helloAnswer{refusal: l.refusal(conn, h.cluster, h.id), id: l.config.ID, applied: l.inside.position()}
+	if h.asks {
+		a.leader = l.inside.hears()
 	}
-	if refusal != "" {
-		return errors.New(refusal)
+	if err := writeAnswer(conn, a, h.asks); err != nil {
+		return false, err
+	}
+	if a.refusal != "" {
+		return false, errors.New(a.refusal)
+	}
+	if h.asks {
+		return true, nil
 	}
 	if t, ok := conn.(*tracked); ok {
 		l.mu.Lock()
-		t.from = from
+		t.from = h.id
 		l.mu.Unlock()
 	}
-	return conn.SetDeadline(time.Time{})
+	return false, conn.SetDeadline(time.Time{})
+}
+
+// has tells whether a connection stands that a member has made.
+func (l *layer) has(from string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for t := range l.conns {
+		if t.from == from {
+			return true
+		}
+	}
+	return false
 }
 
 // refusal says why a caller is not let in; empty if it is.
@@ -155,98 +169,32 @@ func (l *layer) note(address string, err error) {
 	}
 }
 
-// writeHello says who calls.
-func writeHello(w io.Writer, cluster, id string) error {
-	b := append([]byte(Magic), helloVersion, 0, byte(len(cluster)), byte(len(id)))
-	b = append(append(b, cluster...), id...)
-	_, err := w.Write(binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli)))
-	return err
-}
-
-// readHello reads what writeHello wrote, byte for byte and no further.
-func readHello(r io.Reader) (cluster, id string, err error) {
-	head := make([]byte, 8, 8+2*nameBytesMax+4)
-	if _, err := io.ReadFull(r, head); err != nil {
-		return "", "", fmt.Errorf("hello: %w", err)
-	}
-	c, i := int(head[6]), int(head[7])
-	if string(head[:4]) != Magic || c > nameBytesMax || i > nameBytesMax {
-		return "", "", errors.New("hello: not from a coordinator")
-	}
-	if head[4] != helloVersion || head[5] != 0 {
-		return "", "", fmt.Errorf("hello: version %d, this program speaks %d", head[4], helloVersion)
-	}
-	b := head[:8+c+i+4]
-	if _, err := io.ReadFull(r, b[8:]); err != nil {
-		return "", "", fmt.Errorf("hello: %w", err)
-	}
-	n := 8 + c + i
-	if crc32.Checksum(b[:n], castagnoli) != binary.LittleEndian.Uint32(b[n:]) {
-		return "", "", errors.New("hello: its checksum differs")
-	}
-	return string(b[8 : 8+c]), string(b[8+c : n]), nil
-}
-
-// helloAnswer is what became of a hello.
-type helloAnswer struct {
-	refusal string // why the caller is not let in; empty: it is
-	id      string // of who answers
-	applied uint64 // index of the last entry that it has applied
-}
-
-func writeAnswer(w io.Writer, a helloAnswer) error {
-	refusal := a.refusal[:min(len(a.refusal), reasonBytesMax)]
-	b := append(binary.LittleEndian.AppendUint16(nil, uint16(len(refusal))), refusal...)
-	b = append(append(b, byte(len(a.id))), a.id...)
-	_, err := w.Write(binary.LittleEndian.AppendUint64(b, a.applied))
-	return err
-}
-
-// readAnswer reads what writeAnswer wrote. A refusal is an error.
-func readAnswer(r io.Reader) (a helloAnswer, err error) {
-	var head [2]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return a, fmt.Errorf("hello: %w", err)
-	}
-	n := binary.LittleEndian.Uint16(head[:])
-	if n > reasonBytesMax {
-		return a, errors.New("hello: the answer is not a coordinator's")
-	}
-	b := make([]byte, n+1)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return a, fmt.Errorf("hello: %w", err)
-	}
-	if n > 0 {
-		return a, fmt.Errorf("refused: %s", b[:n])
-	}
-	i := int(b[n])
-	if i == 0 || i > nameBytesMax {
-		return a, errors.New("hello: the answer is not a coordinator's")
-	}
-	b = make([]byte, i+8)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return a, fmt.Errorf("hello: %w", err)
-	}
-	return helloAnswer{id: string(b[:i]), applied: binary.LittleEndian.Uint64(b[i:])}, nil
-}
-
 // Dial implements raft.StreamLayer.
 func (l *layer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	conn, _, err := l.call(l.ctx, string(address), timeout)
+	conn, _, err := l.call(l.ctx, string(address), timeout, false)
 	return conn, err
 }
 
 // ask says hello at an address and hangs up.
 func (l *layer) ask(ctx context.Context, address string) (helloAnswer, error) {
-	conn, a, err := l.call(ctx, address, askTimeout)
+	conn, a, err := l.call(ctx, address, askTimeout, false)
 	if err != nil {
 		return a, err
 	}
 	return a, conn.Close()
 }
 
-// call dials an address and says hello.
-func (l *layer) call(ctx context.Context, address string, timeout time.Duration) (net.Conn, helloAnswer, error) {
+// leaderOf asks at an address for the leader that is heard there; empty: none is.
+func (l *layer) leaderOf(address string, timeout time.Duration) (leader string, err error) {
+	conn, a, err := l.call(l.ctx, address, timeout, true)
+	if err != nil {
+		return "", err
+	}
+	return a.leader, conn.Close()
+}
+
+// call dials an address and says hello, or asks.
+func (l *layer) call(ctx context.Context, address string, timeout time.Duration, asks bool) (net.Conn, helloAnswer, error) {
 	var a helloAnswer
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -260,10 +208,10 @@ func (l *layer) call(ctx context.Context, address string, timeout time.Duration)
 	}
 	err = t.SetDeadline(time.Now().Add(min(timeout, helloTimeout)))
 	if err == nil {
-		err = writeHello(t, l.config.Cluster, l.config.ID)
+		err = writeHello(t, hello{l.config.Cluster, l.config.ID, asks})
 	}
 	if err == nil {
-		a, err = readAnswer(t)
+		a, err = readAnswer(t, asks)
 		l.note(address, err)
 	}
 	if err == nil {

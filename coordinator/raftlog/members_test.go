@@ -152,10 +152,10 @@ func TestACallerIsWhomItsConnectionProvesItToBe(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
 		}
-		if err := writeHello(conn, "test", id); err != nil {
+		if err := writeHello(conn, hello{"test", id, false}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readAnswer(conn); (err == nil) != want {
+		if _, err := readAnswer(conn, false); (err == nil) != want {
 			t.Errorf("c2 calls itself %s: %v", id, err)
 		}
 		conn.Close()

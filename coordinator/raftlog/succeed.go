@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,15 +16,23 @@ import (
 // its port refuses new ones. Then nobody has to wait for the election timeout, which is
 // long so that a busy machine elects nobody in vain. A machine that is gone, or a frozen
 // process, refuses nothing: that is what the timeout is for.
+//
+// A rule between two machines refuses too, in the name of a leader that is well and that
+// the others hear. So who finds a leader dead asks them first, and stands only if most of
+// the voters have no connection of the leader any more, and none has that answers.
 
 const (
 	// standApart is how long the next in line waits for the one before, which may be
 	// behind, or dead too.
 	standApart = 200 * time.Millisecond
-	// refusedTimes is how often in a row a port must refuse, of so many tries: a process
-	// that is killed closes its listener a moment after its connections.
-	refusedTimes, refusedTries = 2, 4
-	refusedApart               = 5 * time.Millisecond
+	// refusedTimes is how often in a row a port must refuse. A process that ends closes its
+	// listener a moment after its connections, so it is tried again, after longer each time.
+	refusedTimes                   = 2
+	refusedApart, refusedApartMost = 5 * time.Millisecond, 50 * time.Millisecond
+	// askPatience is how long the others' answers are waited for, and askApart how long
+	// until they are asked again: they may see the leader's connections end a moment later.
+	askPatience = 200 * time.Millisecond
+	askApart    = 20 * time.Millisecond
 )
 
 // transport lets a node tell its own raft something. What others send passes through.
@@ -84,11 +94,69 @@ func (n *Node) succeedTo(id string) {
 	if now := n.Leader().ID; now == "" && !n.pause(standApart) || now != "" && now != id {
 		return
 	}
-	if now := n.Leader().ID; now != "" && now != id || n.raft.State() != raft.Follower {
+	if !n.orphaned(id) {
 		return
 	}
 	n.config.Logger.Info("the leader is dead; this coordinator stands for election", "leader", id)
 	n.stand()
+}
+
+// orphaned asks the others until they agree that nobody hears the leader of that id, which
+// this node has found dead. It gives up once another one leads, or when the election
+// timeout is over: raft asks for votes by itself then, and disturbs no leader.
+func (n *Node) orphaned(id string) bool {
+	for began := time.Now(); time.Since(began) < n.config.ElectionTimeout; {
+		if now := n.Leader().ID; now != "" && now != id || n.raft.State() != raft.Follower {
+			return false
+		}
+		if n.agreed(id) {
+			return true
+		}
+		if !n.pause(askApart) {
+			return false
+		}
+	}
+	return false
+}
+
+// agreed asks every other voter once whether it hears a leader. All that answer must say no,
+// and they must be a majority of the voters together with this node.
+func (n *Node) agreed(leader string) bool {
+	members, err := n.Members()
+	if err != nil || n.hears() != "" {
+		return false
+	}
+	var asked sync.WaitGroup
+	var without, with atomic.Int32
+	voters := 0
+	for _, m := range members {
+		if !m.Voter {
+			continue
+		}
+		if voters++; m.ID == leader || m.ID == n.config.ID {
+			continue
+		}
+		asked.Go(func() {
+			heard, err := n.layer.leaderOf(m.Address, askPatience)
+			switch {
+			case err != nil: // it has no say
+			case heard == "":
+				without.Add(1)
+			default:
+				with.Add(1)
+			}
+		})
+	}
+	asked.Wait()
+	return with.Load() == 0 && int(without.Load())+1 > voters/2
+}
+
+// hears implements insider. A leader is heard while a connection stands that it has made.
+func (n *Node) hears() string {
+	if id := n.Leader().ID; id == n.config.ID || n.layer.has(id) {
+		return id
+	}
+	return ""
 }
 
 // stand has this node stand for election, as if the leader had asked for it.
@@ -127,23 +195,28 @@ func (n *Node) turn(leader string) int {
 	return slices.Index(line, n.config.ID)
 }
 
-// dead tells whether nothing listens any more where a server did.
-func (n *Node) dead(s Server) bool {
-	refused := 0
-	for range refusedTries {
+// dead waits until nothing listens any more where the leader did. It gives up when the leader
+// is heard again, another one is known, or the election timeout is over.
+func (n *Node) dead(leader Server) bool {
+	refused, apart := 0, refusedApart
+	for began := time.Now(); time.Since(began) < n.config.ElectionTimeout; {
+		if now := n.Leader().ID; now != "" && now != leader.ID || n.layer.has(leader.ID) {
+			return false
+		}
 		ctx, cancel := context.WithTimeout(n.layer.ctx, askTimeout)
-		conn, err := n.config.Dial(ctx, s.Address)
+		conn, err := n.config.Dial(ctx, leader.Address)
 		cancel()
 		if err == nil {
 			_ = conn.Close()
 		}
-		if refused++; !errors.Is(err, syscall.ECONNREFUSED) {
-			refused = 0
-		}
-		if refused == refusedTimes {
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			refused, apart = 0, min(2*apart, refusedApartMost)
+		} else if refused++; refused == refusedTimes {
 			return true
+		} else {
+			apart = refusedApart
 		}
-		if !n.pause(refusedApart) {
+		if !n.pause(apart) {
 			return false
 		}
 	}
