@@ -9,6 +9,7 @@ import (
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/worker/agent"
 )
 
 // hearing is what workers have told a leader. It dies with the reign.
@@ -123,7 +124,7 @@ func (c *contact) ordered(s *fsm.State, worker string) bool {
 }
 
 func (c *contact) doing() string {
-	return skeinTask(c.job, c.generation, c.preparation)
+	return agent.Task{Job: c.job, Generation: c.generation, Preparation: c.preparation}.String()
 }
 
 func (h *hearing) alive(s *fsm.State) map[string]bool {

@@ -53,15 +53,7 @@ func (w *world) write(e fsm.Entry) {
 	w.log.entries = append(w.log.entries, b)
 }
 
-func (w *world) majority() bool {
-	up := 0
-	for _, c := range w.coordinators {
-		if c.up {
-			up++
-		}
-	}
-	return 2*up > len(w.coordinators)
-}
+func (w *world) majority() bool { return 2*w.upCoordinators() > len(w.coordinators) }
 
 // follow applies what is in the log and not in the state, and returns what became of the
 // last entry.

@@ -481,9 +481,5 @@ func (p *process) die(why string) {
 		h.over = true
 		p.w.links.reset(h)
 	}
-	p.w.died(p)
-}
-
-func skeinTask(job string, generation, preparation uint64) string {
-	return agent.Task{Job: job, Generation: generation, Preparation: preparation}.String()
+	p.w.links.watch() // its neighbours hear it, or find out by its silence
 }

@@ -54,7 +54,7 @@ func Run(c Config) (r Result, err error) {
 	}()
 	w.build()
 	w.strike()
-	for w.bad == nil && !w.over() {
+	for w.bad == nil && !w.job.done {
 		if w.events++; w.events > eventsMax {
 			return r, w.wrong("the job is not done after %d events: %s", w.events, w.describe())
 		}
@@ -107,7 +107,7 @@ type job struct {
 func newWorld(c Config) *world {
 	return &world{
 		rng: rand.New(rand.NewPCG(c.Seed, 0x736b65696e)), trace: c.Trace, counts: Counts{}, seed: c.Seed,
-		log: journal{leader: -1},
+		log: journal{leader: -1}, entered: map[uint64]int{},
 	}
 }
 
@@ -132,6 +132,3 @@ func (w *world) count(what string) { w.counts[what]++ }
 
 // one tells whether something that happens once in n times happens now.
 func (w *world) one(n int) bool { return w.rng.IntN(n) == 0 }
-
-// over tells whether the run has come to its end.
-func (w *world) over() bool { return w.job.done }

@@ -196,11 +196,7 @@ func (w *world) setBack(c *coordinator, before *fsm.Job, d *fsm.Generate, report
 
 // begins notes that a worker begins a generation.
 func (w *world) begins(h *host) {
-	if w.entered == nil {
-		w.entered = map[uint64]int{}
-	}
-	newest := w.newest()
-	if newest != nil && h.gen < newest.Generation {
+	if newest := w.newest(); newest != nil && h.gen < newest.Generation {
 		w.count("ordered into an old generation")
 	}
 }
@@ -223,9 +219,6 @@ func (w *world) decides(h *host, step int64) {
 		_ = w.wrong("%v decides step %d in generation %d, while generation %d went on from step %d", h.p, step, h.gen, j.Generation, j.Live.Target)
 	}
 }
-
-// died: a process is gone for good; its neighbours hear or see it.
-func (w *world) died(*process) { w.links.watch() }
 
 // describe says how things stand, for one who looks for what went wrong.
 func (w *world) describe() string {
