@@ -207,7 +207,7 @@ func (d *Device) AttentionGrad(s device.Stream, dq, dk, dv, do, q, k, v, o, lse 
 	if q.Rows == 0 {
 		return
 	}
-	mem = aligned(mem)
+	mem = kernel.Aligned(mem)
 	turnsAt, sumsAt, _ := gradLayout(q.Rows, a.Heads, a.HeadDim)
 	args.Delta, args.Sums = unsafe.Pointer(&mem[0]), unsafe.Pointer(&mem[sumsAt])
 	st := d.begin(s)
@@ -220,9 +220,6 @@ func (d *Device) AttentionGrad(s device.Stream, dq, dk, dv, do, q, k, v, o, lse 
 	d.jobs.grad.turns = i32s(unsafe.Pointer(&mem[turnsAt]), a.Heads*q.Rows)
 	d.jobs.grad.run(d, d.kernels.AttentionGrad[q.DT], docs.Host)
 }
-
-// aligned drops what stands before the first cache line of a workspace.
-func aligned(ws []byte) []byte { return ws[-addressOf(ws)&63:] }
 
 // decode is the task of AttentionDecode: a piece is a head.
 type decode struct {

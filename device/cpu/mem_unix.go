@@ -4,10 +4,10 @@ package cpu
 
 import (
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/skein-ml/skein/internal/fence"
 	"github.com/skein-ml/skein/internal/invariant"
 )
 
@@ -23,7 +23,11 @@ func mapMemory(n int64) (mapping, error) {
 		return mapping{}, nil
 	}
 	if invariant.Enabled && n < hugePage {
-		return mapFenced(n)
+		whole, used, err := fence.Map(int(n+63) &^ 63) // it starts at a cache line
+		if err != nil {
+			return mapping{}, err
+		}
+		return mapping{whole, used[:n:n]}, nil
 	}
 	size := n
 	if n >= hugePage {
@@ -40,22 +44,6 @@ func mapMemory(n int64) (mapping, error) {
 		adviseHugePages(used)
 	}
 	return mapping{whole, used}, nil
-}
-
-// mapFenced ends the memory, but for what aligns its start to 64 bytes, where a page begins
-// that nobody may touch: reading or writing past the end then stops the program.
-func mapFenced(n int64) (mapping, error) {
-	page := int64(os.Getpagesize())
-	size := (n + page - 1) &^ (page - 1)
-	whole, err := unix.Mmap(-1, 0, int(size+page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return mapping{}, fmt.Errorf("map %d bytes: %w", n, err)
-	}
-	if err := unix.Mprotect(whole[size:], unix.PROT_NONE); err != nil {
-		return mapping{}, fmt.Errorf("protect a page: %w", err)
-	}
-	first := (size - n) &^ 63
-	return mapping{whole, whole[first : first+n : first+n]}, nil
 }
 
 func (m mapping) unmap() {
