@@ -11,18 +11,18 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/skein-ml/skein/internal/console"
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/jobspec"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // fake is a coordinator that leads and says what a test has it say.
 type fake struct {

@@ -10,12 +10,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
 
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/jobspec"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func TestSettingsThatAJobCannotChangeAreNamed(t *testing.T) {
 	was := `{"train":{"seed":7,"steps":30},"resources":{"threads":2},"cluster":{"worldSize":2,"workers":{"max":2}},"data":{"shuffle":true}}`

@@ -11,12 +11,11 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
-
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/internal/vfs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // lay writes files and the folders that they lie in, durable.
 func lay(t testing.TB, fsys vfs.FS, files map[string]string) {

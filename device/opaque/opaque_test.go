@@ -5,14 +5,13 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
 	"github.com/skein-ml/skein/device/devicetest"
+	"github.com/skein-ml/skein/internal/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func opener(t *testing.T, o Options) func() device.Device {
 	return func() device.Device {
