@@ -38,7 +38,9 @@ operator: ## bin/skein-operator, which runs Skein in Kubernetes; one static bina
 IMAGES ?= localhost
 .PHONY: image
 image: build operator ## bin/skein.tar and bin/skein-operator.tar: OCI archives of images IMAGES/…:VERSION, made without Docker
-	@for program in skein skein-operator; do 	  go run ./scripts/image --name $(IMAGES)/$$program:$(VERSION) --binary bin/$$program --out bin/$$program.tar; 	  echo "bin/$$program.tar $(IMAGES)/$$program:$(VERSION)"; done
+	@for program in skein skein-operator; do \
+	  go run ./scripts/image --name $(IMAGES)/$$program:$(VERSION) --binary bin/$$program --out bin/$$program.tar; \
+	  echo "bin/$$program.tar $(IMAGES)/$$program:$(VERSION)"; done
 
 .PHONY: kube
 kube: ## a real API server of Kubernetes into .cache/kube, once, for the tests of k8s/ (some eight minutes)
