@@ -56,9 +56,9 @@ type partSaver struct {
 // is removed, but for finished objects of generation 0, and what was there before is
 // untouched.
 //
-// With a chain, a worker whose files cannot be written, for a full disk say, reads src to
-// its end all the same and hands the hash on, so that the others do not wait for it; only
-// then it fails with [ErrUnwritten].
+// With a chain, a worker whose files cannot be written, for a full disk say, or whose folder
+// cannot be looked into, reads src to its end all the same and hands the hash on, so that
+// the others do not wait for it; only then it fails with [ErrUnwritten].
 //
 // src is read from the calling goroutine, bucket by bucket: weights first, then the
 // moments.
@@ -86,15 +86,19 @@ func savePart(ctx context.Context, fsys vfs.FS, dir string, table shard.Table, s
 		return Part{}, fmt.Errorf("there is no step %d", step)
 	}
 	folder := filepath.Join(dir, stepName(step))
-	if before, err := committed(fsys, folder); err != nil {
-		return Part{}, err
-	} else if before != nil && before.Fingerprint != table.Fingerprint() {
+	before, err := committed(fsys, folder)
+	switch {
+	case err == nil && before != nil && before.Fingerprint != table.Fingerprint():
 		return Part{}, fmt.Errorf("%w: %s holds model %q; set checkpoint.store to another folder", ErrForeign, folder, before.Model)
-	}
+	case errors.Is(err, ErrForeign), errors.Is(err, ErrVersion):
+		return Part{}, err
+	case err == nil:
+		err = fsys.MkdirAll(folder)
+	} // any other error is the store's, as one of a write is
 	p := &partSaver{table: table, ranks: ranks, src: src, chain: chain, hash: shard.NewWeightsHash(table),
-		spool: &spool{fsys: fsys, folder: folder, step: step, generation: generation, through: chain != nil, failed: fsys.MkdirAll(folder)}}
+		spool: &spool{fsys: fsys, folder: folder, step: step, generation: generation, through: chain != nil, failed: err}}
 	p.spool.start(ctx, table.BucketMax()/int64(table.WorldSize())*4)
-	err := p.read(p.spool.ctx)
+	err = p.read(p.spool.ctx)
 	release()
 	objects, err := p.spool.wait(err)
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	"syscall"
 	"testing"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/internal/vfs"
 	"github.com/skein-ml/skein/shard"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // wire hands hashes from each worker to the next one.
 type wire struct {
@@ -398,6 +398,32 @@ func TestAPartThatCannotBeWrittenHandsTheHashOn(t *testing.T) {
 		}
 		if left := readFolder(t, mem, 1); len(left) > 0 {
 			t.Fatalf("operation %d fails, all is withdrawn, and there are %d files", n, len(left))
+		}
+	}
+}
+
+// TestAFolderThatCannotBeLookedIntoIsTheStoresFaultAlone has one of three workers fail to
+// read what was published of the step before.
+func TestAFolderThatCannotBeLookedIntoIsTheStoresFaultAlone(t *testing.T) {
+	table := testTable(t, 3, 3000)
+	good := mustSaveParts(t, table, savers(3, vfs.NewMem(), fake{table, 1}))
+	for _, op := range []vfs.Op{vfs.OpOpen, vfs.OpRead} {
+		mem := vfs.NewMem()
+		publish(t, mem, table, 1, 1, 3)
+		workers := savers(3, mem, fake{table, 1})
+		workers[1].fsys = vfs.NewFault(mem, vfs.Rule{Ops: op, Path: manifestName, Nth: 1, Err: syscall.EIO})
+		errs, parts := eachPart(t, table, workers)
+		if errs[0] != nil || errs[2] != nil {
+			t.Fatalf("the others fail with it: %v", errs)
+		}
+		if !errors.Is(errs[1], ErrUnwritten) || !errors.Is(errs[1], syscall.EIO) {
+			t.Errorf("error %v", errs[1])
+		}
+		if *parts[2].Weights != *good[2].Weights {
+			t.Error("the hash of the weights is another")
+		}
+		if _, _, err := Latest(mem, "ckpt", true); err != nil {
+			t.Errorf("what was published before: %v", err)
 		}
 	}
 }

@@ -475,7 +475,16 @@ func TestAnExportThatAnEarlierGenerationWroteIsTheJobs(t *testing.T) {
 // failing is a file system on which one operation on some names fails.
 type failing struct {
 	vfs.FS
-	create, rename, renameNew func(name string) error
+	create, open, rename, renameNew func(name string) error
+}
+
+func (f failing) Open(name string) (vfs.File, error) {
+	if f.open != nil {
+		if err := f.open(name); err != nil {
+			return nil, err
+		}
+	}
+	return f.FS.Open(name)
 }
 
 func (f failing) Create(name string) (vfs.File, error) {
@@ -507,6 +516,7 @@ func (f failing) RenameNew(from, to string) error {
 
 func TestAStoreThatRefusesCostsACheckpointAndNoStep(t *testing.T) {
 	full := func(name string) error { return &os.PathError{Op: "open", Path: name, Err: syscall.ENOSPC} }
+	broken := func(name string) error { return &os.PathError{Op: "open", Path: name, Err: syscall.EIO} }
 	stale := func(name string) error {
 		return &os.LinkError{Op: "rename", Old: "temp", New: name, Err: syscall.ESTALE}
 	}
@@ -517,6 +527,7 @@ func TestAStoreThatRefusesCostsACheckpointAndNoStep(t *testing.T) {
 	}{
 		"parts":    {failing{FS: vfs.OS, create: full}, "rank-00", "no space left"},
 		"names":    {failing{FS: vfs.OS, rename: stale}, "rank-00", "stale"},
+		"a look":   {failing{FS: vfs.OS, open: broken}, "manifest.json", "input/output error"},
 		"one part": {failing{FS: vfs.OS, create: full}, "rank-01", "no space left"},
 		"manifest": {failing{FS: vfs.OS, create: full}, "manifest", "no space left"},
 		"its name": {failing{FS: vfs.OS, renameNew: stale}, "manifest", "is not named in the store"},
@@ -532,7 +543,7 @@ func TestAStoreThatRefusesCostsACheckpointAndNoStep(t *testing.T) {
 					return nil
 				}
 				return func(name string) error {
-					if !strings.Contains(filepath.Base(name), x.of) || strings.Contains(name, "step-00000000") || strings.Contains(name, "step-00000006") { // the second checkpoint finds room
+					if !strings.Contains(filepath.Base(name), x.of) || !strings.Contains(name, "step-") || strings.Contains(name, "step-00000000") || strings.Contains(name, "step-00000006") { // the second checkpoint finds room
 						return nil
 					}
 					if strings.Contains(name, "step-00000008") && refused.Load() > 20 { // the last one in the end
@@ -542,7 +553,7 @@ func TestAStoreThatRefusesCostsACheckpointAndNoStep(t *testing.T) {
 					return refuse(name)
 				}
 			}
-			c.fs, c.storeRetry = failing{FS: vfs.OS, create: wrap(x.fault.create), rename: wrap(x.fault.rename), renameNew: wrap(x.fault.renameNew)}, time.Millisecond
+			c.fs, c.storeRetry = failing{FS: vfs.OS, create: wrap(x.fault.create), open: wrap(x.fault.open), rename: wrap(x.fault.rename), renameNew: wrap(x.fault.renameNew)}, time.Millisecond
 			var told atomic.Pointer[string]
 			c.onStep = func(_ string, p *skeinv1.Progress) {
 				if p.GetUnsaved() != "" {
