@@ -61,9 +61,9 @@ func (h *hearing) spentOf(j *fsm.Job, saved fsm.Checkpoint, next *fsm.Generate) 
 	if a == nil || a.generation != j.Generation {
 		return ledger.Spent{}
 	}
-	s := a.best()
+	s := a.best(next)
 	out := ledger.Spent{
-		Step: s.GetStep(), Entering: s.GetEnteringMs(), Productive: s.GetProductiveMs(), Rework: s.GetUnfinishedMs(), Checkpoint: s.GetCheckpointMs(),
+		Generation: j.Generation, Step: s.GetStep(), Entering: s.GetEnteringMs(), Productive: s.GetProductiveMs(), Rework: s.GetUnfinishedMs(), Checkpoint: s.GetCheckpointMs(),
 		DataWait: s.GetDataWaitMs(), Evaluation: s.GetEvaluationMs(),
 	}
 	// The others wait, in the middle of a step, while rank 0's worker evaluates.
@@ -84,15 +84,35 @@ func (h *hearing) spentOf(j *fsm.Job, saved fsm.Checkpoint, next *fsm.Generate) 
 	return out
 }
 
-// best is the report that reaches furthest. h.mu is held.
-func (a *account) best() *skeinv1.Spent {
-	best := a.told
-	for _, w := range slices.Sorted(maps.Keys(a.sealed)) {
-		if s := a.sealed[w].GetSpent(); best == nil || s.GetStep() > best.GetStep() || s.GetStep() == best.GetStep() && total(s) > total(best) {
+// best is the report that reaches furthest, but not beyond the step that what follows goes on
+// from live: a step that only the dead knew decided is taken again. h.mu is held.
+func (a *account) best(next *fsm.Generate) *skeinv1.Spent {
+	var best, further *skeinv1.Spent
+	for _, s := range a.reports() {
+		if next != nil && next.Live != nil && s.GetStep() > next.Live.Target {
+			further = s
+			continue
+		}
+		if best == nil || s.GetStep() > best.GetStep() || s.GetStep() == best.GetStep() && total(s) > total(best) {
 			best = s
 		}
 	}
+	if best == nil {
+		return further
+	}
 	return best
+}
+
+// reports are all that were heard. h.mu is held.
+func (a *account) reports() []*skeinv1.Spent {
+	var list []*skeinv1.Spent
+	if a.told != nil {
+		list = append(list, a.told)
+	}
+	for _, w := range slices.Sorted(maps.Keys(a.sealed)) {
+		list = append(list, a.sealed[w].GetSpent())
+	}
+	return list
 }
 
 func total(s *skeinv1.Spent) int64 {

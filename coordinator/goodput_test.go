@@ -29,19 +29,35 @@ func TestTheReportThatReachesFurthestSaysWhatAGenerationSpent(t *testing.T) {
 	}
 	h.spends(time.Now(), "job", 3, told(20, 2000, 50))
 	h.spends(time.Now(), "job", 2, told(99, 9900, 0)) // late news of an older one
-	want := ledger.Spent{Step: 20, Entering: 100, Productive: 2000, Checkpoint: 4, DataWait: 3, Evaluation: 50, Safe: 800}
+	want := ledger.Spent{Generation: 3, Step: 20, Entering: 100, Productive: 2000, Checkpoint: 4, DataWait: 3, Evaluation: 50, Safe: 800}
 	if got := h.spentOf(j, published, nil); got != want {
 		t.Errorf("while it trains: %+v, want %+v", got, want)
 	}
 	s := told(21, 2150, 0) // it waited in a step while rank 0's worker evaluated
 	s.UnfinishedMs = 70
 	h.spent("job", 3, "w2", &skeinv1.Sealed{Step: 21, Spent: s})
-	want = ledger.Spent{Step: 21, Entering: 100, Productive: 2100, Rework: 70, Checkpoint: 4, DataWait: 3, Evaluation: 50, Safe: 1600}
+	want = ledger.Spent{Generation: 3, Step: 21, Entering: 100, Productive: 2100, Rework: 70, Checkpoint: 4, DataWait: 3, Evaluation: 50, Safe: 1600}
 	if got := h.spentOf(j, fsm.Checkpoint{Generation: 3, Step: 16}, nil); got != want {
 		t.Errorf("when w1 is lost and w2 has sealed: %+v, want %+v", got, want)
 	}
 	if got := h.spentOf(j, fsm.Checkpoint{Generation: 2, Step: 16}, nil); got.Safe != 0 {
 		t.Errorf("a checkpoint of an older generation makes %d ms of this one safe", got.Safe)
+	}
+}
+
+func TestAStepThatOnlyTheDeadKnewDecidedIsNotProductive(t *testing.T) {
+	j, h := spending()
+	h.spends(time.Now(), "job", 3, told(21, 2100, 0)) // by w1, which is lost
+	s := told(20, 2000, 0)
+	s.UnfinishedMs = 90
+	h.spent("job", 3, "w2", &skeinv1.Sealed{Step: 20, Spent: s})
+	place := []fsm.Place{{Worker: "w2", Incarnation: "b", Ranks: []int{0, 1, 2, 3}}}
+	got := h.spentOf(j, fsm.Checkpoint{}, &fsm.Generate{Placement: place, Live: &fsm.Live{Target: 20}})
+	if got.Step != 20 || got.Productive != 2000 || got.Rework != 90 {
+		t.Errorf("going on from step 20: %+v", got)
+	}
+	if got = h.spentOf(j, fsm.Checkpoint{}, &fsm.Generate{Placement: place, Live: &fsm.Live{Target: 21}}); got.Step != 21 || got.Productive != 2100 {
+		t.Errorf("going on from step 21: %+v", got)
 	}
 }
 

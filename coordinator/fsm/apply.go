@@ -61,6 +61,15 @@ func (j *Job) become(to Phase, index uint64, e Entry, kind string) error {
 	return nil
 }
 
+// spent is what an entry says of where the running generation's time went. Who proposed it
+// may have been late: what is known of another generation is in the ledger already.
+func (j *Job) spent(e Entry) ledger.Spent {
+	if g := e.Spent.Generation; g != 0 && g != j.Generation {
+		return ledger.Spent{}
+	}
+	return e.Spent
+}
+
 // tell adds an event to the history.
 func (j *Job) tell(index uint64, e Entry, kind string) {
 	from := max(0, len(j.Events)+1-eventsMax)
@@ -233,12 +242,12 @@ func (d *Generate) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.checkLive(d, from.Step); err != nil {
 		return d.Job, err
 	}
-	gained := d.Live != nil && d.Live.Target > j.Ended().From
+	gained, spent := d.Live != nil && d.Live.Target > j.Ended().From, j.spent(e)
 	if err := j.become(Running, index, e, "generation"); err != nil {
 		return d.Job, err
 	}
 	j.Generation, j.Placement, j.Resume, j.Live, j.Parked = d.Generation, d.Placement, from, d.Live, Parked{}
-	j.Ledger.Train(e.At, e.Spent, d.Live != nil, len(d.Placement), j.Useful())
+	j.Ledger.Train(e.At, spent, d.Live != nil, len(d.Placement), j.Useful())
 	if j.Setbacks++; gained {
 		j.Setbacks = 0
 	}
@@ -330,9 +339,9 @@ func (d *Suspend) apply(s *State, index uint64, e Entry) (string, error) {
 	if err := j.become(Queued, index, e, "suspended"); err != nil {
 		return d.Job, err
 	}
+	j.Ledger.Wait(e.At, j.spent(e))
 	j.Parked = Parked{Generation: j.Generation, Placement: j.Placement, Live: j.Live, From: j.Began()}
 	j.Generation, j.Placement, j.Live = d.Generation, nil, nil
-	j.Ledger.Wait(e.At, e.Spent)
 	s.put(j)
 	return d.Job, nil
 }

@@ -33,7 +33,7 @@ func (d *Publish) apply(s *State, index uint64, e Entry) (string, error) {
 	from := max(0, len(j.Published)+1-publishedMax)
 	j.Published = append(slices.Clone(j.Published[from:]), c)
 	j.PublishedIndex, j.Setbacks = index, 0
-	j.Ledger.Publish(e.Spent)
+	j.Ledger.Publish(j.spent(e))
 	j.tell(index, e, "published")
 	s.put(j)
 	return d.Job, nil
@@ -67,7 +67,7 @@ func (d *Complete) apply(s *State, index uint64, e Entry) (string, error) {
 		return d.Job, err
 	}
 	j.Result, j.Placement, j.Live = d.Result, nil, nil
-	j.Ledger.End(e.At, e.Spent, true)
+	j.Ledger.End(e.At, j.spent(e), true)
 	s.put(j)
 	return d.Job, nil
 }
@@ -111,7 +111,7 @@ func (s *State) end(j Job, to Phase, index uint64, e Entry) error {
 		return err
 	}
 	j.Placement, j.Live, j.Parked = nil, nil, Parked{}
-	j.Ledger.End(e.At, e.Spent, false)
+	j.Ledger.End(e.At, j.spent(e), false)
 	s.put(j)
 	return nil
 }

@@ -52,3 +52,21 @@ func TestALedgerFollowsItsJobThroughTheLog(t *testing.T) {
 		t.Errorf("it adds up to %d ms", l.Wall())
 	}
 }
+
+func TestWhatIsKnownOfAGenerationCountsOnceThoughItsEntryComesLate(t *testing.T) {
+	b := newBench(t)
+	id := b.in(Running)
+	spent := ledger.Spent{Generation: 1, Step: 9, Entering: 100, Productive: 9000}
+	at := b.s.Jobs[id].Ledger.Until
+	for i, e := range []Entry{
+		{At: at + 11_000, Decision: generate(id, 2, 0, "w1", "w2"), Spent: spent},
+		{At: at + 12_000, Decision: &Cancel{Job: id}, Spent: spent}, // proposed before the second one began
+	} {
+		if r := b.s.Apply(b.s.Index+1, e); r.Err != nil {
+			t.Fatalf("entry %d: %v", i, r.Err)
+		}
+	}
+	if l := b.s.Jobs[id].Ledger; l.Productive+l.Rework != 9000 || l.Wall() != at+12_000-b.s.Jobs[id].Submitted {
+		t.Errorf("the ledger says %+v", l.Figures)
+	}
+}

@@ -43,13 +43,15 @@ func (f Figures) Goodput() (share float64, ok bool) {
 // Spent is what a generation came to so far, as its workers measured it, in milliseconds
 // since they got their orders.
 type Spent struct {
-	Step       int64 `json:"step,omitempty"`     // the last that was decided
-	Entering   int64 `json:"entering,omitempty"` // until they began a step
-	Productive int64 `json:"productive,omitempty"`
-	Rework     int64 `json:"rework,omitempty"` // of a step that was not decided
-	Checkpoint int64 `json:"checkpoint,omitempty"`
-	DataWait   int64 `json:"dataWait,omitempty"`
-	Evaluation int64 `json:"evaluation,omitempty"`
+	// Generation is whose it is; 0: of the one that runs when the entry is applied.
+	Generation uint64 `json:"generation,omitempty"`
+	Step       int64  `json:"step,omitempty"`     // the last that was decided
+	Entering   int64  `json:"entering,omitempty"` // until they began a step
+	Productive int64  `json:"productive,omitempty"`
+	Rework     int64  `json:"rework,omitempty"` // of a step that was not decided
+	Checkpoint int64  `json:"checkpoint,omitempty"`
+	DataWait   int64  `json:"dataWait,omitempty"`
+	Evaluation int64  `json:"evaluation,omitempty"`
 	// Safe is the part of Productive that the generation's newest published checkpoint has.
 	Safe int64 `json:"safe,omitempty"`
 }
@@ -67,8 +69,13 @@ func (s Spent) sound() Spent {
 	return s
 }
 
-// spentMax is a hundred years: nothing that is added up overflows.
-const spentMax = 100 * 366 * 24 * 3600 * 1000
+const (
+	// spentMax is a hundred years: nothing that is added up overflows.
+	spentMax = 100 * 366 * 24 * 3600 * 1000
+	// leadMax is more than clocks of leaders differ, in milliseconds. A clock that is further
+	// behind than that was set, and what it shows from then on is all there is.
+	leadMax = 10_000
+)
 
 // Doing is what a job's time is spent on.
 type Doing string
@@ -86,6 +93,10 @@ type Ledger struct {
 	Figures `json:"figures,omitzero"` // up to Until; of the generation that runs, nothing yet
 	Doing   Doing                     `json:"doing,omitempty"`
 	Until   int64                     `json:"until,omitempty"` // moment up to which the figures go
+	// Lead is how much more the figures have than the clock had shown by then: clocks of two
+	// leaders differ, and entries do not come in the order of their moments. The next time
+	// that nobody has measured is shorter by it.
+	Lead int64 `json:"lead,omitempty"`
 	// Risk is the part of Productive that is lost if the job falls back to its newest
 	// published checkpoint.
 	Risk int64 `json:"risk,omitempty"`
@@ -163,26 +174,29 @@ func (l *Ledger) fallBack() {
 	l.Risk = 0
 }
 
-// learn keeps the newest that is known of the generation that runs.
+// learn keeps the newest that is known of the generation that runs. What a checkpoint has it
+// keeps, whoever tells of it.
 func (l *Ledger) learn(known Spent) {
 	known = known.sound()
+	safe := max(known.Safe, l.Known.Safe)
 	if known.Step > l.Known.Step || known.Step == l.Known.Step && known.total() >= l.Known.total() {
 		l.Known = known
 	}
+	l.Known.Safe = min(safe, l.Known.Productive)
 }
 
 // close accounts for the time up to a moment. It tells whether the account is open still.
 func (l *Ledger) close(at int64, known Spent, done bool) bool {
 	l.count(at)
-	since := l.since(at)
 	switch l.Doing {
 	case Preparing:
-		l.Figures.Preparing += since
+		l.Figures.Preparing += l.pass(at, 0)
 	case Waiting:
-		l.Paused += since
+		l.Paused += l.pass(at, 0)
 	case Training:
 		l.learn(known)
-		l.settle(since, done)
+		measured := l.Known.total()
+		l.settle(l.pass(at, measured)-measured, done)
 		l.Known, l.Workers, l.Wanted = Spent{}, 0, 0
 	case Over:
 		return false
@@ -191,21 +205,30 @@ func (l *Ledger) close(at int64, known Spent, done bool) bool {
 	return true
 }
 
-// since is how long ago the last moment was. A clock that was set back, or that of a leader
-// who is behind the last one, says nothing; neither does a ledger of an old version.
-func (l *Ledger) since(at int64) int64 {
+// shown is how much time the clock shows that is not in the figures yet. It is below zero
+// where the clock is behind, and 0 in a ledger of an old version.
+func (l *Ledger) shown(at int64) int64 {
 	if l.Until == 0 {
 		return 0
 	}
-	return min(max(at-l.Until, 0), spentMax)
+	return min(max(at-l.Until, -spentMax), spentMax) - l.Lead
 }
 
-// settle divides the time of a generation. What nobody has measured lies before its first
-// step and after its last one.
-func (l *Ledger) settle(since int64, done bool) {
+// pass is how much time is to be accounted for up to a moment, of which so much was
+// measured. That is right, whatever a clock says that was set meanwhile.
+func (l *Ledger) pass(at, measured int64) int64 {
+	shown := l.shown(at)
+	passed := max(shown, measured, 0)
+	if l.Lead = passed - shown; l.Lead > leadMax || l.Until == 0 {
+		l.Lead = 0
+	}
+	return passed
+}
+
+// settle divides the time of a generation. What nobody has measured, the rest, lies before
+// its first step and after its last one.
+func (l *Ledger) settle(rest int64, done bool) {
 	s := l.Known
-	// Durations that were measured are right, whatever a clock says that was set meanwhile.
-	rest := max(since-s.total(), 0)
 	began := s.total() > s.Entering || s.Entering > 0 && done
 	switch {
 	case l.Trained:
@@ -255,7 +278,7 @@ func (l Ledger) Now(at int64, known Spent, heard int64, ends bool) Ledger {
 		return l
 	case Training:
 		if l.learn(known); heard > 0 && !ends {
-			l.Known.Productive += min(max(at-heard, 0), max(l.since(at)-l.Known.total(), 0))
+			l.Known.Productive += min(max(at-heard, 0), max(l.shown(at)-l.Known.total(), 0))
 		}
 		workers, wanted := l.Workers, l.Wanted
 		l.close(at, l.Known, !ends)
