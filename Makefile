@@ -46,6 +46,10 @@ image: build operator ## bin/skein.tar and bin/skein-operator.tar: OCI archives 
 kube: ## a real API server of Kubernetes into .cache/kube, once, for the tests of k8s/ (some eight minutes)
 	@scripts/kube.sh
 
+.PHONY: helm
+helm: ## helm into .cache/bin, once, for the tests of k8s/helm and docs/KUBERNETES.md (two minutes)
+	@cd tools/helm && go build -trimpath -o ../../.cache/bin/helm helm.sh/helm/v3/cmd/helm
+
 .PHONY: test
 test: vet race ## what CI runs: vet, gofmt, every test with invariants on, the race detector where there is a C compiler
 	go test -tags invariants ./...
@@ -153,6 +157,7 @@ generate: ## everything that a program writes: kernels (needs gcc and binutils),
 	go generate ./...
 	go test ./jobspec -run Reference -rewrite >/dev/null
 	go test ./k8s/crd -run Generated -rewrite >/dev/null
+	go test ./k8s/helm -run Generated -rewrite >/dev/null
 
 .PHONY: check-generated
 check-generated: generate ## generate, then a clean tree

@@ -24,6 +24,16 @@ type Config struct {
 	Insecure     bool        // plain to other machines too
 	Build        string      // version of this program
 
+	// Dial reaches a coordinator's address; nil: over TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+
+	// Advice is what to do about a coordinator that is not reached; "": start one.
+	Advice string
+
+	// Resolve says which job a word means to whoever keeps names of his own: its id, or
+	// the word as it is; nil: nobody does.
+	Resolve func(ctx context.Context, word string) (string, error)
+
 	// Patience is how long a coordinator that leads is looked for; 10 s. A watcher that
 	// has found one looks for the next for WatchPatience; 5 min.
 	Patience      time.Duration
@@ -40,6 +50,12 @@ func (c *Config) EnsureDefaults() {
 	}
 	if c.WatchPatience == 0 {
 		c.WatchPatience = 5 * time.Minute
+	}
+	if c.Advice == "" {
+		c.Advice = "start one with `skein coordinator`, or name others with --coordinator"
+	}
+	if c.Resolve == nil {
+		c.Resolve = func(_ context.Context, word string) (string, error) { return word, nil }
 	}
 	if c.Warn == nil {
 		c.Warn = func(string) {}
@@ -88,7 +104,7 @@ func New(c Config) (*Client, error) {
 		return nil, err
 	}
 	warned := false
-	conn, err := leader.New(leader.Config{Addresses: c.Coordinators, TLS: c.TLS, Build: c.Build, OtherBuild: func(address, build string) {
+	conn, err := leader.New(leader.Config{Addresses: c.Coordinators, TLS: c.TLS, Build: c.Build, Dial: c.Dial, OtherBuild: func(address, build string) {
 		if !warned { // one line, however many coordinators
 			c.Warn(fmt.Sprintf("coordinator %s is of build %s, this is %s; the same version on all machines is safer", address, build, c.Build))
 		}
@@ -199,6 +215,10 @@ func (c *Client) Resume(ctx context.Context, id string) error {
 // Find returns the job that a user means: by its id, by the beginning of an id that no
 // other job's has, or by a name that only one active job has.
 func (c *Client) Find(ctx context.Context, word string) (*skeinv1.Job, error) {
+	word, err := c.config.Resolve(ctx, word)
+	if err != nil {
+		return nil, err
+	}
 	jobs, err := c.List(ctx, false)
 	if err != nil {
 		return nil, err

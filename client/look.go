@@ -33,8 +33,6 @@ type Try struct {
 	answer *skeinv1.StatusResponse // nil: none
 }
 
-const startOne = "start one with `skein coordinator`, or name others with --coordinator"
-
 // tryMax bounds one try.
 const tryMax = 3 * time.Second
 
@@ -90,8 +88,8 @@ func hopeless(tries []Try) bool {
 func (c *Client) ask(ctx context.Context, address string) Try {
 	ctx, cancel := context.WithTimeout(ctx, tryMax)
 	defer cancel()
-	t := Try{Address: address, Advice: startOne}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	t := Try{Address: address, Advice: c.config.Advice}
+	conn, err := c.dial(ctx, address)
 	if err != nil {
 		t.Fault = dialFault(err)
 		return t
@@ -107,13 +105,20 @@ func (c *Client) ask(ctx context.Context, address string) Try {
 	return t
 }
 
+func (c *Client) dial(ctx context.Context, address string) (net.Conn, error) {
+	if c.config.Dial != nil {
+		return c.config.Dial(ctx, address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+}
+
 // status asks a coordinator that accepts connections.
 func (c *Client) status(ctx context.Context, t *Try) {
 	secure := insecure.NewCredentials()
 	if c.config.TLS != nil {
 		secure = credentials.NewTLS(c.config.TLS)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+t.Address, grpc.WithTransportCredentials(secure), grpc.WithDisableServiceConfig())
+	conn, err := grpc.NewClient("passthrough:///"+t.Address, grpc.WithTransportCredentials(secure), grpc.WithDisableServiceConfig(), grpc.WithContextDialer(c.dial))
 	if err != nil {
 		t.Fault = err.Error()
 		return

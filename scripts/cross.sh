@@ -33,7 +33,8 @@ say() { echo "cross: $*"; }
 
 macs=(arm64 amd64)
 [ -z "$SHORT" ] || macs=(arm64)
-# The operator runs in containers alone, and the libraries of Kubernetes take minutes.
+# The operator runs in containers alone, and all that it needs of Kubernetes takes minutes; what
+# the program itself needs is built with it.
 mapfile -t packages < <(go list ./... | grep -Ev '/k8s/|/cmd/skein-operator$')
 for arch in "${macs[@]}"; do
 	GOOS=darwin GOARCH=$arch go build -o /dev/null "${packages[@]}"

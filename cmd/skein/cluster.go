@@ -27,6 +27,7 @@ type clusterFlags struct {
 	tls          string
 	insecure     bool
 	patience     time.Duration
+	kube         kubeFlags
 }
 
 func (f *clusterFlags) add(c *cobra.Command) {
@@ -34,16 +35,23 @@ func (f *clusterFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.tls, "tls", "", "folder of certificates, made by skein certs; default $"+tlsVariable)
 	c.Flags().BoolVar(&f.insecure, "insecure", false, "speak plain text to other machines too")
 	c.Flags().DurationVar(&f.patience, "connect-timeout", 10*time.Second, "how long to look for a coordinator")
+	f.kube.add(c)
 }
 
 // config fills in the environment and reads the certificates.
-func (f *clusterFlags) config(std streams) (client.Config, error) {
+func (f *clusterFlags) config(ctx context.Context, std streams) (client.Config, error) {
 	c := client.Config{
 		Coordinators: addresses(f.coordinators, os.Getenv(coordinatorVariable)), Insecure: f.insecure, Build: version, Patience: f.patience,
 		Warn: func(text string) { fmt.Fprintf(std.err, "skein: warning: %s\n", text) },
 	}
 	if f.patience <= 0 {
 		return c, usageError{fmt.Errorf("--connect-timeout is %s; give a time such as 10s", f.patience)}
+	}
+	if err := f.kube.check(f); err != nil {
+		return c, err
+	}
+	if f.kube.on {
+		return f.kubeConfig(ctx, c)
 	}
 	files, err := certificates(f.tls)
 	if err != nil {
@@ -60,8 +68,8 @@ func (f *clusterFlags) config(std streams) (client.Config, error) {
 }
 
 // open connects to the cluster when it is first used. Close the client.
-func (f *clusterFlags) open(std streams) (*client.Client, error) {
-	c, err := f.config(std)
+func (f *clusterFlags) open(ctx context.Context, std streams) (*client.Client, error) {
+	c, err := f.config(ctx, std)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +78,7 @@ func (f *clusterFlags) open(std streams) (*client.Client, error) {
 
 // with runs do with a client.
 func (f *clusterFlags) with(ctx context.Context, std streams, do func(context.Context, *client.Client) error) error {
-	c, err := f.open(std)
+	c, err := f.open(ctx, std)
 	if err != nil {
 		return err
 	}
@@ -90,7 +98,7 @@ func (f *clusterFlags) again() string {
 	if f.insecure {
 		text += " --insecure"
 	}
-	return text
+	return text + f.kube.again()
 }
 
 func addresses(flag []string, variable string) []string {

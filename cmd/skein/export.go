@@ -95,7 +95,8 @@ func runExport(ctx context.Context, std streams, eng engine, cfg exportConfig, c
 // cluster is named that could have a job of that name.
 func isStore(word string, cluster clusterFlags) bool {
 	info, err := os.Stat(word)
-	return strings.ContainsAny(word, "/\\.") || err == nil && info.IsDir() || len(addresses(cluster.coordinators, os.Getenv(coordinatorVariable))) == 0
+	named := cluster.kube.on || len(addresses(cluster.coordinators, os.Getenv(coordinatorVariable))) > 0
+	return strings.ContainsAny(word, "/\\.") || err == nil && info.IsDir() || !named
 }
 
 // storeOf is the folder of a job's checkpoints, in which the newest that the log has

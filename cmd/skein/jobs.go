@@ -45,6 +45,12 @@ func runJobs(ctx context.Context, std streams, cfg jobsConfig) error {
 	if err := checkList(cfg.output); err != nil {
 		return err
 	}
+	if cfg.cluster.kube.on {
+		note := func(text string) { fmt.Fprintf(std.err, "skein: %s\n", text) }
+		if err := awaitedKube(ctx, cfg.cluster, note); err != nil {
+			return err
+		}
+	}
 	return cfg.cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
 		got, err := c.List(ctx, cfg.Active)
 		if err != nil {

@@ -47,6 +47,7 @@ func runLogs(ctx context.Context, std streams, cfg logsConfig) error {
 		return err
 	}
 	std.plain = true // a log is read later
+	cfg.cluster.kube.patient = cfg.Follow
 	return cfg.cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
 		job, err := c.Find(ctx, cfg.Job)
 		if err != nil {

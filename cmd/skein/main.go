@@ -18,6 +18,7 @@ import (
 	"github.com/skein-ml/skein/client"
 	"github.com/skein-ml/skein/internal/console"
 	"github.com/skein-ml/skein/jobspec"
+	"github.com/skein-ml/skein/k8s/access"
 	"github.com/skein-ml/skein/worker"
 )
 
@@ -110,6 +111,12 @@ func clusterStatus(err error) (status int, ok bool) {
 	}
 	if _, ok := errors.AsType[*client.UnreachableError](err); ok {
 		return exitUnreachable, true
+	}
+	if _, ok := errors.AsType[*access.UnreachableError](err); ok {
+		return exitUnreachable, true
+	}
+	if _, ok := errors.AsType[*access.ChoiceError](err); ok {
+		return exitUsage, true
 	}
 	if _, ok := errors.AsType[*client.RejectedError](err); ok {
 		return exitUsage, true

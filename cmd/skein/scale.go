@@ -45,6 +45,11 @@ func runScale(ctx context.Context, std streams, cfg scaleConfig) error {
 	if cfg.Workers < 1 {
 		return usageError{fmt.Errorf("--workers is %d; a job needs at least 1, and `skein pause` stops it", cfg.Workers)}
 	}
+	if cfg.cluster.kube.on {
+		if done, err := scaleKube(ctx, std, cfg); done || err != nil {
+			return err
+		}
+	}
 	return cfg.cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
 		job, err := c.Find(ctx, cfg.Job)
 		if err != nil {
@@ -104,6 +109,11 @@ Resuming a job that is not paused succeeds.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg.Jobs = args
 			return each(c.Context(), std, cfg, "goes on when enough workers are free", func(ctx context.Context, c *client.Client, id string) error {
+				if cfg.cluster.kube.on {
+					if err := heldKube(ctx, cfg.cluster, id); err != nil {
+						return err
+					}
+				}
 				return c.Resume(ctx, id)
 			})
 		},

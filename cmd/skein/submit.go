@@ -46,9 +46,14 @@ machine; --upload and --no-upload decide otherwise. Without a copy, paths must
 lead to the same files on every worker.
 
 With --watch the job is shown until it is over. Ctrl-C stops watching, never the
-job.`,
+job.
+
+With --kube the job becomes a FineTuneJob, on a SkeinCluster of a Kubernetes that
+your kubeconfig leads to. Its name has to be new there. Nothing is uploaded: relative
+paths start from the storage that the workers share.`,
 		Example: `  skein submit -f job.yaml --watch --coordinator 10.0.0.1:7401,10.0.0.2:7401 --tls ./me
-  skein submit -f job.yaml --set train.steps=8 -o name`,
+  skein submit -f job.yaml --set train.steps=8 -o name
+  skein submit -f job.yaml --kube --namespace team --watch`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if err := oneOf("output", cfg.output, outputText, outputJSON, outputName); err != nil {
@@ -95,7 +100,10 @@ type submitted struct {
 
 func runSubmit(ctx context.Context, std streams, cfg submitConfig) error {
 	lifeline(std, cfg.until)
-	config, err := cfg.cluster.config(std)
+	if cfg.cluster.kube.on {
+		return submitKube(ctx, std, cfg)
+	}
+	config, err := cfg.cluster.config(ctx, std)
 	if err != nil {
 		return err
 	}

@@ -56,16 +56,24 @@ func runWait(ctx context.Context, std streams, cfg waitConfig) error {
 	if cfg.Timeout < 0 {
 		return usageError{fmt.Errorf("--timeout is %s; give a time such as 2h", cfg.Timeout)}
 	}
+	cfg.cluster.kube.patient = true
 	return cfg.cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
-		job, err := c.Find(ctx, cfg.Job)
-		if err != nil {
-			return err
-		}
 		within, cancel := ctx, context.CancelFunc(func() {})
 		if cfg.Timeout > 0 {
 			within, cancel = context.WithTimeout(ctx, cfg.Timeout)
 		}
 		defer cancel()
+		finding := ctx
+		if cfg.cluster.kube.on { // where the coordinators may not have the job yet
+			finding = within
+		}
+		job, err := c.Find(finding, cfg.Job)
+		if err != nil && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			return timeoutError{fmt.Errorf("the coordinators do not have job %s after %s; `kubectl describe finetunejob %s` says why", cfg.Job, cfg.Timeout, cfg.Job)}
+		}
+		if err != nil {
+			return err
+		}
 		reached, err := c.Wait(within, job.GetId(), cfg.For)
 		switch {
 		case err == nil:

@@ -46,6 +46,7 @@ func runWatch(ctx context.Context, std streams, cfg watchConfig) error {
 	if err := oneOf("output", cfg.output, outputText, outputJSON); err != nil {
 		return err
 	}
+	cfg.cluster.kube.patient = true
 	return cfg.cluster.with(ctx, std, func(ctx context.Context, c *client.Client) error {
 		job, err := c.Find(ctx, cfg.Job)
 		if err != nil {

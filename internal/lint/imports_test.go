@@ -72,7 +72,14 @@ const policy = `
 	k8s/api, proto < k8s/policy
 	k8s/policy, client < k8s/operator
 	k8s/operator < k8s/operator/operatortest
-	k8s/operator/operatortest < k8s/apitest
+	k8s/policy < k8s/e2e
+
+	NONE < k8s/helm
+
+	# The user's way to such a cluster, from outside of it.
+	k8s/policy < k8s/access
+	k8s/access < k8s/access/accesstest
+	k8s/operator/operatortest, k8s/access/accesstest < k8s/apitest
 
 	# The pure machines of both paths over a model of everything else.
 	worker, coordinator < sim
@@ -81,7 +88,7 @@ const policy = `
 	worker/trainer, device/cpu < bench
 
 	# Binaries and tools see everything; nothing sees them.
-	bench, sim, worker, coordinator, client, fleet, device/cpu, device/opaque, k8s/operator < cmd, examples, scripts
+	bench, sim, worker, coordinator, client, fleet, device/cpu, device/opaque, k8s/operator, k8s/access/accesstest < cmd, examples, scripts
 `
 
 func TestImportsFollowPolicy(t *testing.T) {

@@ -41,7 +41,44 @@ func Load(dir string) (*Files, error) {
 
 func load(dir string, now time.Time) (*Files, error) {
 	path := func(name string) string { return filepath.Join(dir, name) }
-	ca, err := loadCertificate(path(caFile))
+	f, err := assemble(path, func(name string) ([]byte, error) {
+		if name == keyFile {
+			return readPrivate(path(name))
+		}
+		return read(path(name))
+	}, now)
+	if err != nil {
+		return nil, err
+	}
+	f.GossipKey, err = loadGossip(path(gossipFile))
+	return f, err
+}
+
+// ParseFiles is Load of parts; whoever keeps them sees to it that nobody else reads them.
+func ParseFiles(p Parts, now time.Time) (*Files, error) {
+	f, err := assemble(func(name string) string { return name }, func(name string) ([]byte, error) {
+		if p[name] == nil {
+			return nil, fmt.Errorf("%s is missing", name)
+		}
+		return p[name], nil
+	}, now)
+	if text, there := p[gossipFile]; err == nil && there {
+		f.GossipKey, err = parseGossip(gossipFile, text)
+	}
+	return f, err
+}
+
+// assemble makes sense of all parts but the gossip key. Path is what errors call a part,
+// and get reads it.
+func assemble(path func(name string) string, get func(name string) ([]byte, error), now time.Time) (*Files, error) {
+	certificate := func(name string) (*x509.Certificate, error) {
+		b, err := get(name)
+		if err != nil {
+			return nil, err
+		}
+		return parseCertificate(path(name), b)
+	}
+	ca, err := certificate(caFile)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +86,7 @@ func load(dir string, now time.Time) (*Files, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path(caFile), err)
 	}
-	cert, err := loadCertificate(path(certFile))
+	cert, err := certificate(certFile)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +95,11 @@ func load(dir string, now time.Time) (*Files, error) {
 			return nil, err
 		}
 	}
-	key, err := loadKey(path(keyFile))
+	b, err := get(keyFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := parseKey(path(keyFile), b)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +119,7 @@ func load(dir string, now time.Time) (*Files, error) {
 	if f.Cluster != cluster {
 		return nil, fmt.Errorf("%s: it is of cluster %s, and %s of %s; make both with one authority, by `skein certs`", path(certFile), f.Cluster, caFile, cluster)
 	}
-	f.GossipKey, err = loadGossip(path(gossipFile))
-	return f, err
+	return f, nil
 }
 
 // Config is for both ends of a connection: TLS 1.3, each end must show a certificate of
@@ -175,6 +215,10 @@ func loadGossip(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return parseGossip(path, b)
+}
+
+func parseGossip(path string, b []byte) ([]byte, error) {
 	key, err := hex.DecodeString(strings.TrimSpace(string(b)))
 	if err != nil || len(key) != gossipBytes {
 		return nil, fmt.Errorf("%s: it is not %d bytes in hex; copy it from another member of the cluster", path, gossipBytes)

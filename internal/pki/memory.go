@@ -4,10 +4,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -39,9 +37,9 @@ func ParseCA(p Parts, now time.Time) (*CA, error) {
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%s: the key is not that of %s", caKeyFile, caFile)
 	}
-	gossip, err := hex.DecodeString(strings.TrimSpace(string(p[gossipFile])))
-	if err != nil || len(gossip) != gossipBytes {
-		return nil, fmt.Errorf("%s: it is not %d bytes in hex", gossipFile, gossipBytes)
+	gossip, err := parseGossip(gossipFile, p[gossipFile])
+	if err != nil {
+		return nil, err
 	}
 	ca := &CA{cert: cert, key: key, gossip: gossip}
 	ca.cluster, err = clusterOf(cert)

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto/tls"
 	"maps"
 	"strings"
@@ -29,8 +30,18 @@ func TestAnAuthorityOfPartsIssuesWhatItsMembersTrust(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := loaded(t, issued(t, ca, Coordinator, "c1", "c1.example"))
-	server.certificate = pair
+	server, err := ParseFiles(own, time.Now())
+	if err != nil || server.Name != "c1" || len(server.GossipKey) != gossipBytes || !bytes.Equal(server.certificate.Certificate[0], pair.Certificate[0]) {
+		t.Fatalf("its parts are read as %+v, %v", server, err)
+	}
+	for _, name := range []string{caFile, certFile, keyFile} {
+		part := own[name]
+		delete(own, name)
+		if _, err := ParseFiles(own, time.Now()); err == nil || err.Error() != name+" is missing" {
+			t.Errorf("without %s: %v", name, err)
+		}
+		own[name] = part
+	}
 	admin, err := ca.Member(Admin, "operator", nil, time.Hour)
 	if err != nil {
 		t.Fatal(err)

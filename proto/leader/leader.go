@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,9 @@ type Config struct {
 	Addresses []string    // of coordinators, host:port; the first is asked first
 	TLS       *tls.Config // nil: plain
 	Build     string      // version of this program
+
+	// Dial reaches an address; nil: over TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 
 	// OtherBuild, if set, is called once for each coordinator of another build.
 	OtherBuild func(address, build string)
@@ -220,10 +224,16 @@ func (c *Conn) conn() (*grpc.ClientConn, string, error) {
 	if c.config.TLS != nil {
 		secure = credentials.NewTLS(c.config.TLS)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+c.current, grpc.WithTransportCredentials(secure), grpc.WithDisableServiceConfig(),
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(secure), grpc.WithDisableServiceConfig(),
 		// One that has been started again is there as soon as it is asked.
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: pauseMin, Multiplier: 1.3, Jitter: .2, MaxDelay: pauseMax}, MinConnectTimeout: tryMax}),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: false}))
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 5 * time.Second, Timeout: 3 * time.Second, PermitWithoutStream: false}),
+	}
+	if c.config.Dial != nil {
+		options = append(options, grpc.WithContextDialer(c.config.Dial))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+c.current, options...)
 	if err != nil {
 		return nil, "", fmt.Errorf("coordinator %s: %w", c.current, err)
 	}
