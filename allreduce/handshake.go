@@ -11,7 +11,7 @@ import (
 )
 
 // ringVersion is the version of everything that two workers say to each other.
-const ringVersion = 3
+const ringVersion = 4
 
 const (
 	helloMagic    = "SKNR"

@@ -47,12 +47,6 @@ func AppendSparseOrder(order []Rows, piece shard.Range, base, width int64, ids [
 	return order
 }
 
-// Inside is the part of row id that lies in the piece, in elements of the bucket.
-func Inside(piece shard.Range, base, width int64, id int32) shard.Range {
-	start := base + int64(id)*width
-	return shard.Range{Lo: max(start, piece.Lo), Hi: min(start+width, piece.Hi)}
-}
-
 func ascending(ids []int32) bool {
 	for i := 1; i < len(ids); i++ {
 		if ids[i-1] >= ids[i] {

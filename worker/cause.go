@@ -38,10 +38,13 @@ func (h *hosting) cause(ctx context.Context, err error) error {
 		return &BrokenError{Reason: err.Error(), Accused: h.nameOf(peer.Worker)}
 	}
 	if d, ok := errors.AsType[*trainer.DivergedError](err); ok {
-		owner, mirror := h.nameOf(d.Owner), h.nameOf(d.Mirror)
+		owner, mirror, bucket := h.nameOf(d.Owner), h.nameOf(d.Mirror), d.Layer
+		if d.Kind != checkpoint.Master {
+			bucket = fmt.Sprintf("%s, AdamW's %v", d.Layer, d.Kind)
+		}
 		return &BrokenError{
 			Reason:   fmt.Sprintf("%v; these are %s and %s, and one of the two computes wrongly: look at their memory and processors", err, owner, mirror),
-			Diverged: &skeinv1.Divergence{Rank: int32(d.Rank), Bucket: d.Layer, Step: d.Step, Owner: owner, Mirror: mirror},
+			Diverged: &skeinv1.Divergence{Rank: int32(d.Rank), Bucket: bucket, Step: d.Step, Owner: owner, Mirror: mirror},
 		}
 	}
 	if passing(err) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/skein-ml/skein/data/stream"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/worker/trainer"
 )
 
 // Keep is what a worker process keeps of a job between the generations that it takes part
@@ -63,7 +64,12 @@ func (h *hosting) part(ctx context.Context, cause error) error {
 		}
 	}()
 	h.overhear()
-	_ = h.failedSave() // what the checkpoint came to counts; its error is the cause, or follows it
+	_ = h.failedSave()                                       // what the checkpoint came to counts; its error is the cause, or follows it
+	if h.saving != nil && cause != nil && ctx.Err() == nil { // it may have lost the race with a neighbour that left for the same reason
+		if d, found := errors.AsType[*trainer.DivergedError](h.saving.err); found {
+			cause = h.cause(ctx, d)
+		}
+	}
 	broken, ok := errors.AsType[*BrokenError](cause)
 	if !ok && cause != nil && h.entered && h.Keep != nil && ctx.Err() != nil {
 		broken, ok = &BrokenError{Reason: "it was stopped here: " + cause.Error()}, true

@@ -14,7 +14,6 @@ import (
 	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/internal/console"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
-	"github.com/skein-ml/skein/worker/trainer"
 )
 
 // saving is a checkpoint on its way: every worker writes its own pieces while the next
@@ -51,6 +50,10 @@ type share struct {
 	// Seconds that generations took so far, as rank 0's worker has measured.
 	Seconds float64 `json:"seconds"`
 	Fault   string  `json:"fault,omitempty"` // why there is no part: the store's fault
+	// Own are checksums of what the part holds, and Copies of what this worker has, too, of
+	// what others' parts hold.
+	Own    []sums `json:"own,omitempty"`
+	Copies []sums `json:"copies,omitempty"`
 }
 
 // save begins the checkpoint of the step that was just taken.
@@ -69,9 +72,13 @@ func (h *hosting) save(ctx context.Context) error {
 	read := make(chan struct{})
 	h.tr.Hold(read)
 	h.saving = s
+	src := &reading{Trainer: h.tr, ctx: ctx, done: read}
+	if h.link != nil {
+		src.own, src.copies = newSums(h.Table.Buckets(), h.Config.Placement.Ranks(h.self)), newSums(h.Table.Buckets(), h.tr.Copies())
+	}
 	go func() {
 		defer close(s.done)
-		if s.err = h.write(ctx, s, own, read); s.err != nil && h.link != nil {
+		if s.err = h.write(ctx, s, own, src); s.err != nil && h.link != nil {
 			_ = h.link.Close() // nobody is to wait for what will not come
 		}
 	}()
@@ -120,26 +127,34 @@ func (h *hosting) failedSave() error {
 	}
 }
 
-// write writes this worker's pieces, hears of the others', and has it all published. Where
-// the store fails, all workers give the checkpoint up and remove their parts.
-func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- struct{}) error {
+// write writes this worker's pieces, hears of the others', compares them with their copies, and
+// has it all published. Where the store fails, all workers give the checkpoint up and remove
+// their parts.
+func (h *hosting) write(ctx context.Context, s *saving, own share, src *reading) error {
 	part, err := checkpoint.SavePart(ctx, h.FS, h.dir, h.Table, s.state.Step, h.Order.GetGeneration(),
-		h.Config.Placement.Ranks(h.self), reading{h.tr, read}, h.chain(s.state.Step))
+		h.Config.Placement.Ranks(h.self), src, h.chain(s.state.Step))
 	if err != nil {
 		if ctx.Err() != nil || !errors.Is(err, checkpoint.ErrUnwritten) {
 			return err
 		}
 		own.Fault = h.Worker + ": " + err.Error()
 	}
-	own.Part = part
-	parts, err := h.shares(ctx, s, own)
+	if src.err != nil {
+		return src.err
+	}
+	own.Part, own.Own, own.Copies = part, src.own, src.copies
+	all, err := h.shares(ctx, s, own)
 	if err != nil {
+		return err
+	}
+	if err := h.agree(ctx, s, all); err != nil {
+		checkpoint.Withdraw(h.FS, h.dir, s.state.Step, part)
 		return err
 	}
 	var m checkpoint.Manifest
 	var ck *skeinv1.Checkpoint
 	if s.fault == "" {
-		if m, ck, err = h.manifest(ctx, s, parts); err != nil {
+		if m, ck, err = h.manifest(ctx, s, all); err != nil {
 			return err
 		}
 	}
@@ -158,8 +173,12 @@ func (h *hosting) write(ctx context.Context, s *saving, own share, read chan<- s
 }
 
 // manifest has rank 0's worker write it, and lets every worker know whether the store took it.
-func (h *hosting) manifest(ctx context.Context, s *saving, parts []checkpoint.Part) (m checkpoint.Manifest, ck *skeinv1.Checkpoint, err error) {
+func (h *hosting) manifest(ctx context.Context, s *saving, all []share) (m checkpoint.Manifest, ck *skeinv1.Checkpoint, err error) {
 	if h.leads() {
+		var parts []checkpoint.Part
+		for _, x := range all {
+			parts = append(parts, x.Part)
+		}
 		ck = &skeinv1.Checkpoint{Generation: h.Order.GetGeneration(), Step: s.state.Step}
 		m, ck.Manifest, ck.Bytes, err = checkpoint.WriteManifest(ctx, h.FS, h.dir, h.Table, s.state, h.Order.GetGeneration(), parts)
 		ck.Weights = m.Weights.String()
@@ -180,15 +199,6 @@ func (h *hosting) manifest(ctx context.Context, s *saving, parts []checkpoint.Pa
 	s.fault = string(blobs[0])
 	return m, ck, nil
 }
-
-// reading lets training go on as soon as its state has been read.
-type reading struct {
-	*trainer.Trainer
-	done chan<- struct{}
-}
-
-// ReadDone implements [checkpoint.Releaser].
-func (r reading) ReadDone() { close(r.done) }
 
 // published follows up on a checkpoint that is in the log: what reads the folder sees it
 // too, and old ones go.
@@ -218,7 +228,7 @@ func (h *hosting) published(s *saving, m checkpoint.Manifest, ck *skeinv1.Checkp
 }
 
 // shares gathers what all workers wrote, or which of them could not, and what they counted.
-func (h *hosting) shares(ctx context.Context, saving *saving, own share) (parts []checkpoint.Part, err error) {
+func (h *hosting) shares(ctx context.Context, saving *saving, own share) ([]share, error) {
 	step := saving.state.Step
 	all := []share{own}
 	if h.link != nil {
@@ -239,12 +249,11 @@ func (h *hosting) shares(ctx context.Context, saving *saving, own share) (parts 
 	}
 	saving.tokens, saving.seconds = h.before.Tokens, all[0].Seconds
 	for _, s := range all {
-		parts = append(parts, s.Part)
 		saving.tokens += s.Tokens
 		saving.fault = cmp.Or(saving.fault, s.Fault)
 	}
 	saving.counted = saving.fault == ""
-	return parts, nil
+	return all, nil
 }
 
 // chain hands the hash of the weights on along the ring.

@@ -242,13 +242,14 @@ func TestAFencedPublisherKeepsWhatItHolds(t *testing.T) {
 // wrong is a device that once, when it is told to, keeps something else than it was given.
 type wrong struct {
 	device.Device
-	now *atomic.Bool
+	now  *atomic.Bool
+	keep func(device.AdamWArgs) device.Tensor // of what
 }
 
 func (d wrong) AdamW(s device.Stream, a device.AdamWArgs) {
 	d.Device.AdamW(s, a)
 	if d.now.CompareAndSwap(true, false) {
-		d.Upload(s, a.Master.ColRange(0, 1).Buf, device.HostBytes([]float32{42}))
+		d.Upload(s, d.keep(a).ColRange(0, 1).Buf, device.HostBytes([]float32{42}))
 	}
 }
 
@@ -267,7 +268,7 @@ func TestCopiesThatDivergeEndTheGenerationByNameAndNotTheJob(t *testing.T) {
 		if err != nil || opened.Swap(true) {
 			return d, err
 		}
-		return wrong{d, &now}, nil
+		return wrong{d, &now, func(a device.AdamWArgs) device.Tensor { return a.Master }}, nil
 	}
 	var once sync.Once
 	c.onStep = func(_ string, p *skeinv1.Progress) {
@@ -300,6 +301,82 @@ func TestCopiesThatDivergeEndTheGenerationByNameAndNotTheJob(t *testing.T) {
 	c.mustRun(c.places)
 	if got := c.newest(); got.Weights != want || got.Step != 12 {
 		t.Errorf("step %d has weights %s, want step 12 with %s", got.Step, got.Weights, want)
+	}
+}
+
+// TestACheckpointWhoseCopiesDifferIsNotPublished has a moment change in the very step of the
+// first checkpoint, where no comparison of weights can see it.
+func TestACheckpointWhoseCopiesDifferIsNotPublished(t *testing.T) {
+	j := workertest.New(t)
+	settings := []string{"cluster.worldSize=4", "train.steps=8", "checkpoint.every=4 steps"}
+	want := trainedHash(t, j, settings...)
+	for name, x := range map[string]struct {
+		zero   string
+		moment func(device.AdamWArgs) device.Tensor
+		yields bool // all stop after that step, and the next generation makes up for the checkpoint
+	}{
+		"replicas":           {"cluster.zero=0", func(a device.AdamWArgs) device.Tensor { return a.M }, false},
+		"mirrors":            {"cluster.zero=1", func(a device.AdamWArgs) device.Tensor { return a.V }, false},
+		"in another's place": {"cluster.zero=1", func(a device.AdamWArgs) device.Tensor { return a.M }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, j.Copy(t), 3, append(slices.Clone(settings), x.zero)...)
+			c.mirror = true
+			c.keeping(c.places...)
+			c.mustPrepare()
+			var now atomic.Bool
+			c.openDevice = func(class string) (device.Device, error) {
+				path, _, _ := strings.Cut(class, " ")
+				d, err := cpu.New(cpu.Options{Path: path, Threads: 1})
+				return wrong{d, &now, x.moment}, err
+			}
+			var taken atomic.Int64
+			c.onStep = func(worker string, p *skeinv1.Progress) {
+				if p.Step != 3 {
+					return
+				}
+				if x.yields && worker == "w1" {
+					c.places[0].yield <- struct{}{}
+				}
+				if taken.Add(1) == 2 { // who is last has not voted for step 4 yet
+					now.Store(true)
+				}
+			}
+			use := c.places[:2]
+			errs := c.run(use, c.always)
+			if x.yields {
+				c.recover(use, errs)
+				if c.live.Target != 4 {
+					t.Fatalf("on from step %d", c.live.Target)
+				}
+				use = []*place{c.places[0], c.places[2], c.places[1]} // so that mirrors are elsewhere
+				errs = c.run(use, c.always)
+			}
+			said := 0
+			for i, err := range errs {
+				broken, ok := errors.AsType[*worker.BrokenError](err)
+				if !ok {
+					t.Fatalf("%s ended with %v", use[i].name, err)
+				}
+				if d := broken.Diverged; d != nil {
+					said++
+					if broken.Sealed != nil || d.Step < 4 || use[i].name != d.Owner && use[i].name != d.Mirror {
+						t.Errorf("%s keeps %v and says %v", use[i].name, broken.Sealed, d)
+					}
+				}
+			}
+			if said == 0 || len(c.published) != 1 {
+				t.Fatalf("%d say that copies differ, %d checkpoints are published: %v", said, len(c.published), errs)
+			}
+			c.openDevice, c.onStep = nil, nil
+			for _, p := range c.places {
+				p.keep.Drop()
+			}
+			c.mustRun(c.places)
+			if got := c.newest(); got.Weights != want || got.Step != 8 {
+				t.Errorf("step %d has weights %s, want step 8 with %s", got.Step, got.Weights, want)
+			}
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,7 +67,8 @@ func newSecureRig(t *testing.T, size int, ca *pki.CA) *rig {
 	r := &rig{T: t, ca: ca, dir: t.TempDir(), running: map[string]*coordinator.Coordinator{}, board: newBoard()}
 	r.store = filepath.Join(r.dir, "store")
 	var addresses []string
-	for i, a := range freeAddresses(t, size) {
+	for i := range size {
+		a := freeAddress(t)
 		addresses = append(addresses, a)
 		r.members = append(r.members, raftlog.Server{ID: fmt.Sprint("c", i+1), Address: a})
 	}
@@ -144,24 +146,27 @@ func (r *rig) stop(id string) {
 	}
 }
 
-// freeAddresses are addresses of loopback where nobody listens.
-func freeAddresses(t *testing.T, n int) []string {
-	t.Helper()
-	var list []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close() // at the end, so that none is given twice
-		list = append(list, l.Addr().String())
-	}
-	return list
-}
+// lastPort is the last one that freeAddress gave. They lie below those that systems give to
+// connections by themselves, so that none is taken before somebody listens, and above those
+// of the coordinator's own tests.
+var lastPort = func() *atomic.Uint32 {
+	var p atomic.Uint32
+	p.Store(28_500 + uint32(os.Getpid())%900*4)
+	return &p
+}()
 
+// freeAddress is one of loopback that nobody listens on, and no other test gets.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	return freeAddresses(t, 1)[0]
+	for range 1000 {
+		address := fmt.Sprint("127.0.0.1:", lastPort.Add(1))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (r *rig) ctx() context.Context {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/skein-ml/skein/checkpoint"
 	"github.com/skein-ml/skein/device"
@@ -13,24 +14,25 @@ import (
 )
 
 // ErrDiverged is what a [DivergedError] is.
-var ErrDiverged = errors.New("two copies of the same weights differ")
+var ErrDiverged = errors.New("two copies of the same state differ")
 
-// DivergedError says that the copies of a rank's weights differ: a processor or memory has
+// DivergedError says that the copies of a rank's state differ: a processor or memory has
 // computed or kept something else. Which of the two machines is wrong, nobody knows, so
 // neither copy is to be used.
 type DivergedError struct {
 	Step          int64 // the last one that both have taken
 	Rank          shard.Rank
+	Kind          checkpoint.Kind // weights, or which moment
 	Bucket        int
 	Layer         string // the bucket's name
-	Owner, Mirror int    // workers
-	// CRC-32C of the rank's weights in the bucket.
+	Owner, Mirror int    // workers; where every worker has all, Mirror is the one that has compared
+	// CRC-32C of what the rank has of that kind in the bucket.
 	OwnerSum, MirrorSum uint32
 }
 
 func (e *DivergedError) Error() string {
-	return fmt.Sprintf("%v: rank %d, bucket %d (%s), after step %d: checksum %08x at its owner, worker %d, and %08x at its mirror, worker %d",
-		ErrDiverged, e.Rank, e.Bucket, e.Layer, e.Step, e.OwnerSum, e.Owner, e.MirrorSum, e.Mirror)
+	return fmt.Sprintf("%v: rank %d, bucket %d (%s), %v, after step %d: checksum %08x at its owner, worker %d, and %08x at its mirror, worker %d",
+		ErrDiverged, e.Rank, e.Bucket, e.Layer, e.Kind, e.Step, e.OwnerSum, e.Owner, e.MirrorSum, e.Mirror)
 }
 
 // Unwrap returns ErrDiverged.
@@ -50,12 +52,35 @@ func (e *PeerError) Unwrap() error { return e.Err }
 // compareTag marks the messages of compare among all that go round the ring.
 const compareTag = 1 << 62
 
-// compare holds the weights that this worker mirrors against their owner's: one bucket in
-// each step, by checksum, all of them in turn. So a difference is known some steps after it
-// arose, by the rank, the bucket and the step.
+// Copies are the ranks that another worker hosts and whose state is here too, at the trainer's
+// step: what is mirrored here, and until the next step is applied also what was here in another
+// placement. Of what every worker has, each answers for the previous one's ranks.
+func (t *Trainer) Copies() []shard.Rank {
+	var list []shard.Rank
+	for _, r := range t.Ready() {
+		if !t.hosts(r) && (!t.replicated() || slices.Contains(t.twins, r)) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+// placeTwins finds the ranks of the previous worker, if this one keeps their state too.
+func (t *Trainer) placeTwins() {
+	p := t.cfg.Placement
+	t.twins = nil
+	if n := p.Workers(); n > 1 && (t.cfg.Mirror || t.replicated()) {
+		t.twins = p.Ranks((t.cfg.Worker + n - 1) % n)
+	}
+}
+
+// compare holds the weights that this worker has of the previous one's ranks against those
+// there: one bucket in each step, by checksum, all of them in turn. So a difference is known
+// some steps after it arose, by the rank, the bucket and the step. Before a checkpoint all is
+// compared, see [Trainer.Copies].
 func (l *linked) compare(ctx context.Context) error {
 	t := l.t
-	if !t.cfg.Mirror || t.replicated() || t.Alone() {
+	if len(t.twins) == 0 {
 		return nil
 	}
 	bucket := int(t.step % int64(t.table.Buckets()))
@@ -78,14 +103,14 @@ func (l *linked) compare(ctx context.Context) error {
 	return t.same(bucket, theirs)
 }
 
-// same compares what is mirrored here of a bucket with the checksums of its owner.
+// same compares what is here of a bucket of the previous worker's ranks with its checksums.
 func (t *Trainer) same(bucket int, theirs []byte) error {
 	n := t.cfg.Placement.Workers()
 	owner := (t.cfg.Worker + n - 1) % n
-	if len(theirs) != 4*len(t.mirrors) {
-		return &PeerError{owner, fmt.Errorf("%d bytes of checksums of bucket %d after step %d, for %d ranks", len(theirs), bucket, t.step, len(t.mirrors))}
+	if len(theirs) != 4*len(t.twins) {
+		return &PeerError{owner, fmt.Errorf("%d bytes of checksums of bucket %d after step %d, for %d ranks", len(theirs), bucket, t.step, len(t.twins))}
 	}
-	for i, r := range t.mirrors {
+	for i, r := range t.twins {
 		if !t.segments[r].ready {
 			continue
 		}

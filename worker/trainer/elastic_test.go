@@ -491,28 +491,33 @@ func TestADecisionThatOneWorkerKnowsIsAppliedByAll(t *testing.T) {
 
 func TestCopiesThatDifferAreNamed(t *testing.T) {
 	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	c := g.config(4, 4)
-	c.Stage = shard.StageOptimizer
-	p := newTroupe(t, g, c)
-	for _, name := range []string{"a", "b"} {
-		p.hire(name, newDevice(t, "generic", 1))
-	}
-	if err := p.begin([]string{"a", "b"}, []int{2, 2}, nil); err != nil {
-		t.Fatal(err)
-	}
-	mirror := p.actors["b"].tr
-	flipped := []float32{42}
-	mirror.dev.Upload(mirror.stream, mirror.segments[1].state[checkpoint.Master][2].ColRange(3, 4).Buf, device.HostBytes(flipped))
-	err := p.play(int64(mirror.table.Buckets()), func(<-chan struct{}) {})
-	found, ok := errors.AsType[*DivergedError](err)
-	if !ok || !errors.Is(err, ErrDiverged) {
-		t.Fatalf("%v, want an error that says that copies differ", err)
-	}
-	sums := found.OwnerSum != found.MirrorSum
-	found.OwnerSum, found.MirrorSum = 0, 0
-	want := DivergedError{Step: 2, Rank: 1, Bucket: 2, Layer: mirror.table.Bucket(2).Name, Owner: 0, Mirror: 1}
-	if *found != want || !sums {
-		t.Errorf("found %+v, want %+v and two checksums", *found, want)
+	for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
+		c := g.config(4, 4)
+		c.Stage = stage
+		p := newTroupe(t, g, c)
+		for _, name := range []string{"a", "b"} {
+			p.hire(name, newDevice(t, "generic", 1))
+		}
+		if err := p.begin([]string{"a", "b"}, []int{2, 2}, nil); err != nil {
+			t.Fatal(err)
+		}
+		mirror := p.actors["b"].tr
+		if got := mirror.Copies(); !slices.Equal(got, []shard.Rank{0, 1}) {
+			t.Errorf("ZeRO-%d: b has copies of ranks %v", stage, got)
+		}
+		flipped := []float32{42}
+		mirror.dev.Upload(mirror.stream, mirror.segments[1].state[checkpoint.Master][2].ColRange(3, 4).Buf, device.HostBytes(flipped))
+		err := p.play(int64(mirror.table.Buckets()), func(<-chan struct{}) {})
+		found, ok := errors.AsType[*DivergedError](err)
+		if !ok || !errors.Is(err, ErrDiverged) {
+			t.Fatalf("ZeRO-%d: %v, want an error that says that copies differ", stage, err)
+		}
+		sums := found.OwnerSum != found.MirrorSum
+		found.OwnerSum, found.MirrorSum = 0, 0
+		want := DivergedError{Step: 2, Rank: 1, Bucket: 2, Layer: mirror.table.Bucket(2).Name, Owner: 0, Mirror: 1}
+		if *found != want || !sums {
+			t.Errorf("ZeRO-%d: found %+v, want %+v and two checksums", stage, *found, want)
+		}
 	}
 }
 

@@ -35,9 +35,9 @@ func (t *Trainer) Place(p shard.Placement, worker int, mirror bool) error {
 	if err := t.model.SetLanes(t.lanes()); err != nil {
 		return err
 	}
-	t.mirrors = nil
-	if n := p.Workers(); t.cfg.Mirror && n > 1 {
-		t.mirrors = p.Ranks((worker + n - 1) % n)
+	t.placeTwins()
+	if t.mirrors = nil; t.cfg.Mirror {
+		t.mirrors = t.twins
 	}
 	for r := range shard.Rank(t.cfg.WorldSize) {
 		if t.segments[r] == nil && t.keeps(r) {

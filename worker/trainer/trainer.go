@@ -105,6 +105,7 @@ type Trainer struct {
 	model   *model.Model
 	ranks   []*rank // hosted here, ascending
 	mirrors []shard.Rank
+	twins   []shard.Rank // the previous worker's, if their state is kept here too: mirrors, or what all have
 	// segments is by rank; nil where another worker has it.
 	segments []*segment
 	peers    collective
