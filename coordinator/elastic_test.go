@@ -337,6 +337,24 @@ func TestANewLeaderHearsWhatAPausedJobHolds(t *testing.T) {
 	}
 }
 
+// differ has a worker say, after step 11 of a generation, that its copy of w1's state differs,
+// and waits until the job goes on.
+func (r *rig) differ(ring *fakeRing, mirror *fakeWorker, id string, generation uint64) {
+	r.Helper()
+	ring.steps(r.T, 11)
+	r.eventually(id, "step 8 is published", func(j *skeinv1.Job) bool { return j.GetPublished().GetStep() == 8 })
+	diverged := &skeinv1.BrokenRequest{
+		Sender: mirror.sender(), Job: id, Generation: generation, Reason: "two copies differ",
+		Diverged: &skeinv1.Divergence{Rank: 1, Bucket: "layer.3", Step: 11, Owner: "w1", Mirror: mirror.name},
+	}
+	for range 2 { // the answer to the first was lost
+		if _, err := mirror.api.Broken(r.ctx(), diverged); err != nil && status.Code(err) != codes.Aborted {
+			r.Fatal(err)
+		}
+	}
+	r.eventually(id, "it goes on", func(j *skeinv1.Job) bool { return j.GetGeneration() > generation })
+}
+
 func TestCopiesThatDifferSetTheJobBackToItsCheckpointByName(t *testing.T) {
 	r, ring := newRig(t, 1, nil), newFakeRing()
 	ring.upTo(11)
@@ -346,18 +364,7 @@ func TestCopiesThatDifferSetTheJobBackToItsCheckpointByName(t *testing.T) {
 		j.Cluster.Protect, j.Cluster.Workers.Min, j.Cluster.Workers.Max = jobspec.ProtectMirror, 1, 2
 	})
 	for generation := uint64(1); generation <= 2; generation++ { // w1 and w2, which nobody can tell apart, twice
-		ring.steps(t, 11)
-		r.eventually(id, "step 8 is published", func(j *skeinv1.Job) bool { return j.GetPublished().GetStep() == 8 })
-		diverged := &skeinv1.BrokenRequest{
-			Sender: workers[1].sender(), Job: id, Generation: generation, Reason: "two copies differ",
-			Diverged: &skeinv1.Divergence{Rank: 1, Bucket: "layer.3", Step: 11, Owner: "w1", Mirror: "w2"},
-		}
-		for range 2 { // the answer to the first was lost
-			if _, err := workers[1].api.Broken(r.ctx(), diverged); err != nil && status.Code(err) != codes.Aborted {
-				t.Fatal(err)
-			}
-		}
-		r.eventually(id, "it goes on", func(j *skeinv1.Job) bool { return j.GetGeneration() > generation })
+		r.differ(ring, workers[1], id, generation)
 	}
 	ring.upTo(24)
 	j := r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
@@ -373,5 +380,23 @@ func TestCopiesThatDifferSetTheJobBackToItsCheckpointByName(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("no event says %q:\n%s", want, text)
 		}
+	}
+}
+
+func TestTwoWorkersThatNobodyCanReplaceGoOnThoughTheyDiffer(t *testing.T) {
+	r, ring := newRig(t, 1, nil), newFakeRing()
+	ring.upTo(11)
+	workers := r.elastic(ring, "w1", "w2")
+	r.joined(2)
+	id := r.submit("one", func(j *jobspec.Job) {
+		j.Cluster.Protect, j.Cluster.Workers.Min, j.Cluster.Workers.Max = jobspec.ProtectMirror, 1, 2
+	})
+	for generation := uint64(1); generation <= 2; generation++ {
+		r.differ(ring, workers[1], id, generation)
+	}
+	ring.upTo(24)
+	r.eventually(id, "it is done", inPhase(skeinv1.Phase_PHASE_DONE))
+	if text := events(r, id); !strings.Contains(text, "; w1, w2 take part, although copies differed there again and again") {
+		t.Errorf("no event says that both are taken again:\n%s", text)
 	}
 }

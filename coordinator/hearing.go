@@ -473,7 +473,7 @@ func (h *hearing) forRecovery(s *fsm.State) recovery.Seen {
 // it yet.
 func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Duration, c recovery.Config) scheduler.Seen {
 	seen := scheduler.Seen{Alive: h.alive(s), LastJoin: h.lastJoin, Broken: map[string]scheduler.Broken{}, Reads: map[string]map[string]scheduler.Read{},
-		Resting: map[string]map[string]string{}, Strays: map[string]scheduler.Stray{}}
+		Resting: map[string]map[string]string{}, Doubted: map[string]map[string]scheduler.Doubted{}, Strays: map[string]scheduler.Stray{}}
 	for worker, stray := range h.strays(s) {
 		seen.Strays[worker] = scheduler.Stray(stray)
 	}
@@ -485,15 +485,14 @@ func (h *hearing) forScheduler(now time.Time, s *fsm.State, patience time.Durati
 			}
 		}
 	}
-	for _, j := range s.Jobs {
+	for _, j := range s.Waiting() {
+		doubted := map[string]scheduler.Doubted{}
 		for _, d := range j.Doubts {
-			if why := c.Doubtful(now, j, d.Worker); why != "" && !j.Phase.Final() {
-				if seen.Resting[j.ID] == nil {
-					seen.Resting[j.ID] = map[string]string{}
-				}
-				seen.Resting[j.ID][d.Worker] = why
+			if times := c.Doubts(now, j, d.Worker); times > 0 {
+				doubted[d.Worker] = scheduler.Doubted{Times: times, Why: c.LeftOut(times)}
 			}
 		}
+		seen.Doubted[j.ID] = doubted
 	}
 	for job, b := range h.broken {
 		if b.preparation != 0 {

@@ -86,3 +86,24 @@ func TestSpreadTakesZonesInTurnThenNodes(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+func TestDoubtedWorkersAreSparedOnlyAsFarAsTheOthersAreTooFew(t *testing.T) {
+	for _, c := range []struct {
+		least, most, others int
+		doubted             map[string]int
+		want                string
+	}{
+		{1, 2, 1, map[string]int{"w1": 2, "w2": 2}, ""},
+		{1, 2, 0, map[string]int{"w1": 2, "w2": 2}, "w1 w2"}, // two, so that copies are compared
+		{1, 1, 0, map[string]int{"w1": 3, "w2": 2}, "w2"},
+		{2, 4, 1, map[string]int{"w1": 3, "w2": 2, "w3": 2}, "w2"},
+		{3, 4, 1, map[string]int{"w1": 3, "w2": 2, "w3": 2}, "w2 w3"},
+		{4, 4, 1, map[string]int{"w1": 2}, "w1"},
+		{2, 2, 1, nil, ""},
+	} {
+		j := Job{WorkersMin: c.least, WorkersMax: c.most}
+		if got := strings.Join(j.Spared(c.doubted, c.others), " "); got != c.want {
+			t.Errorf("%d to %d workers, %d others, doubted %v: %q, want %q", c.least, c.most, c.others, c.doubted, got, c.want)
+		}
+	}
+}

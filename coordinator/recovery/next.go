@@ -34,7 +34,7 @@ func (d *decider) next(j *fsm.Job, why string, planned bool) {
 func (d *decider) again(j *fsm.Job, newest fsm.Checkpoint, why string) {
 	var left []*fsm.Worker
 	for _, w := range d.s.ByName() {
-		if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation && d.usable(j, w) && !d.gaveUp(j, w.Name) {
+		if d.left(j, w) && d.usable(j, w) {
 			left = append(left, w)
 		}
 	}
@@ -52,7 +52,7 @@ func (d *decider) again(j *fsm.Job, newest fsm.Checkpoint, why string) {
 		d.takes(j, p.Worker)
 	}
 	d.Entries = append(d.Entries, fsm.Entry{
-		Reason:   fmt.Sprintf("goes on as generation %d from the checkpoint of step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why),
+		Reason:   fmt.Sprintf("goes on as generation %d from the checkpoint of step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why) + d.though(j, placement),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
 }
@@ -155,7 +155,7 @@ func (d *decider) generate(j *fsm.Job, f *future, why string) {
 		text += fmt.Sprintf(", the state of %d ranks moves", moved)
 	}
 	d.Entries = append(d.Entries, fsm.Entry{
-		Reason: text + ": " + why,
+		Reason: text + ": " + why + d.though(j, placement),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement, Live: &fsm.Live{
 			After: j.Ended().Generation, Target: f.plan.Target, Decision: f.plan.Decision, Sources: sources,
 		}},
@@ -233,8 +233,59 @@ func (d *decider) mayReturn(j *fsm.Job) string {
 
 // usable tells whether a worker may go on with the job.
 func (d *decider) usable(j *fsm.Job, w *fsm.Worker) bool {
-	return d.Alive[w.Name] && !w.Draining && w.Has(j.Class) && w.Fits(j) && !d.c.Rests(d.now, d.GaveUp[j.ID][w.Name]) && !d.stuck(w.Name) &&
-		d.c.Doubtful(d.now, j, w.Name) == ""
+	return d.able(j, w) && !d.without(j)[w.Name]
+}
+
+// able tells whether a worker could go on with the job, whatever its copies came to.
+func (d *decider) able(j *fsm.Job, w *fsm.Worker) bool {
+	return d.Alive[w.Name] && !w.Draining && w.Has(j.Class) && w.Fits(j) && !d.c.Rests(d.now, d.GaveUp[j.ID][w.Name]) && !d.stuck(w.Name)
+}
+
+// left tells whether a worker has ranks in the generation that ends, and has not given up.
+func (d *decider) left(j *fsm.Job, w *fsm.Worker) bool {
+	p := j.Place(w.Name)
+	return p != nil && p.Incarnation == w.Incarnation && !d.gaveUp(j, w.Name)
+}
+
+// without are the workers that the job does without, because their copies differed from
+// those of others again and again.
+func (d *decider) without(j *fsm.Job) map[string]bool {
+	if len(j.Doubts) == 0 {
+		return nil
+	}
+	out, known := d.leftOut[j.ID]
+	if known {
+		return out
+	}
+	out = map[string]bool{}
+	here, others := map[string]int{}, 0
+	for _, w := range d.s.ByName() {
+		times := d.c.Doubts(d.now, j, w.Name)
+		if out[w.Name] = times > 0; !d.able(j, w) || !d.left(j, w) && !d.open(j, w) {
+			continue
+		}
+		if times > 0 {
+			here[w.Name] = times
+		} else {
+			others++
+		}
+	}
+	for _, w := range j.Spared(here, others) {
+		delete(out, w)
+	}
+	d.leftOut[j.ID] = out
+	return out
+}
+
+// though says which workers of a placement are spared; empty if none is.
+func (d *decider) though(j *fsm.Job, placement []fsm.Place) string {
+	var spared []string
+	for _, p := range placement {
+		if d.c.Doubts(d.now, j, p.Worker) > 0 && !d.without(j)[p.Worker] {
+			spared = append(spared, p.Worker)
+		}
+	}
+	return fsm.Though(spared)
 }
 
 // gaveUp tells whether a worker gave up the generation by itself.
@@ -250,11 +301,8 @@ func (d *decider) gaveUp(j *fsm.Job, worker string) bool {
 func (d *decider) joiners(j *fsm.Job, except []*fsm.Worker) []*fsm.Worker {
 	var list, keepers []*fsm.Worker
 	for _, w := range d.s.ByName() {
-		busy, promised := d.busy[w.Name], d.Promised[w.Name]
 		switch {
-		case slices.Contains(except, w), !d.usable(j, w), j.Nonce.Object != "" && !d.Reads[j.ID][w.Name]:
-		case busy != "" && busy != j.ID, busy == "" && d.Strays[w.Name].Task != "", promised != "" && promised != j.ID:
-		case d.kept(j, w.Name):
+		case slices.Contains(except, w), !d.usable(j, w), !d.open(j, w):
 		case d.Keeps[w.Name] != "" && d.Keeps[w.Name] != j.ID:
 			keepers = append(keepers, w)
 		default:
@@ -265,6 +313,19 @@ func (d *decider) joiners(j *fsm.Job, except []*fsm.Worker) []*fsm.Worker {
 		list = append(list, keepers...)
 	}
 	return list
+}
+
+// open tells whether a worker has nothing that keeps it from the job: it has read its store,
+// and nobody who comes first has it.
+func (d *decider) open(j *fsm.Job, w *fsm.Worker) bool {
+	busy, promised := d.busy[w.Name], d.Promised[w.Name]
+	switch {
+	case j.Nonce.Object != "" && !d.Reads[j.ID][w.Name]:
+	case busy != "" && busy != j.ID, busy == "" && d.Strays[w.Name].Task != "", promised != "" && promised != j.ID:
+	default:
+		return !d.kept(j, w.Name)
+	}
+	return false
 }
 
 // ready are those of the workers that enter the job without delay.

@@ -52,7 +52,8 @@ type Config struct {
 	// is given to another one; 30 s.
 	StuckPatience time.Duration
 	// DivergesMax is how often copies of a worker may differ from those of others before it
-	// is left out of the job; 2. DivergeRest is how long, and for how long it counts; 10 min.
+	// is left out of the job, while the others are enough for it; 2. DivergeRest is how long,
+	// and for how long it counts; 10 min.
 	DivergesMax int
 	DivergeRest time.Duration
 }
@@ -104,13 +105,20 @@ func (c Config) Rests(now time.Time, g GaveUp) bool {
 	return g.Times >= c.GiveUpsMax && now.Sub(g.At) < c.GiveUpRest
 }
 
-// Doubtful says why a worker is left out of a job whose copies differed from it more than
-// once; empty if it is not. The text follows the worker's name.
-func (c Config) Doubtful(now time.Time, j *fsm.Job, worker string) string {
+// Doubts is how often copies of a worker differed lately from those of others, if that is
+// more often than a job bears; 0 if it is not. A moment that lies far ahead was told by a
+// clock that has been set back since: it counts no more.
+func (c Config) Doubts(now time.Time, j *fsm.Job, worker string) int {
 	times, last := j.Doubted(worker, now.Add(-c.DivergeRest).UnixMilli())
-	if times < c.DivergesMax || now.Sub(time.UnixMilli(last)) >= c.DivergeRest {
-		return ""
+	if ago := now.Sub(time.UnixMilli(last)); times < c.DivergesMax || ago.Abs() >= c.DivergeRest {
+		return 0
 	}
+	return times
+}
+
+// LeftOut says why a worker is left out whose copies differed so often. The text follows
+// the worker's name.
+func (c Config) LeftOut(times int) string {
 	return fmt.Sprintf("left out for %s, because its weights differed from another worker's %d times", c.DivergeRest, times)
 }
 
@@ -184,7 +192,7 @@ type Decision struct {
 
 // Decide ends generations that cannot or should not go on, and begins the next ones.
 func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
-	d := &decider{now: now, s: s, Seen: seen, c: c, busy: s.Busy(), Decision: Decision{
+	d := &decider{now: now, s: s, Seen: seen, c: c, busy: s.Busy(), leftOut: map[string]map[string]bool{}, Decision: Decision{
 		Notes: map[string]string{}, Seal: map[string]string{}, Yield: map[string]Yield{}, Warm: map[string]string{},
 		Joining: map[string]string{}, Hold: map[string]bool{},
 	}}
@@ -214,6 +222,9 @@ type decider struct {
 	c     Config
 	busy  map[string]string // worker → job, with what has been decided so far
 	order map[string]int    // job → its place in the queue
+	// leftOut are the workers that a job does without because of copies that differed, by
+	// job, as far as it was looked at.
+	leftOut map[string]map[string]bool
 }
 
 // unsaved finds the workers that keep, for a job that waits, steps that no checkpoint has.
@@ -370,6 +381,9 @@ func (d *decider) cause(j *fsm.Job) (reason string, backoffMax time.Duration) {
 	}
 	if b, ok := d.Broken[j.ID]; ok && len(why) == 0 && b.Generation == j.Generation {
 		return fmt.Sprintf("%s reports: %s", b.By, b.Reason), d.c.BackoffMax
+	}
+	if !j.Sound() { // the same machines may be wrong again at once
+		return strings.Join(why, "; "), d.c.BackoffMax
 	}
 	return strings.Join(why, "; "), d.c.BackoffLost
 }

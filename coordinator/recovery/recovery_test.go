@@ -232,3 +232,22 @@ func run(t *testing.T, s *fsmtest.Story, cmd fsmtest.Command) {
 	}
 	s.Apply(t, &fsm.Generate{Job: id, Generation: 1, Placement: places})
 }
+
+func TestDoubtsOfAClockThatWasSetBackCountNoMore(t *testing.T) {
+	var c Config
+	c.EnsureDefaults()
+	now := time.Unix(1_700_000_000, 0)
+	for _, x := range []struct {
+		ago  time.Duration
+		want int
+	}{{0, 2}, {-time.Second, 2}, {9 * time.Minute, 2}, {11 * time.Minute, 0}, {-time.Hour, 0}} {
+		at := now.Add(-x.ago).UnixMilli()
+		j := &fsm.Job{Doubts: []fsm.Doubt{{Worker: "w1", At: at}, {Worker: "w1", At: at}, {Worker: "w2", At: at}}}
+		if got := c.Doubts(now, j, "w1"); got != x.want {
+			t.Errorf("named %s ago: %d doubts, want %d", x.ago, got, x.want)
+		}
+		if got := c.Doubts(now, j, "w2"); got != 0 {
+			t.Errorf("named once, %s ago: %d doubts", x.ago, got)
+		}
+	}
+}

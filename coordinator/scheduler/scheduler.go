@@ -70,17 +70,24 @@ type Stray struct {
 	Since time.Time
 }
 
+// Doubted is a worker whose copies differed from those of others too often.
+type Doubted struct {
+	Times int
+	Why   string // it is left out; the text follows its name
+}
+
 // Seen is what the leader has heard and the log does not say.
 type Seen struct {
-	Alive    map[string]bool              // workers whose session stands
-	LastJoin time.Time                    // when the last of them came
-	Reads    map[string]map[string]Read   // by job and worker; none yet: the answer is awaited
-	Broken   map[string]Broken            // by job
-	Resting  map[string]map[string]string // by job and worker: why one that gave up again and again is left out for a while
-	Strays   map[string]Stray             // by worker
-	Hold     map[string]bool              // queued jobs that may go on live in a moment
-	Joining  map[string]string            // by worker: the running job that stops to take it in
-	Keeps    map[string]string            // by worker: the queued job that it has steps of in its memory that no checkpoint has
+	Alive    map[string]bool               // workers whose session stands
+	LastJoin time.Time                     // when the last of them came
+	Reads    map[string]map[string]Read    // by job and worker; none yet: the answer is awaited
+	Broken   map[string]Broken             // by job
+	Resting  map[string]map[string]string  // by job and worker: why one that gave up again and again is left out for a while
+	Doubted  map[string]map[string]Doubted // by job and worker
+	Strays   map[string]Stray              // by worker
+	Hold     map[string]bool               // queued jobs that may go on live in a moment
+	Joining  map[string]string             // by worker: the running job that stops to take it in
+	Keeps    map[string]string             // by worker: the queued job that it has steps of in its memory that no checkpoint has
 }
 
 // Decision is who gets work, and why the others get none.
@@ -95,7 +102,7 @@ type Decision struct {
 
 // Decide gives work to workers that have none.
 func Decide(now time.Time, s *fsm.State, seen Seen, c Config) Decision {
-	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), order: map[string]int{}, promised: map[string]string{}, preempt: map[string]string{}, waiting: map[string]string{}}
+	d := &decision{now: now, s: s, seen: seen, c: c, busy: s.Busy(), order: map[string]int{}, promised: map[string]string{}, preempt: map[string]string{}, waiting: map[string]string{}, spared: map[string][]string{}}
 	for i, j := range s.Queue() {
 		d.order[j.ID] = i
 	}
@@ -128,6 +135,7 @@ type decision struct {
 	preempt  map[string]string // running job → the queued one that needs its workers
 	entries  []fsm.Entry
 	waiting  map[string]string
+	spared   map[string][]string // by job that was looked at: doubted workers that it takes all the same
 }
 
 func (d *decision) wait(j *fsm.Job, format string, args ...any) {
@@ -336,6 +344,42 @@ const outOfTouch = "not in touch"
 // unfit says why a worker cannot work for the job; empty if it can. The text follows
 // the worker's name, or names.
 func (d *decision) unfit(j *fsm.Job, w *fsm.Worker) string {
+	if why := d.unable(j, w); why != "" {
+		return why
+	}
+	if doubted := d.seen.Doubted[j.ID][w.Name]; j.Phase == fsm.Queued && !slices.Contains(d.spares(j), w.Name) {
+		return doubted.Why
+	}
+	return ""
+}
+
+// spares are the workers that the job takes although their copies differed too often.
+func (d *decision) spares(j *fsm.Job) []string {
+	if len(d.seen.Doubted[j.ID]) == 0 {
+		return nil
+	}
+	names, known := d.spared[j.ID]
+	if known {
+		return names
+	}
+	here, others := map[string]int{}, 0
+	for _, w := range d.s.ByName() {
+		if d.unable(j, w) != "" || d.taken(j, w) != "" {
+			continue
+		}
+		if doubted := d.seen.Doubted[j.ID][w.Name]; doubted.Times > 0 {
+			here[w.Name] = doubted.Times
+		} else {
+			others++
+		}
+	}
+	names = j.Spared(here, others)
+	d.spared[j.ID] = names
+	return names
+}
+
+// unable says why a worker cannot work for the job, whatever its copies came to.
+func (d *decision) unable(j *fsm.Job, w *fsm.Worker) string {
 	switch {
 	case w.Draining:
 		return "draining"
@@ -389,12 +433,16 @@ func (d *decision) run(j *fsm.Job) {
 		d.wait(j, "cannot be placed: %v", err)
 		return
 	}
+	var spared []string
 	for _, p := range placement {
 		d.busy[p.Worker] = j.ID
+		if d.seen.Doubted[j.ID][p.Worker].Times > 0 {
+			spared = append(spared, p.Worker)
+		}
 	}
 	newest, _ := j.Newest()
 	d.entries = append(d.entries, fsm.Entry{
-		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)),
+		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)) + fsm.Though(spared),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
 }

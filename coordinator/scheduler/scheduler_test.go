@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // Commands: alive w1 … · away w1 … · joined at=1s · read job w1 … error=… · broken job
-// reason=… · resting job w1 why=… · stray w1 task=… at=1s · stopped w1 · restored ·
+// reason=… · resting job w1 why=… · doubted job w1 … times=2 · trusted job w1 … · stray w1 task=… at=1s · stopped w1 · restored ·
 // keeps w1 … of=job · forgets w1 … · pause job · resume job · suspend job · hold job · release job · joining w1 to=job ·
 // decide at=3s.
 func TestTranscripts(t *testing.T) {
@@ -23,7 +24,7 @@ func TestTranscripts(t *testing.T) {
 		seen := stories[s]
 		if seen == nil {
 			seen = &Seen{Alive: map[string]bool{}, Reads: map[string]map[string]Read{}, Broken: map[string]Broken{},
-				Resting: map[string]map[string]string{}, Strays: map[string]Stray{}, Hold: map[string]bool{}, Joining: map[string]string{}, Keeps: map[string]string{}}
+				Resting: map[string]map[string]string{}, Doubted: map[string]map[string]Doubted{}, Strays: map[string]Stray{}, Hold: map[string]bool{}, Joining: map[string]string{}, Keeps: map[string]string{}}
 			stories[s] = seen
 		}
 		switch cmd.Word {
@@ -46,6 +47,19 @@ func TestTranscripts(t *testing.T) {
 			seen.Broken[id] = Broken{Number: s.State.Jobs[id].Preparation.Number, Reason: cmd.Keys["reason"]}
 		case "resting":
 			seen.Resting[s.ID(cmd.Args[0])] = map[string]string{cmd.Args[1]: cmd.Keys["why"]}
+		case "doubted", "trusted":
+			id := s.ID(cmd.Args[0])
+			if seen.Doubted[id] == nil {
+				seen.Doubted[id] = map[string]Doubted{}
+			}
+			for _, w := range cmd.Args[1:] {
+				times, err := strconv.Atoi(cmd.Keys["times"])
+				if seen.Doubted[id][w] = (Doubted{times, "left out, because its weights differed " + cmd.Keys["times"] + " times"}); cmd.Word == "trusted" {
+					delete(seen.Doubted[id], w)
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
 		case "stray":
 			seen.Strays[cmd.Args[0]] = Stray{Task: cmd.Keys["task"], Since: cmd.At()}
 		case "stopped":
