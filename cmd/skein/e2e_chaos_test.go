@@ -41,7 +41,7 @@ func TestEveryProcessIsKilledAtAnyMomentAndTheJobEndsOnTheSameBits(t *testing.T)
 	c.want, c.export = alone(t, clusterJob(t), chaosJob...)
 	c.measure()
 	c.say("seed %d; %d times all of three coordinators and four workers; in one process the job ends on weights %.12s", seed, kills, c.want)
-	c.say("%4s  %4s  %8s  %-10s  %5s  %s", "kill", "job", "moment", "phase", "step", "back after")
+	c.say("%4s  %4s  %4s  %8s  %-10s  %5s  %s", "kill", "job", "ZeRO", "moment", "phase", "step", "back after")
 	for c.done < kills {
 		c.jobs++
 		c.life()
@@ -54,6 +54,7 @@ type chaos struct {
 	rng         *rand.Rand
 	kills, done int
 	jobs        int
+	zero        int           // the job's ZeRO stage
 	whole       time.Duration // of an undisturbed job
 	want        string
 	export      map[string]string
@@ -110,7 +111,7 @@ func (c *chaos) life() {
 			r.worker(fmt.Sprint("w", i+1))
 		}
 		c.back(r, id)
-		c.say("%4d  %4d  %7.2fs  %-10s  %5d  %.1f s", c.done, c.jobs, time.Since(began).Seconds(), before.Phase, before.Step, time.Since(struck).Seconds())
+		c.say("%4d  %4d  %4d  %7.2fs  %-10s  %5d  %.1f s", c.done, c.jobs, c.zero, time.Since(began).Seconds(), before.Phase, before.Step, time.Since(struck).Seconds())
 	}
 	if got := r.wait(id); got != c.want {
 		c.Errorf("job %d ends on %s, undisturbed on %s", c.jobs, got, c.want)
@@ -125,7 +126,8 @@ func (c *chaos) life() {
 // submit is acknowledged: from then on the job must not be lost.
 func (c *chaos) submit(r *rig) string {
 	c.Helper()
-	return r.submit(chaosJob...)
+	c.zero = c.rng.IntN(stages)
+	return r.submit(append(chaosJob, fmt.Sprint("cluster.zero=", c.zero))...)
 }
 
 // look is how a job is at the moment, as far as somebody answers.

@@ -124,7 +124,7 @@ func TestAWorkerSaysSoonWhyNoCoordinatorAnswers(t *testing.T) {
 			}
 			return true
 		}
-		for end := time.Now().Add(8 * time.Second); !told(); time.Sleep(20 * time.Millisecond) { // before the first try is given up
+		for end := time.Now().Add(patience); !told(); time.Sleep(20 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("at %s it says nothing of %q: %s", address, says, p.err.String())
 			}

@@ -34,7 +34,7 @@ const (
 
 // TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits strikes single processes of
 // a cluster while a mirrored job trains: one after the other, of every kind, at moments and
-// on victims drawn from a seed. No step that a survivor knew decided is told twice unless the
+// on victims drawn from a seed, as are the jobs' ZeRO stages. No step that a survivor knew decided is told twice unless the
 // job fell back to a checkpoint. SKEIN_FAULTS is how many (make chaos), SKEIN_CHAOS_SEED repeats a run as far
 // as the clock does.
 func TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits(t *testing.T) {
@@ -52,7 +52,7 @@ func TestFaultsOfEveryKindStrikeARunningJobAndItEndsOnTheSameBits(t *testing.T) 
 		seed, s.steps, s.gap = uint64(time.Now().UnixNano()), stepsLong, time.Second
 	}
 	seed = number(t, "SKEIN_CHAOS_SEED", seed)
-	s.rng = rand.New(rand.NewPCG(seed, 1))
+	s.rng, s.dealer = rand.New(rand.NewPCG(seed, 1)), rand.New(rand.NewPCG(seed, 2))
 	s.settings = []string{fmt.Sprint("train.steps=", s.steps), "checkpoint.every=50 steps", "cluster.protect=mirror", "eval.every=1000 steps"}
 
 	j := clusterJob(t)
@@ -119,6 +119,8 @@ type storm struct {
 	kinds      []fault
 	deck       []fault // what is to come next, each kind as often
 	later      []fault // what could not be done when its turn came
+	dealer     *rand.Rand
+	zero       []int // ZeRO stages of the next jobs, each as often
 	jobs       int
 	// Generations after a job's first: from memory, back to a checkpoint, and from the
 	// checkpoint that a pause has sealed.
@@ -198,8 +200,13 @@ func (s *storm) life() {
 	if s.jobs%2 == 0 {
 		s.most = 2 // its first scaling is up
 	}
+	if len(s.zero) == 0 {
+		s.zero = s.dealer.Perm(stages)
+	}
+	s.say("       job %d: ZeRO stage %d", s.jobs, s.zero[0])
 	out := fmt.Sprint("trained-", s.jobs)
-	id := s.submit(append(s.settings, "output.export=./"+out, fmt.Sprint("cluster.workers.max=", s.most))...)
+	id := s.submit(append(s.settings, "output.export=./"+out, fmt.Sprint("cluster.workers.max=", s.most), fmt.Sprint("cluster.zero=", s.zero[0]))...)
+	s.zero = s.zero[1:]
 	watcher := start(s.T, s.job, append([]string{"watch", id, "--lines", "-1", "-o", "json", "--coordinator", strings.Join(s.addresses, ",")}, s.tls("me")...)...)
 	began := time.Now()
 	s.single = nil

@@ -225,7 +225,7 @@ func tryNetwork() error {
 		}
 	}
 	up := func(what string, want bool) error {
-		for end := time.Now().Add(10 * time.Second); n.reached("a") != want; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(patience); n.reached("a") != want; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				return fmt.Errorf("%s: that host a answers should be %v", what, want)
 			}
