@@ -50,6 +50,19 @@ kube: ## a real API server of Kubernetes into .cache/kube, once, for the tests o
 helm: ## helm into .cache/bin, once, for the tests of k8s/helm and docs/KUBERNETES.md (two minutes)
 	@cd tools/helm && go build -trimpath -o ../../.cache/bin/helm helm.sh/helm/v3/cmd/helm
 
+.PHONY: kube-nodes
+kube-nodes: ## kubelet, containerd, scheduler, controllers and DNS into .cache/kube, once, for make e2e (some ten minutes more)
+	@scripts/kube.sh nodes
+
+STEPS ?= 6000
+.PHONY: e2e
+e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, deleted; STEPS=6000 of the job
+	@lacks=$$(k8s/e2e/nodes.sh lacks "$$(scripts/kube.sh nodes --where)"); \
+	  if [ -n "$$lacks" ]; then echo "e2e SKIPPED: $$lacks"; exit; fi; \
+	  $(MAKE) image; trap 'k8s/e2e/nodes.sh down .cache/kube/e2e/state >.cache/kube/e2e/down.log' EXIT; mkdir -p .cache/kube/e2e; \
+	  SKEIN_E2E=$(IMAGES)/skein:$(VERSION) SKEIN_E2E_STEPS=$(STEPS) go test -v -count=1 -timeout 60m ./k8s/e2e \
+	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+
 .PHONY: test
 test: vet race ## what CI runs: vet, gofmt, every test with invariants on, the race detector where there is a C compiler
 	go test -tags invariants ./...

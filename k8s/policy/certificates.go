@@ -12,11 +12,10 @@ import (
 
 // Keys of the Secrets, which are the names of the files that processes read.
 const (
-	FileAuthority    = "ca.crt"
-	FileAuthorityKey = "ca.key"
-	FileCertificate  = "tls.crt"
-	FileKey          = "tls.key"
-	FileGossip       = "gossip.key"
+	FileAuthority   = "ca.crt"
+	FileCertificate = "tls.crt"
+	FileKey         = "tls.key"
+	FileGossip      = "gossip.key"
 )
 
 const (

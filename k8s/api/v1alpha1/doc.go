@@ -93,5 +93,4 @@ const (
 	ReasonImageUnavailable = "ImageUnavailable"
 	ReasonQuotaExceeded    = "QuotaExceeded"
 	ReasonUnschedulable    = "Unschedulable"
-	ReasonStorageMissing   = "StorageMissing"
 )

@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/skein-ml/skein/k8s/api/v1alpha1"
+	"github.com/skein-ml/skein/k8s/policy"
+)
+
+func (l *lab) elapsed() float64 { return time.Since(l.began).Seconds() }
+
+// awayFrom holds when no worker of the job is on a node, and it has as many as before.
+func (l *lab) awayFrom(node string, workers int32) func(*v1alpha1.FineTuneJob) error {
+	return func(j *v1alpha1.FineTuneJob) error {
+		pods, err := l.pods(policy.RoleWorker)
+		if err != nil {
+			return err
+		}
+		for i := range pods {
+			if pods[i].Spec.NodeName == node {
+				return fmt.Errorf("%s is on %s", pods[i].Name, node)
+			}
+		}
+		if j.Status.Workers != workers {
+			return fmt.Errorf("it has %d workers", j.Status.Workers)
+		}
+		return nil
+	}
+}
+
+// crash cuts the power of a node that has workers of a job, and gives it back.
+func (l *lab) crash(name string) {
+	l.Helper()
+	j, err := l.running(name)
+	if err != nil {
+		l.Fatal(err)
+	}
+	node := l.hosts(name)[0]
+	l.nodes("crash", node)
+	l.say("%s crashed at step %d", node, j.Status.Step)
+	l.goesOn(name+" goes on elsewhere, with as many workers", name, l.awayFrom(node, j.Status.Workers))
+	l.nodes("start", node)
+	l.eventually(node+" is back, and all coordinators with it", l.threeCoordinators)
+}
+
+// drain empties a node that has workers of a job, as before its repair.
+func (l *lab) drain(name string) {
+	l.Helper()
+	j, err := l.running(name)
+	if err != nil {
+		l.Fatal(err)
+	}
+	node := l.hosts(name)[0]
+	l.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout="+patience.String())
+	l.say("%s is drained, from step %d", node, j.Status.Step)
+	l.goesOn(name+" goes on elsewhere, with as many workers", name, l.awayFrom(node, j.Status.Workers))
+	l.kubectl("uncordon", node)
+	l.eventually(node+" is back, and all coordinators with it", l.threeCoordinators)
+}
+
+// evictLeader evicts the coordinator that leads.
+func (l *lab) evictLeader(name string) {
+	l.Helper()
+	c, err := l.cluster()
+	if err != nil {
+		l.Fatal(err)
+	}
+	was := c.Status.Leader
+	eviction, err := json.Marshal(map[string]any{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": map[string]any{"name": was, "namespace": "default"}})
+	if err != nil {
+		l.Fatal(err)
+	}
+	file := filepath.Join(l.TempDir(), "eviction.json")
+	if err := os.WriteFile(file, eviction, 0o600); err != nil {
+		l.Fatal(err)
+	}
+	l.kubectl("create", "--raw", "/api/v1/namespaces/default/pods/"+was+"/eviction", "-f", file)
+	l.goesOn(name+" goes on while its leader, "+was+", is evicted", name, func(*v1alpha1.FineTuneJob) error {
+		c, err := l.cluster()
+		if err == nil && (c.Status.Leader == was || c.Status.Leader == "") {
+			err = fmt.Errorf("%q leads", c.Status.Leader)
+		}
+		return err
+	})
+	l.eventually(was+" is back", l.threeCoordinators)
+}
+
+// suspend stops a job for a while.
+func (l *lab) suspend(name string) {
+	l.Helper()
+	l.kubectl("patch", "finetunejob", name, "--type", "merge", "-p", `{"spec":{"suspend":true}}`)
+	at := int64(0)
+	l.eventually(name+" is suspended, its last step in a checkpoint", func() error {
+		j, err := l.running(name)
+		if err != nil {
+			return err
+		}
+		if at = j.Status.Step; !meta.IsStatusConditionTrue(j.Status.Conditions, v1alpha1.ConditionSuspended) || j.Status.Published != at || j.Status.Workers != 0 {
+			return fmt.Errorf("%s, step %d, published %d, %d workers", j.Status.Phase, at, j.Status.Published, j.Status.Workers)
+		}
+		return nil
+	})
+	l.kubectl("patch", "finetunejob", name, "--type", "merge", "-p", `{"spec":{"suspend":false}}`)
+	l.goesOn(fmt.Sprintf("%s goes on from step %d", name, at), name, func(j *v1alpha1.FineTuneJob) error {
+		if j.Status.Step < at {
+			return fmt.Errorf("it is at step %d, and was suspended at %d", j.Status.Step, at)
+		}
+		return nil
+	})
+}
+
+// remove deletes all of it, in the order that a user would.
+func (l *lab) remove() {
+	l.Helper()
+	l.kubectl("delete", "finetunejobs", "--all", "--timeout="+patience.String())
+	l.kubectl("delete", "skeincluster", "lab", "--timeout="+patience.String())
+	l.eventually("jobs, cluster and all that belonged to them are gone", func() error {
+		var left struct {
+			Items []struct {
+				Kind     string
+				Metadata struct{ Name string }
+			}
+		}
+		const kinds = "pods,statefulsets,services,configmaps,secrets,poddisruptionbudgets,skeinclusters,finetunejobs"
+		if err := l.get(&left, kinds, "-l", v1alpha1.LabelCluster); err != nil {
+			return err
+		}
+		if len(left.Items) > 0 {
+			return fmt.Errorf("%v are left", left.Items)
+		}
+		return nil
+	})
+	var claims corev1.PersistentVolumeClaimList
+	if err := l.get(&claims, "pvc"); err != nil {
+		l.Fatal(err)
+	}
+	if len(claims.Items) != 4 {
+		l.fail("%d claims are left, where the shared one and those of three coordinators stay", len(claims.Items))
+	}
+	l.kubectl("delete", "--wait", "--timeout="+patience.String(), "-k", filepath.Join(l.home, "install"))
+	for _, kind := range []string{"namespaces", "crds", "clusterroles", "clusterrolebindings"} {
+		if out := l.kubectl("get", kind, "-o", "name"); strings.Contains(out, "skein") {
+			l.fail("%s: %s is left", kind, out)
+		}
+	}
+	l.say("the operator and its definitions are gone")
+}
