@@ -43,6 +43,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) int {
 	f.BoolVar(&c.Leader, "leader-elect", false, "of several operators let one alone act")
 	f.StringVar(&c.LeaderIn, "leader-namespace", "", "of the lock; that of the pod if left out")
 	f.DurationVar(&c.Poll, "poll", 0, "how often clusters with jobs are asked; 2s if left out")
+	f.StringVar(&c.Gangs, "gangs", operator.GangsAuto, "how workers that start together are kept together: podgroups, gates, or what the API server has")
 	show := f.Bool("version", false, "print the version and end")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):

@@ -41,6 +41,7 @@ type CA struct {
 	cert    *x509.Certificate
 	key     *ecdsa.PrivateKey
 	gossip  []byte
+	others  []*x509.Certificate // that members trust beside it, while one takes the place of another
 }
 
 // NewCA makes an authority, valid for ten years, and the key of the cluster's gossip.
@@ -87,8 +88,15 @@ func sign(template, parent *x509.Certificate, of, by *ecdsa.PrivateKey) (*x509.C
 // Cluster is the name of the cluster.
 func (ca *CA) Cluster() string { return ca.cluster }
 
-// Certificate is the authority's own, in PEM: what everybody trusts.
-func (ca *CA) Certificate() []byte { return certPEM(ca.cert) }
+// Certificate is the authority's own, in PEM, with those that stand beside it while one is
+// replaced: what everybody trusts.
+func (ca *CA) Certificate() []byte {
+	b := certPEM(ca.cert)
+	for _, c := range ca.others {
+		b = append(b, certPEM(c)...)
+	}
+	return b
+}
 
 // Issue makes a certificate and its key, in PEM. Hosts are the names and addresses at
 // which others reach the process; a client, which nobody calls, needs none.
@@ -172,7 +180,7 @@ func (ca *CA) Save(dir string) error {
 	if err != nil {
 		return err
 	}
-	return write(dir, []file{{caFile, ca.Certificate()}, {gossipFile, ca.gossipHex()}, {caKeyFile, key}})
+	return write(dir, []file{{caFile, certPEM(ca.cert)}, {gossipFile, ca.gossipHex()}, {caKeyFile, key}})
 }
 
 // IssueTo makes a certificate and writes what its holder needs into a folder, which

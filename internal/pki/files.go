@@ -71,32 +71,25 @@ func ParseFiles(p Parts, now time.Time) (*Files, error) {
 // assemble makes sense of all parts but the gossip key. Path is what errors call a part,
 // and get reads it.
 func assemble(path func(name string) string, get func(name string) ([]byte, error), now time.Time) (*Files, error) {
-	certificate := func(name string) (*x509.Certificate, error) {
-		b, err := get(name)
-		if err != nil {
-			return nil, err
-		}
-		return parseCertificate(path(name), b)
-	}
-	ca, err := certificate(caFile)
+	b, err := get(caFile)
 	if err != nil {
 		return nil, err
 	}
-	cluster, err := clusterOf(ca)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path(caFile), err)
-	}
-	cert, err := certificate(certFile)
+	authorities, cluster, err := parseAuthorities(path(caFile), b, now)
 	if err != nil {
 		return nil, err
 	}
-	for name, c := range map[string]*x509.Certificate{caFile: ca, certFile: cert} {
-		if err := checkTime(path(name), c, now); err != nil {
-			return nil, err
-		}
+	if b, err = get(certFile); err != nil {
+		return nil, err
 	}
-	b, err := get(keyFile)
+	cert, err := parseCertificate(path(certFile), b)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkTime(path(certFile), cert, now); err != nil {
+		return nil, err
+	}
+	if b, err = get(keyFile); err != nil {
 		return nil, err
 	}
 	key, err := parseKey(path(keyFile), b)
@@ -106,13 +99,18 @@ func assemble(path func(name string) string, get func(name string) ([]byte, erro
 	if !key.PublicKey.Equal(cert.PublicKey) {
 		return nil, fmt.Errorf("%s: the key is not that of %s; copy both from the same place, or make new ones with `skein certs`", path(keyFile), certFile)
 	}
-	f := &Files{Expires: earlier(cert.NotAfter, ca.NotAfter), authority: x509.NewCertPool()}
-	f.authority.AddCert(ca)
+	f := &Files{authority: x509.NewCertPool()}
+	for _, c := range authorities {
+		f.authority.AddCert(c)
+	}
 	f.certificate = tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key, Leaf: cert}
 	options := x509.VerifyOptions{Roots: f.authority, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	if _, err := cert.Verify(options); err != nil {
+	chains, err := cert.Verify(options)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %s did not sign it (%w); make both with one authority, by `skein certs`", path(certFile), caFile, err)
 	}
+	signer := chains[0][len(chains[0])-1]
+	f.Expires = earlier(cert.NotAfter, signer.NotAfter)
 	if f.Identity, err = identityOf(cert); err != nil {
 		return nil, fmt.Errorf("%s: %w", path(certFile), err)
 	}

@@ -18,7 +18,7 @@ func (ca *CA) Parts() (Parts, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parts{caFile: ca.Certificate(), caKeyFile: key, gossipFile: ca.gossipHex()}, nil
+	return Parts{caFile: certPEM(ca.cert), caKeyFile: key, gossipFile: ca.gossipHex()}, nil
 }
 
 // ParseCA is LoadCA of parts.
@@ -42,7 +42,10 @@ func ParseCA(p Parts, now time.Time) (*CA, error) {
 		return nil, err
 	}
 	ca := &CA{cert: cert, key: key, gossip: gossip}
-	ca.cluster, err = clusterOf(cert)
+	if ca.cluster, err = clusterOf(cert); err != nil {
+		return nil, err
+	}
+	ca.others, err = companions(p, ca.cluster)
 	return ca, err
 }
 
@@ -74,7 +77,9 @@ func (ca *CA) Member(role Role, name string, hosts []string, validity time.Durat
 		return nil, errors.New("a certificate that was just made has no leaf")
 	}
 	f := &Files{Identity: Identity{ca.cluster, role, name}, Expires: earlier(pair.Leaf.NotAfter, ca.cert.NotAfter), certificate: pair, authority: x509.NewCertPool()}
-	f.authority.AddCert(ca.cert)
+	for _, c := range append([]*x509.Certificate{ca.cert}, ca.others...) {
+		f.authority.AddCert(c)
+	}
 	return f, nil
 }
 

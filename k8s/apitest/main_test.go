@@ -41,6 +41,8 @@ func withServer(m *testing.M) int {
 		return m.Run()
 	}
 	e := &envtest.Environment{BinaryAssetsDirectory: dir, CRDDirectoryPaths: []string{"../config/crd"}, ErrorIfCRDPathMissing: true, ControlPlaneStartTimeout: 2 * time.Minute, ControlPlaneStopTimeout: time.Minute}
+	flags := e.ControlPlane.GetAPIServer().Configure()
+	flags.Append("feature-gates", "GenericWorkload=true").Append("runtime-config", "scheduling.k8s.io/v1beta1=true") // PodGroups
 	if server, err = e.Start(); err != nil {
 		fmt.Fprintf(os.Stderr, "the API server does not start, or does not take the definitions: %v\n", errors.Join(err, e.Stop()))
 		return 1

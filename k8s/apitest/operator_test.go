@@ -1,8 +1,6 @@
 package apitest
 
 import (
-	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -10,21 +8,13 @@ import (
 	"sync"
 	"testing"
 
-	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/skein-ml/skein/jobspec/badspec"
-	"github.com/skein-ml/skein/k8s/api/v1alpha1"
 	"github.com/skein-ml/skein/k8s/operator"
-	"github.com/skein-ml/skein/k8s/operator/operatortest"
-	"github.com/skein-ml/skein/k8s/policy"
-	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
 // log writes down what the API server is asked for, and what it forbids.
@@ -136,17 +126,11 @@ func TestTheOperatorMakesAClusterWithNoMoreRightsThanItNeeds(t *testing.T) {
 		record.next = next
 		return record
 	})
-	coordinators := &operatortest.Coordinators{}
-	coordinators.Found("lab-coordinator-0")
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() {
-		ended <- operator.Run(ctx, to, operator.Config{Dial: coordinators.Dial, Leader: true, LeaderIn: "skein-system"})
-	}()
-	follow(t, c, coordinators)
-	stop()
-	if err := <-ended; err != nil {
-		t.Errorf("the operator ends with %v", err)
+	for _, gangs := range []string{operator.GangsAuto, operator.GangsGates} { // the server has PodGroups
+		l := newLife(t, c, "life-"+gangs)
+		stop := l.operate(to, operator.Config{Leader: true, LeaderIn: "skein-system", Gangs: gangs})
+		l.follow(gangs == operator.GangsAuto)
+		stop()
 	}
 	if len(record.denied) > 0 {
 		t.Errorf("the operator lacks %q", record.denied)
@@ -156,75 +140,4 @@ func TestTheOperatorMakesAClusterWithNoMoreRightsThanItNeeds(t *testing.T) {
 			t.Errorf("the operator may %s, and does not", right)
 		}
 	}
-}
-
-// follow is the life of a cluster and a job: made, submitted, run, given another pool,
-// deleted.
-func follow(t *testing.T, c client.Client, coordinators *operatortest.Coordinators) {
-	t.Helper()
-	cluster := manifests(t, "../../examples/kubernetes/cluster.yaml")[0]
-	cluster.SetNamespace("default")
-	if err := c.Create(t.Context(), cluster, strict); err != nil {
-		t.Fatal(err)
-	}
-	var set appsv1.StatefulSet
-	eventually(t, "the coordinators", func() error {
-		return c.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "lab-coordinator"}, &set)
-	})
-	u := fineTuneJob(t, "tiny", badspec.Case{Settings: []string{"name=tiny", "cluster.worldSize=2"}})
-	if err := c.Create(t.Context(), u, strict); err != nil {
-		t.Fatal(err)
-	}
-	var j v1alpha1.FineTuneJob
-	job := func() error { return c.Get(t.Context(), client.ObjectKeyFromObject(u), &j) }
-	eventually(t, "the job at the coordinators", func() error {
-		if err := job(); err != nil || !meta.IsStatusConditionTrue(j.Status.Conditions, v1alpha1.ConditionAccepted) {
-			return fmt.Errorf("%+v, %w", j.Status, err)
-		}
-		return nil
-	})
-	coordinators.Change("tiny-1", func(j *skeinv1.Job) { j.Phase = skeinv1.Phase_PHASE_RUNNING })
-	workers := func(n int) func() error {
-		return func() error {
-			var list corev1.PodList
-			err := c.List(t.Context(), &list, client.InNamespace("default"), client.MatchingLabels{v1alpha1.LabelRole: policy.RoleWorker})
-			ready := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return len(p.Spec.SchedulingGates) > 0 })
-			if err != nil || len(ready) != n {
-				return fmt.Errorf("%d of %d workers, %w", len(ready), n, err)
-			}
-			return nil
-		}
-	}
-	eventually(t, "a worker for each rank", workers(2))
-	cut(t, c)
-	eventually(t, "the worker of the new pool alone", workers(1))
-	if err := c.Delete(t.Context(), u); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the job's pause", func() error {
-		if asked := coordinators.Asked(); !slices.Contains(asked, "pause tiny-1") {
-			return fmt.Errorf("asked for %q", asked)
-		}
-		return nil
-	})
-	coordinators.Change("tiny-1", func(j *skeinv1.Job) { j.Phase = skeinv1.Phase_PHASE_PAUSED })
-	eventually(t, "the job's end", func() error {
-		if err := job(); !apierrors.IsNotFound(err) {
-			return fmt.Errorf("it is there: %w", err)
-		}
-		return nil
-	})
-}
-
-// cut puts a pool of one worker in place of the pool that is there.
-func cut(t *testing.T, c client.Client) {
-	t.Helper()
-	eventually(t, "another pool", func() error {
-		var cluster v1alpha1.SkeinCluster
-		if err := c.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "lab"}, &cluster); err != nil {
-			return err
-		}
-		cluster.Spec.WorkerPools[0].Name, cluster.Spec.WorkerPools[0].Max = "small", 1
-		return c.Update(t.Context(), &cluster)
-	})
 }

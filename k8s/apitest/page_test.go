@@ -59,7 +59,7 @@ func blocks(t *testing.T) (list []block) {
 
 // verbs are the commands of kubectl and helm that the page may use.
 var verbs = map[string][]string{
-	"kubectl": {"apply", "get", "describe", "explain", "scale", "patch", "delete"},
+	"kubectl": {"apply", "get", "describe", "explain", "scale", "patch", "annotate", "delete"},
 	"helm":    {"install", "upgrade", "uninstall"},
 	"skein":   nil, // the program's own tests hold these against its commands
 }
@@ -232,7 +232,7 @@ func TestEveryCommandOfThePageDoesItsWork(t *testing.T) {
 		t.Skip("SKIPPED: no kubectl in .cache/kube; `make kube-nodes` builds one, once")
 	}
 	ns := &corev1.Namespace{}
-	ns.Name = "documented"
+	ns.GenerateName = "documented-"
 	if err := c.Create(t.Context(), ns); err != nil {
 		t.Fatal(err)
 	}

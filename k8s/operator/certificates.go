@@ -18,9 +18,14 @@ import (
 	"github.com/skein-ml/skein/k8s/policy"
 )
 
-// certificates makes what is missing and replaces what ends soon. It returns a name for
-// the certificates of the coordinators: another one, and they have to start again.
-func (r *clusters) certificates(ctx context.Context, c *v1alpha1.SkeinCluster) (string, error) {
+// issued names the certificates of a cluster.
+type issued struct {
+	trust string // authorities
+	start string // that coordinators start with; another one, and they have to start again
+}
+
+// certificates makes what is missing and replaces what ends soon.
+func (r *clusters) certificates(ctx context.Context, c *v1alpha1.SkeinCluster) (issued, error) {
 	ca, err := r.contacts.authority(ctx, c)
 	if errors.Is(err, errNoAuthority) {
 		if ca, err = r.newAuthority(ctx, c); err == nil {
@@ -28,16 +33,57 @@ func (r *clusters) certificates(ctx context.Context, c *v1alpha1.SkeinCluster) (
 		}
 	}
 	if err != nil {
-		return "", err
+		return issued{}, err
 	}
 	name, err := r.coordinatorCertificates(ctx, c, ca)
 	if err != nil {
-		return "", err
+		return issued{}, err
 	}
-	return name, r.clientCertificate(ctx, c, ca)
+	return issued{policy.Trust(ca.Certificate()), name}, r.clientCertificate(ctx, c, ca)
 }
 
-// newAuthority makes the authority of a cluster, once: it is created, never written over.
+// rotate takes the authority one stage on, when it is time. What is issued follows at the
+// next look.
+func (r *clusters) rotate(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight, is issued) error {
+	var secret corev1.Secret
+	if err := r.live.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: policy.AuthoritySecret(c)}, &secret); err != nil {
+		return err
+	}
+	now, parts := time.Now(), pki.Parts(secret.Data)
+	ca, err := pki.ParseCA(parts, now)
+	if err != nil {
+		return err
+	}
+	state := policy.Rotation{
+		Now: now, Stage: parts.Stage(), Ends: ca.Ends(), Done: secret.Annotations[policy.AnnotationRotate],
+		Trust: is.trust, Started: is.start, Set: s.set, Workers: s.workers,
+	}
+	if is.trust != policy.Trust(ca.Certificate()) || !policy.Rotate(c, state) {
+		return nil
+	}
+	next, err := parts.Advance(now)
+	if err != nil {
+		return err
+	}
+	o := policy.Secret(c, policy.AuthoritySecret(c), next)
+	o.ResourceVersion = secret.ResourceVersion // nobody else has changed it
+	o.Annotations = map[string]string{policy.AnnotationRotate: state.Done}
+	if state.Stage == pki.Settled {
+		o.Annotations[policy.AnnotationRotate] = c.Annotations[policy.AnnotationRotate]
+	}
+	if err := r.apply(ctx, o); err != nil {
+		return err
+	}
+	r.tell(c, false, "AuthorityRotates", "RotateAuthority", map[pki.Stage]string{
+		pki.Settled:    "a new certificate authority is in secret " + o.Name + "; back it up. All processes learn to trust it, one after the other",
+		pki.Introduced: "the new certificate authority signs from now on; all processes get new certificates, one after the other",
+		pki.Replaced:   "the old certificate authority is trusted no more; copies of certificates that were taken from secret " + policy.ClientSecret(c) + " have to be taken again",
+	}[state.Stage])
+	return nil
+}
+
+// newAuthority makes the authority of a cluster, once: it is created, and written over only
+// by rotate.
 func (r *clusters) newAuthority(ctx context.Context, c *v1alpha1.SkeinCluster) (*pki.CA, error) {
 	ca, err := pki.NewCA(policy.ClusterName(c))
 	if err != nil {
@@ -48,7 +94,6 @@ func (r *clusters) newAuthority(ctx context.Context, c *v1alpha1.SkeinCluster) (
 		return nil, err
 	}
 	secret := policy.Secret(c, policy.AuthoritySecret(c), parts)
-	secret.Immutable = new(true)
 	if err := r.Create(ctx, secret, owner); apierrors.IsAlreadyExists(err) {
 		return r.contacts.authority(ctx, c)
 	} else if err != nil {
@@ -125,7 +170,7 @@ func (r *clusters) workerCertificate(ctx context.Context, c *v1alpha1.SkeinClust
 		return err
 	}
 	was := pod.DeepCopy()
-	policy.Ungate(pod, policy.GateCertificate)
+	policy.Certified(pod, policy.Trust(ca.Certificate()))
 	if err := r.Patch(ctx, pod, client.MergeFrom(was), owner); err != nil {
 		return fmt.Errorf("pod %s: %w", pod.Name, err)
 	}

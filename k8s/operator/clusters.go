@@ -3,6 +3,8 @@ package operator
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,7 +26,9 @@ import (
 // clusters makes SkeinClusters.
 type clusters struct {
 	shared
-	idle *idle
+	idle    *idle
+	refused refusals
+	grouped bool // gangs are kept together by PodGroups
 }
 
 func (r *clusters) setup(m ctrl.Manager) error {
@@ -61,6 +65,7 @@ type sight struct {
 	set     *appsv1.StatefulSet
 	pods    []corev1.Pod // of coordinators
 	workers []corev1.Pod
+	trust   string // names the authorities that workers are to trust
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -113,15 +118,26 @@ func (r *clusters) make(ctx context.Context, c *v1alpha1.SkeinCluster, h *policy
 	if err != nil {
 		return nil, err
 	}
-	err = r.coordinators(ctx, c, s, h, certificates)
-	return s, errors.Join(err, r.workers(ctx, c, s, h))
+	s.trust = certificates.trust
+	err = r.coordinators(ctx, c, s, h, certificates.start)
+	err = errors.Join(err, r.workers(ctx, c, s, h))
+	if err == nil {
+		err = r.rotate(ctx, c, s, certificates)
+	}
+	return s, err
 }
 
-// look reads what there is, from the API server and from the coordinators.
+// look reads what there is, from the coordinators and from the API server. The pods come
+// last: whoever prepared a job that waits now has its node.
 func (r *clusters) look(ctx context.Context, c *v1alpha1.SkeinCluster) (*sight, error) {
 	s := &sight{set: &appsv1.StatefulSet{}, silence: "they are being started"}
 	if err := r.live.Get(ctx, client.ObjectKey{Namespace: c.Namespace, Name: policy.Coordinators(c)}, s.set); client.IgnoreNotFound(err) != nil {
 		return nil, err
+	}
+	if s.set.ResourceVersion != "" {
+		if err := r.ask(ctx, c, s); err != nil {
+			return nil, err
+		}
 	}
 	for role, into := range map[string]*[]corev1.Pod{policy.RoleCoordinator: &s.pods, policy.RoleWorker: &s.workers} {
 		var list corev1.PodList
@@ -132,12 +148,14 @@ func (r *clusters) look(ctx context.Context, c *v1alpha1.SkeinCluster) (*sight, 
 		}
 		*into = list.Items
 	}
-	if s.set.ResourceVersion == "" {
-		return s, nil
-	}
+	return s, nil
+}
+
+// ask asks the coordinators. That they do not answer is no error.
+func (r *clusters) ask(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight) error {
 	var err error
 	if s.api, err = r.contacts.to(ctx, c); err != nil {
-		return nil, err
+		return err
 	}
 	if s.nodes, err = s.api.Nodes(ctx); err == nil {
 		s.jobs, err = s.api.List(ctx, true)
@@ -145,7 +163,7 @@ func (r *clusters) look(ctx context.Context, c *v1alpha1.SkeinCluster) (*sight, 
 	if s.known = err == nil; !s.known {
 		s.silence = err.Error()
 	}
-	return s, nil
+	return nil
 }
 
 // coordinators applies the StatefulSet, and makes the next change of members.
@@ -168,7 +186,20 @@ func (r *clusters) coordinators(ctx context.Context, c *v1alpha1.SkeinCluster, s
 	if err := r.apply(ctx, policy.CoordinatorSet(c, pods, certificates)); err != nil {
 		return err
 	}
-	return r.change(ctx, c, s.api, change)
+	return errors.Join(r.unborn(ctx, c, s), r.change(ctx, c, s.api, change))
+}
+
+// unborn is why the API server refuses the pods that the StatefulSet lacks. Its controller
+// says so in an event alone, so the operator asks again, for a pod that is not made.
+func (r *clusters) unborn(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight) error {
+	if s.set.Spec.Replicas == nil || len(s.pods) >= int(*s.set.Spec.Replicas) {
+		return nil
+	}
+	err := r.Create(ctx, policy.CoordinatorProbe(c), client.DryRunAll, owner)
+	if blocking(err) == nil {
+		return nil // it is on its way, or nobody knows
+	}
+	return fmt.Errorf("coordinators: %w", err)
 }
 
 func (r *clusters) change(ctx context.Context, c *v1alpha1.SkeinCluster, api Coordinators, change policy.MemberChange) (err error) {
@@ -213,7 +244,10 @@ func running(p *corev1.Pod) bool {
 // write puts what was seen into the status.
 func (r *clusters) write(c *v1alpha1.SkeinCluster, s *sight, h policy.Health) {
 	h.Known, h.Silence, h.Members = s.known, s.silence, members(s.nodes)
-	h.Ready, h.Trouble = int(s.set.Status.ReadyReplicas), policy.Trouble(append(s.pods, s.workers...))
+	h.Ready = int(s.set.Status.ReadyReplicas)
+	if t := policy.Trouble(slices.Concat(s.pods, s.workers)); t != nil {
+		h.Trouble = t
+	}
 	policy.Conditions(c, h)
 	st := &c.Status
 	st.ReadyCoordinators, st.Workers = s.set.Status.ReadyReplicas, 0

@@ -173,6 +173,10 @@ func (r *jobs) converse(ctx context.Context, j *v1alpha1.FineTuneJob, c *v1alpha
 		return r.refused(j, c, err)
 	}
 	policy.Mirror(j, c.Name, got.GetJob())
+	if h := policy.Hindrance(c, got.GetJob()); h != nil {
+		j.Status.Message = h.Message
+		policy.Condition(j, v1alpha1.ConditionRunning, false, h.Reason, h.Message)
+	}
 	if policy.Over(got.GetJob().GetPhase()) {
 		return 0, nil
 	}
@@ -241,6 +245,10 @@ func (r *jobs) refused(j *v1alpha1.FineTuneJob, c *v1alpha1.SkeinCluster, err er
 		r.pendingUnlessTaken(j, policy.Refusal{Reason: v1alpha1.ReasonRefused, Message: err.Error()})
 		return r.config.PollIdle, nil
 	case uncertain || silent:
+		if a := policy.Ailment(c); a != nil {
+			r.pendingUnlessTaken(j, *a)
+			return r.config.Poll, nil
+		}
 		r.pendingUnlessTaken(j, policy.Refusal{Reason: v1alpha1.ReasonUnreachable, Message: fmt.Sprintf("the coordinators of SkeinCluster %s do not answer; it is tried again. See `kubectl describe skeincluster %s`: %s", c.Name, c.Name, err)})
 		return r.config.Poll, nil
 	}

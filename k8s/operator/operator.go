@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -18,6 +19,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -39,6 +41,8 @@ type Config struct {
 	Poll     time.Duration
 	PollIdle time.Duration
 
+	Gangs string // how workers that start together are kept together: auto (also ""), podgroups, gates
+
 	// Dial reaches the coordinators of a cluster; nil: at their addresses.
 	Dial Dial
 
@@ -59,6 +63,9 @@ func (c *Config) EnsureDefaults() {
 	if c.Health == "" {
 		c.Health = "0"
 	}
+	if c.Gangs == "" {
+		c.Gangs = GangsAuto
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -71,6 +78,9 @@ func (c *Config) EnsureDefaults() {
 func (c *Config) Validate() error {
 	if c.Poll < 0 || c.PollIdle < 0 {
 		return fmt.Errorf("poll: %s and %s; a time must be more than 0", c.Poll, c.PollIdle)
+	}
+	if !slices.Contains([]string{GangsAuto, GangsGroups, GangsGates}, c.Gangs) {
+		return fmt.Errorf("gangs: %q; there are %s, %s and %s", c.Gangs, GangsAuto, GangsGroups, GangsGates)
 	}
 	return nil
 }
@@ -99,6 +109,7 @@ func Run(ctx context.Context, to *rest.Config, c Config) error {
 	options := ctrl.Options{
 		Scheme: Scheme(), Metrics: server.Options{BindAddress: c.Metrics}, HealthProbeBindAddress: c.Health,
 		LeaderElection: c.Leader, LeaderElectionID: lock, LeaderElectionNamespace: c.LeaderIn, LeaderElectionReleaseOnCancel: true,
+		Controller: config.Controller{SkipNameValidation: new(true)}, // a test runs several operators in one process
 	}
 	if len(c.Namespaces) > 0 {
 		options.Cache.DefaultNamespaces = map[string]cache.Config{}
@@ -110,10 +121,14 @@ func Run(ctx context.Context, to *rest.Config, c Config) error {
 	if err != nil {
 		return err
 	}
+	groups, err := grouped(c.Gangs, m.GetRESTMapper())
+	if err != nil {
+		return err
+	}
 	contacts := newContacts(m.GetAPIReader(), c)
 	defer contacts.close()
 	err = errors.Join(
-		(&clusters{shared{m.GetClient(), m.GetAPIReader(), m.GetEventRecorder(lock), contacts, c}, newIdle()}).setup(m),
+		(&clusters{shared: shared{m.GetClient(), m.GetAPIReader(), m.GetEventRecorder(lock), contacts, c}, idle: newIdle(), grouped: groups}).setup(m),
 		(&jobs{shared{m.GetClient(), m.GetAPIReader(), m.GetEventRecorder(lock), contacts, c}}).setup(m),
 		m.AddHealthzCheck("healthz", healthz.Ping), m.AddReadyzCheck("readyz", healthz.Ping),
 	)
@@ -138,7 +153,7 @@ func Reconcilers(to client.Client, c Config) (clusterSide, jobSide reconcile.Rec
 	c.EnsureDefaults()
 	contacts := newContacts(to, c)
 	with := shared{to, to, quiet{}, contacts, c}
-	return &clusters{with, newIdle()}, &jobs{with}
+	return &clusters{shared: with, idle: newIdle(), grouped: c.Gangs == GangsGroups}, &jobs{with}
 }
 
 // quiet drops events.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,9 @@ type idle struct {
 	since map[types.UID]time.Time
 }
 
+// letters tell the names of pods and gangs of a kind apart.
+const letters = 5
+
 func newIdle() *idle { return &idle{since: map[types.UID]time.Time{}} }
 
 // from is since when a worker is free; zero if it is not.
@@ -43,23 +47,11 @@ func (i *idle) from(pod types.UID, free bool, now time.Time) time.Time {
 
 // workers makes the pools follow the jobs.
 func (r *clusters) workers(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight, h *policy.Health) error {
-	var errs []error
-	for i := range s.workers {
-		if p := &s.workers[i]; p.DeletionTimestamp == nil && policy.Gated(p, policy.GateCertificate) {
-			errs = append(errs, r.workerCertificate(ctx, c, p))
-		}
-	}
 	now := time.Now()
-	plan := policy.Pools(c, r.fleet(s, now))
+	fleet := r.fleet(s, now)
+	plan := policy.Pools(c, fleet)
 	c.Status.WantedWorkers, h.Pools = int32(plan.Wanted), plan.Reason
-	for i := range c.Spec.WorkerPools {
-		pool := &c.Spec.WorkerPools[i]
-		for range plan.Create[pool.Name] {
-			if err := r.newWorker(ctx, c, pool, now); err != nil {
-				return errors.Join(append(errs, err)...)
-			}
-		}
-	}
+	var errs []error
 	for _, name := range plan.Delete {
 		pod := &corev1.Pod{}
 		pod.Namespace, pod.Name = c.Namespace, name
@@ -69,22 +61,60 @@ func (r *clusters) workers(ctx context.Context, c *v1alpha1.SkeinCluster, s *sig
 		}
 		r.tell(c, false, v1alpha1.ReasonPoolsFollow, "RemoveWorker", plan.Reason)
 	}
-	return errors.Join(append(errs, r.label(ctx, c, s))...)
+	leaves := func(name string) bool { return slices.Contains(plan.Delete, name) }
+	stay := slices.DeleteFunc(slices.Clone(s.workers), func(p corev1.Pod) bool { return leaves(p.Name) })
+	fleet.Pods = slices.DeleteFunc(fleet.Pods, func(p policy.PoolPod) bool { return leaves(p.Name) })
+	errs = append(errs, r.label(ctx, c, s, stay), r.certify(ctx, c, stay), r.open(ctx, stay, fleet, h))
+	return errors.Join(append(errs, r.grow(ctx, c, plan, now))...)
 }
 
-func (r *clusters) newWorker(ctx context.Context, c *v1alpha1.SkeinCluster, pool *v1alpha1.WorkerPool, now time.Time) error {
-	const letters = 5
+// grow makes the pods of a plan.
+func (r *clusters) grow(ctx context.Context, c *v1alpha1.SkeinCluster, plan policy.PoolPlan, now time.Time) error {
+	if err := r.refused.recent(c.UID, now, r.config.PollIdle); err != nil {
+		return err // and would be so again
+	}
+	err := func() error {
+		for _, g := range plan.Gangs { // first: others take no quota that a whole gang needs
+			if err := r.newGang(ctx, c, g, now); err != nil {
+				return err
+			}
+		}
+		for i := range c.Spec.WorkerPools {
+			pool := &c.Spec.WorkerPools[i]
+			for range plan.Create[pool.Name] {
+				pod, err := r.newWorker(ctx, c, pool, now, nil)
+				if err == nil {
+					err = r.workerCertificate(ctx, c, pod)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}()
+	if blocking(err) != nil {
+		r.refused.remember(c.UID, now, err)
+	}
+	return err
+}
+
+// newWorker makes a pod of a pool; change, if there is one, completes it.
+func (r *clusters) newWorker(ctx context.Context, c *v1alpha1.SkeinCluster, pool *v1alpha1.WorkerPool, now time.Time, change func(*corev1.Pod)) (*corev1.Pod, error) {
 	pod := policy.WorkerPod(c, pool, fmt.Sprintf("%s-%s-%s", c.Name, pool.Name, rand.String(letters)))
 	pod.Annotations = map[string]string{policy.AnnotationEnds: now.Add(policy.CertificateValidity).UTC().Format(time.RFC3339)}
-	if err := r.Create(ctx, pod, owner); err != nil {
-		return fmt.Errorf("a worker of pool %s: %w", pool.Name, err)
+	if change != nil {
+		change(pod)
 	}
-	return r.workerCertificate(ctx, c, pod)
+	if err := r.Create(ctx, pod, owner); err != nil {
+		return nil, fmt.Errorf("a worker of pool %s: %w", pool.Name, err)
+	}
+	return pod, nil
 }
 
 // fleet is what the pools are decided from.
 func (r *clusters) fleet(s *sight, now time.Time) policy.Fleet {
-	f := policy.Fleet{Now: now, Known: s.known}
+	f := policy.Fleet{Now: now, Known: s.known, Grouped: r.grouped}
 	for _, j := range s.jobs {
 		f.Demands = append(f.Demands, policy.DemandOf(j))
 	}
@@ -93,7 +123,7 @@ func (r *clusters) fleet(s *sight, now time.Time) policy.Fleet {
 		nodes[n.GetWorker()] = n
 	}
 	for i := range s.workers {
-		p := policy.PodOf(&s.workers[i], now)
+		p := policy.PodOf(&s.workers[i], now, s.trust)
 		if n := nodes[p.Name]; n != nil {
 			p.Job = n.GetJob()
 			p.FreeFrom = r.idle.from(s.workers[i].UID, p.Job == "", now)
@@ -107,7 +137,7 @@ func (r *clusters) fleet(s *sight, now time.Time) policy.Fleet {
 
 // label says on each pod which job its worker has, by which the scale subresource and
 // `kubectl get pods -l` find them.
-func (r *clusters) label(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight) error {
+func (r *clusters) label(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight, workers []corev1.Pod) error {
 	if !s.known {
 		return nil
 	}
@@ -125,8 +155,8 @@ func (r *clusters) label(ctx context.Context, c *v1alpha1.SkeinCluster, s *sight
 	for _, n := range s.nodes.GetWorkers() {
 		job[n.GetWorker()] = names[n.GetJob()]
 	}
-	for i := range s.workers {
-		pod := &s.workers[i]
+	for i := range workers {
+		pod := &workers[i]
 		if pod.DeletionTimestamp != nil || pod.Labels[v1alpha1.LabelJob] == job[pod.Name] {
 			continue
 		}

@@ -129,6 +129,15 @@ func coordinatorPod(c *v1alpha1.SkeinCluster, certificates string) corev1.PodTem
 	}
 }
 
+// CoordinatorProbe is a pod like a coordinator's, for the API server to say whether it would
+// take one. It is never made.
+func CoordinatorProbe(c *v1alpha1.SkeinCluster) *corev1.Pod {
+	template := coordinatorPod(c, "")
+	p := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metadata(c, Coordinators(c)+"-probe", ""), Spec: template.Spec}
+	p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "state", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
+	return p
+}
+
 // coordinatorCertificates lays each coordinator's files into a folder of its own, of
 // which its container sees no other. All that there can be are listed, so that another
 // number of coordinators is no other pod.

@@ -45,6 +45,8 @@ func Conditions(c *v1alpha1.SkeinCluster, h Health) {
 		condition(v1alpha1.ConditionProgressing, false, v1alpha1.ReasonAllReady, "")
 	}
 	switch {
+	case h.Blocking != nil:
+		condition(v1alpha1.ConditionDegraded, true, h.Blocking.Reason, h.Blocking.Message)
 	case h.Trouble != nil:
 		condition(v1alpha1.ConditionDegraded, true, h.Trouble.Reason, h.Trouble.Message)
 	case want == 1:

@@ -426,7 +426,7 @@ func TestAClusterSaysHowItIs(t *testing.T) {
 		"one down":  {Health{Known: true, Ready: 2, Members: ids(0, 1, 2)}, "x", "True Quorum", "True CoordinatorDown"},
 		"no quorum": {Health{Ready: 1, Silence: "no coordinator answers"}, "x", "False NoQuorum", "True CoordinatorDown"},
 		"no image":  {Health{Trouble: &Refusal{"ImageUnavailable", "m"}}, "", "False ImageUnavailable", "True ImageUnavailable"},
-		"quota":     {Health{Known: true, Ready: 3, Blocking: &Refusal{"QuotaExceeded", "m"}}, "x", "True QuotaExceeded", "False AllReady"},
+		"quota":     {Health{Known: true, Ready: 3, Blocking: &Refusal{"QuotaExceeded", "m"}}, "x", "True QuotaExceeded", "True QuotaExceeded"},
 	} {
 		cluster := lab()
 		cluster.Status.Leader = c.leader

@@ -69,7 +69,7 @@ func workerSpec(c *v1alpha1.SkeinCluster, pool *v1alpha1.WorkerPool, coordinator
 	return corev1.PodSpec{
 		AutomountServiceAccountToken: new(false), EnableServiceLinks: new(false), SecurityContext: securedPod(), ImagePullSecrets: c.Spec.ImagePullSecrets,
 		NodeSelector: pool.NodeSelector, Tolerations: pool.Tolerations, PriorityClassName: pool.PriorityClassName, ResourceClaims: pool.ResourceClaims,
-		Subdomain: Workers(c), TerminationGracePeriodSeconds: new(int64(drainSeconds)), RestartPolicy: corev1.RestartPolicyAlways,
+		TopologySpreadConstraints: spread(c), Subdomain: Workers(c), TerminationGracePeriodSeconds: new(int64(drainSeconds)), RestartPolicy: corev1.RestartPolicyAlways,
 		SchedulingGates: []corev1.PodSchedulingGate{{Name: GateCertificate}},
 		Containers: []corev1.Container{{
 			Name: RoleWorker, Image: c.Spec.Image, ImagePullPolicy: c.Spec.ImagePullPolicy, Args: args, Resources: pool.Resources, SecurityContext: secured(),
@@ -92,4 +92,16 @@ func workerSpec(c *v1alpha1.SkeinCluster, pool *v1alpha1.WorkerPool, coordinator
 			{Name: "shared", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: c.Spec.Storage.ClaimName}}},
 		},
 	}
+}
+
+// spread keeps workers apart where there is a choice: mirrors of a rank's state are put on
+// other machines and in other zones than the rank, if there are any.
+func spread(c *v1alpha1.SkeinCluster) []corev1.TopologySpreadConstraint {
+	var list []corev1.TopologySpreadConstraint
+	for _, key := range []string{corev1.LabelTopologyZone, corev1.LabelHostname} {
+		list = append(list, corev1.TopologySpreadConstraint{
+			MaxSkew: 1, TopologyKey: key, WhenUnsatisfiable: corev1.ScheduleAnyway, LabelSelector: &metav1.LabelSelector{MatchLabels: selects(c, RoleWorker)},
+		})
+	}
+	return list
 }

@@ -93,4 +93,5 @@ const (
 	ReasonImageUnavailable = "ImageUnavailable"
 	ReasonQuotaExceeded    = "QuotaExceeded"
 	ReasonUnschedulable    = "Unschedulable"
+	ReasonNoRoom           = "NoRoom"
 )
