@@ -28,7 +28,8 @@ func examplesJob(t *testing.T) workertest.Job {
 // tests run their commands.
 var notHere = []string{
 	"bench smollm2", // minutes and gigabytes; make bench-quick runs it on little data
-	"skein coordinator --id", "skein worker", "skein coordinator add", "skein coordinator remove", "skein coordinator restore", "--tls ", "--kube",
+	"skein coordinator --id", "skein worker", "skein coordinator add", "skein coordinator remove", "skein coordinator restore", "--tls ",
+	"--kube", // TestEveryExampleThatNamesKubernetesDoesWhatItSays
 }
 
 // placed puts the cluster and the job of a test into an example.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 type member struct {
 	fakeLeader
 	leader string // address; "": this one
+	ended  bool   // its job is done
 
 	mu   sync.Mutex
 	told []string // what it was asked to do
@@ -60,6 +62,29 @@ func (m *member) List(ctx context.Context, r *skeinv1.ListRequest) (*skeinv1.Lis
 		return nil, err
 	}
 	return m.fakeLeader.List(ctx, r)
+}
+
+func (m *member) Get(ctx context.Context, r *skeinv1.GetRequest) (*skeinv1.GetResponse, error) {
+	if err := m.refuse(); err != nil {
+		return nil, err
+	}
+	got, err := m.fakeLeader.Get(ctx, r)
+	if m.ended {
+		got.Job.Phase = skeinv1.Phase_PHASE_DONE
+	}
+	return got, err
+}
+
+func (m *member) Watch(r *skeinv1.WatchRequest, s skeinv1.Jobs_WatchServer) error {
+	if err := m.refuse(); err != nil || !m.ended {
+		if err == nil {
+			err = m.fakeLeader.Watch(r, s)
+		}
+		return err
+	}
+	j := m.job()
+	j.Phase = skeinv1.Phase_PHASE_DONE
+	return s.Send(&skeinv1.WatchResponse{What: &skeinv1.WatchResponse_Job{Job: j}})
 }
 
 func (m *member) Scale(_ context.Context, r *skeinv1.ScaleRequest) (*skeinv1.ScaleResponse, error) {
@@ -249,5 +274,45 @@ func TestAJobThatTheCoordinatorsDoNotHaveYetIsSaidToBeAndWaitedFor(t *testing.T)
 	taken(t, s, "pronounce")
 	if code := <-ended; code != exitOK || done.String() != "tiny-7f3a  running\n" {
 		t.Errorf("wait: status %d, printed %q, %q", code, done.String(), waiting.String())
+	}
+}
+
+// TestEveryExampleThatNamesKubernetesDoesWhatItSays runs what the help and the page on
+// Kubernetes show, from the submission of a job to its end.
+func TestEveryExampleThatNamesKubernetesDoesWhatItSays(t *testing.T) {
+	s, leader, flags := inKube(t)
+	leader.ended = true
+	s.Created = func(j *v1alpha1.FineTuneJob) { j.Status.Job, j.Status.Cluster = "tiny-7f3a", "lab" }
+	t.Setenv("KUBECONFIG", flags[2])
+	var lines []string
+	for _, c := range commands(newRoot(streams{}, &notes{})) {
+		lines = slices.AppendSeq(lines, strings.Lines(c.Example))
+	}
+	page, err := os.ReadFile("../../docs/KUBERNETES.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines = slices.AppendSeq(lines, strings.Lines(string(page)))
+	ran := 0
+	for _, line := range lines {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "skein ") || !strings.Contains(line, "--kube") {
+			continue
+		}
+		words := shellWords(line)[1:]
+		for i, w := range words {
+			if w == "job.yaml" {
+				words[i] = jobFile(t)
+			}
+			if strings.HasPrefix(w, "examples/") {
+				words[i] = "../../" + w
+			}
+		}
+		if status, _, errs := skein(t, &notes{}, "", words...); status != exitOK {
+			t.Errorf("%s: status %d, %s", line, status, errs)
+		}
+		ran++
+	}
+	if !leader.heard("cancel tiny-7f3a") || s.Scaled("team", "pronounce") != `{"spec":{"replicas":2}}` || ran < 7 {
+		t.Errorf("%d examples told the leader %q and the API server %s", ran, leader.told, s.Scaled("team", "pronounce"))
 	}
 }
