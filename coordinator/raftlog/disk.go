@@ -119,6 +119,9 @@ func logMissing(dir string) error {
 }
 
 func openBolt(path string) (store *raftboltdb.BoltStore, err error) {
+	if err := lookAt(path); err != nil {
+		return nil, err
+	}
 	err = guarded(func() (err error) {
 		store, err = raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{Timeout: lockPatience}})
 		return err
@@ -130,6 +133,19 @@ func openBolt(path string) (store *raftboltdb.BoltStore, err error) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, logFile, err)
 	}
 	return store, err
+}
+
+// lookAt checks a database before it is opened; one that is not there yet is as good.
+func lookAt(path string) error {
+	f, err := vfs.OS.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return checkBolt(f)
 }
 
 // fromSystem tells whether an error is the operating system's: no permission, no
