@@ -54,6 +54,12 @@ helm: ## helm into .cache/bin, once, for the tests of k8s/helm and docs/KUBERNET
 kube-nodes: ## kubelet, containerd, scheduler, controllers and DNS into .cache/kube, once, for make e2e (some ten minutes more)
 	@scripts/kube.sh nodes
 
+NODES ?= 200
+.PHONY: kube-scale
+kube-scale: ## NODES=200 nodes with nothing behind them and NODES/4 queued jobs of four workers, under Kubernetes' own scheduler
+	@SKEIN_NODES=$(NODES) go test -v -tags invariants -count=1 -run TestTheSchedulerPlacesGangsWholeOrNotAtAll ./k8s/apitest \
+	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+
 STEPS ?= 6000
 .PHONY: e2e
 e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, deleted; STEPS=6000 of the job

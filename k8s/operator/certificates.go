@@ -20,6 +20,7 @@ import (
 
 // issued names the certificates of a cluster.
 type issued struct {
+	ca    *pki.CA
 	trust string // authorities
 	start string // that coordinators start with; another one, and they have to start again
 }
@@ -39,7 +40,7 @@ func (r *clusters) certificates(ctx context.Context, c *v1alpha1.SkeinCluster) (
 	if err != nil {
 		return issued{}, err
 	}
-	return issued{policy.Trust(ca.Certificate()), name}, r.clientCertificate(ctx, c, ca)
+	return issued{ca, policy.Trust(ca.Certificate()), name}, r.clientCertificate(ctx, c, ca)
 }
 
 // rotate takes the authority one stage on, when it is time. What is issued follows at the
@@ -155,11 +156,7 @@ func (r *clusters) secret(ctx context.Context, c *v1alpha1.SkeinCluster, name st
 
 // workerCertificate gives a worker's pod the certificate that it waits for. The Secret
 // goes with the pod.
-func (r *clusters) workerCertificate(ctx context.Context, c *v1alpha1.SkeinCluster, pod *corev1.Pod) error {
-	ca, err := r.contacts.authority(ctx, c)
-	if err != nil {
-		return err
-	}
+func (r *clusters) workerCertificate(ctx context.Context, c *v1alpha1.SkeinCluster, ca *pki.CA, pod *corev1.Pod) error {
 	parts, err := ca.IssueParts(pki.Worker, pod.Name, policy.WorkerHosts(c, pod.Name), policy.CertificateValidity)
 	if err != nil {
 		return err

@@ -65,7 +65,7 @@ type sight struct {
 	set     *appsv1.StatefulSet
 	pods    []corev1.Pod // of coordinators
 	workers []corev1.Pod
-	trust   string // names the authorities that workers are to trust
+	files   issued // that workers are to have
 }
 
 // Reconcile implements reconcile.Reconciler.
@@ -118,7 +118,7 @@ func (r *clusters) make(ctx context.Context, c *v1alpha1.SkeinCluster, h *policy
 	if err != nil {
 		return nil, err
 	}
-	s.trust = certificates.trust
+	s.files = certificates
 	err = r.coordinators(ctx, c, s, h, certificates.start)
 	err = errors.Join(err, r.workers(ctx, c, s, h))
 	if err == nil {

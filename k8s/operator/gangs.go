@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/k8s/api/v1alpha1"
 	"github.com/skein-ml/skein/k8s/policy"
 )
@@ -41,7 +42,7 @@ func grouped(how string, kinds meta.RESTMapper) (bool, error) {
 // newGang makes the pods of a gang, and then what keeps them together. All of them wait
 // behind a gate until both are done. Where a pod is refused, those that are there go again:
 // the next plan sees that the gang is not whole.
-func (r *clusters) newGang(ctx context.Context, c *v1alpha1.SkeinCluster, g policy.Gang, now time.Time) error {
+func (r *clusters) newGang(ctx context.Context, c *v1alpha1.SkeinCluster, ca *pki.CA, g policy.Gang, now time.Time) error {
 	name := c.Name + "-" + rand.String(letters)
 	var pods []corev1.Pod
 	for i := range c.Spec.WorkerPools {
@@ -54,12 +55,12 @@ func (r *clusters) newGang(ctx context.Context, c *v1alpha1.SkeinCluster, g poli
 			pods = append(pods, *pod)
 		}
 	}
-	return r.certify(ctx, c, pods)
+	return r.certify(ctx, c, ca, pods)
 }
 
 // certify gives pods that have no certificate theirs, and gangs their PodGroup before it: a
 // pod without its certificate has no node, so no gang is ever placed without its group.
-func (r *clusters) certify(ctx context.Context, c *v1alpha1.SkeinCluster, pods []corev1.Pod) error {
+func (r *clusters) certify(ctx context.Context, c *v1alpha1.SkeinCluster, ca *pki.CA, pods []corev1.Pod) error {
 	var errs []error
 	gangs, made := policy.Gangs(pods), map[string]error{}
 	for i := range pods {
@@ -78,7 +79,7 @@ func (r *clusters) certify(ctx context.Context, c *v1alpha1.SkeinCluster, pods [
 			}
 		}
 		if made[gang] == nil {
-			errs = append(errs, r.workerCertificate(ctx, c, p))
+			errs = append(errs, r.workerCertificate(ctx, c, ca, p))
 		}
 	}
 	return errors.Join(errs...)

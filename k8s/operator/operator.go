@@ -144,6 +144,7 @@ func Start(ctx context.Context, kubeconfig string, c Config) error {
 	if err != nil {
 		return fmt.Errorf("which API server? in a pod it is known, elsewhere give --kubeconfig: %w", err)
 	}
+	to.QPS = -1 // the API server itself sees to it that nobody takes more than a share
 	return Run(ctx, to, c)
 }
 

@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/skein-ml/skein/internal/pki"
 	"github.com/skein-ml/skein/k8s/api/v1alpha1"
 	"github.com/skein-ml/skein/k8s/policy"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
@@ -64,18 +65,18 @@ func (r *clusters) workers(ctx context.Context, c *v1alpha1.SkeinCluster, s *sig
 	leaves := func(name string) bool { return slices.Contains(plan.Delete, name) }
 	stay := slices.DeleteFunc(slices.Clone(s.workers), func(p corev1.Pod) bool { return leaves(p.Name) })
 	fleet.Pods = slices.DeleteFunc(fleet.Pods, func(p policy.PoolPod) bool { return leaves(p.Name) })
-	errs = append(errs, r.label(ctx, c, s, stay), r.certify(ctx, c, stay), r.open(ctx, stay, fleet, h))
-	return errors.Join(append(errs, r.grow(ctx, c, plan, now))...)
+	errs = append(errs, r.label(ctx, c, s, stay), r.certify(ctx, c, s.files.ca, stay), r.open(ctx, stay, fleet, h))
+	return errors.Join(append(errs, r.grow(ctx, c, s.files.ca, plan, now))...)
 }
 
 // grow makes the pods of a plan.
-func (r *clusters) grow(ctx context.Context, c *v1alpha1.SkeinCluster, plan policy.PoolPlan, now time.Time) error {
+func (r *clusters) grow(ctx context.Context, c *v1alpha1.SkeinCluster, ca *pki.CA, plan policy.PoolPlan, now time.Time) error {
 	if err := r.refused.recent(c.UID, now, r.config.PollIdle); err != nil {
 		return err // and would be so again
 	}
 	err := func() error {
 		for _, g := range plan.Gangs { // first: others take no quota that a whole gang needs
-			if err := r.newGang(ctx, c, g, now); err != nil {
+			if err := r.newGang(ctx, c, ca, g, now); err != nil {
 				return err
 			}
 		}
@@ -84,7 +85,7 @@ func (r *clusters) grow(ctx context.Context, c *v1alpha1.SkeinCluster, plan poli
 			for range plan.Create[pool.Name] {
 				pod, err := r.newWorker(ctx, c, pool, now, nil)
 				if err == nil {
-					err = r.workerCertificate(ctx, c, pod)
+					err = r.workerCertificate(ctx, c, ca, pod)
 				}
 				if err != nil {
 					return err
@@ -123,7 +124,7 @@ func (r *clusters) fleet(s *sight, now time.Time) policy.Fleet {
 		nodes[n.GetWorker()] = n
 	}
 	for i := range s.workers {
-		p := policy.PodOf(&s.workers[i], now, s.trust)
+		p := policy.PodOf(&s.workers[i], now, s.files.trust)
 		if n := nodes[p.Name]; n != nil {
 			p.Job = n.GetJob()
 			p.FreeFrom = r.idle.from(s.workers[i].UID, p.Job == "", now)

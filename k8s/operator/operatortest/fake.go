@@ -29,6 +29,7 @@ type Coordinators struct {
 	jobs     []*skeinv1.Job
 	requests map[string]string // request id → job
 	asked    []string          // what changed something, in order
+	first    skeinv1.Phase     // of a new job
 }
 
 // Dial is the operator's, to these coordinators. It refuses to speak without
@@ -44,6 +45,7 @@ func (c *Coordinators) Dial(_ []string, secure *tls.Config, _ string) (operator.
 func (c *Coordinators) Found(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.first = skeinv1.Phase_PHASE_PREPARING
 	c.members, c.requests = []*skeinv1.Coordinator{{Id: id, Leader: true, Voter: true}}, map[string]string{}
 }
 
@@ -64,6 +66,14 @@ func (c *Coordinators) Change(id string, change func(*skeinv1.Job)) {
 			change(j)
 		}
 	}
+}
+
+// Prepared makes jobs that are submitted from now on wait for all their workers at once, as
+// if they had been prepared.
+func (c *Coordinators) Prepared() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first = skeinv1.Phase_PHASE_QUEUED
 }
 
 // Connect sets the workers that the leader hears.
@@ -123,7 +133,7 @@ func (c *Coordinators) Submit(_ context.Context, s *client.Submission) (id, lead
 	id = fmt.Sprintf("%s-%d", s.Job.Name, len(c.jobs)+1)
 	w := s.Job.Cluster.Workers
 	c.requests[s.Request] = id
-	c.jobs = append(c.jobs, &skeinv1.Job{Id: id, Name: s.Job.Name, Phase: skeinv1.Phase_PHASE_PREPARING, WorkersMin: int32(w.Min), WorkersMax: int32(w.Max), WorldSize: int32(s.Job.Cluster.WorldSize)})
+	c.jobs = append(c.jobs, &skeinv1.Job{Id: id, Name: s.Job.Name, Phase: c.first, WorkersMin: int32(w.Min), WorkersMax: int32(w.Max), WorldSize: int32(s.Job.Cluster.WorldSize)})
 	return id, "c1", nil
 }
 
