@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/hearing"
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
@@ -57,7 +58,7 @@ func (s cluster) Nodes(ctx context.Context, _ *skeinv1.NodesRequest) (*skeinv1.N
 			n.Connected, n.SilentMs = c.Connected, now.Sub(c.Heard).Milliseconds()
 		}
 		if j := state.Jobs[n.Job]; j != nil && j.Phase == fsm.Running {
-			n.Ranks = ranks(j.Place(w.Name).Ranks)
+			n.Ranks = hearing.Ranks(j.Place(w.Name).Ranks)
 		}
 		out.Workers = append(out.Workers, n)
 	}

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/jobspec"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
@@ -111,28 +110,3 @@ func TestAZombieIsRefusedWhateverItSays(t *testing.T) {
 
 // second is the error of a call whose answer says nothing.
 func second[T any](_ T, err error) error { return err }
-
-func TestAReportThatCannotBeTrueCountsForNothing(t *testing.T) {
-	j := &fsm.Job{ID: "a", Phase: fsm.Running, WorldSize: 4, Steps: 24, Generation: 3}
-	w := &fsm.Worker{Name: "w1", Incarnation: "p1"}
-	for what, c := range map[string]struct {
-		said  *skeinv1.Sealed
-		sound bool
-	}{
-		"nothing at all":           {nil, true},
-		"a rank and its sums":      {&skeinv1.Sealed{Step: 5, Held: []int32{0, 3}, Summed: []int32{3}, Decision: []byte("D")}, true},
-		"a rank of no job":         {&skeinv1.Sealed{Held: []int32{4}}, false},
-		"a negative rank":          {&skeinv1.Sealed{Held: []int32{-1}}, false},
-		"a rank twice":             {&skeinv1.Sealed{Held: []int32{1, 1}}, false},
-		"sums of what is not held": {&skeinv1.Sealed{Held: []int32{1}, Summed: []int32{2}}, false},
-		"a step before the first":  {&skeinv1.Sealed{Step: -1, Held: []int32{1}}, false},
-		"a step after the last":    {&skeinv1.Sealed{Step: 25, Held: []int32{1}}, false},
-		"a decision without end":   {&skeinv1.Sealed{Held: []int32{1}, Decision: make([]byte, decisionBytesMax+1)}, false},
-		"more workers than ranks":  {&skeinv1.Sealed{Held: []int32{1}, Reaches: make([]string, 5)}, false},
-	} {
-		got, sound := sealedOf(j, w, c.said)
-		if sound != c.sound || !sound && (len(got.Held) > 0 || len(got.Decision) > 0) || got.Generation != 3 || got.Worker != "w1" {
-			t.Errorf("%s: %+v, sound: %t", what, got, sound)
-		}
-	}
-}

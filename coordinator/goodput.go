@@ -18,46 +18,46 @@ type account struct {
 	sealed     map[string]*skeinv1.Sealed
 }
 
-// accountOf is the account of a job's generation. h.mu is held.
-func (h *hearing) accountOf(job string, generation uint64) *account {
-	a := h.accounts[job]
+// accountOf is the account of a job's generation. m.mu is held.
+func (m *memory) accountOf(job string, generation uint64) *account {
+	a := m.accounts[job]
 	if a == nil || a.generation < generation {
 		a = &account{generation: generation, sealed: map[string]*skeinv1.Sealed{}}
-		h.accounts[job] = a
+		m.accounts[job] = a
 	}
 	return a
 }
 
 // spends notes where a generation's time went so far.
-func (h *hearing) spends(now time.Time, job string, generation uint64, s *skeinv1.Spent) {
+func (m *memory) spends(now time.Time, job string, generation uint64, s *skeinv1.Spent) {
 	if s == nil {
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if a := h.accountOf(job, generation); a.generation == generation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.accountOf(job, generation); a.generation == generation {
 		a.told, a.heard = s, now
 	}
 }
 
 // spent notes what a sealed worker says of its generation.
-func (h *hearing) spent(job string, generation uint64, worker string, s *skeinv1.Sealed) {
+func (m *memory) spent(job string, generation uint64, worker string, s *skeinv1.Sealed) {
 	if s.GetSpent() == nil {
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if a := h.accountOf(job, generation); a.generation == generation {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.accountOf(job, generation); a.generation == generation {
 		a.sealed[worker] = s
 	}
 }
 
 // spentOf adds up what is known of a running job's generation. Safe is about saved, the
 // newest checkpoint. Next is what follows; nil if nothing does that keeps gradients.
-func (h *hearing) spentOf(j *fsm.Job, saved fsm.Checkpoint, next *fsm.Generate) ledger.Spent {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	a := h.accounts[j.ID]
+func (m *memory) spentOf(j *fsm.Job, saved fsm.Checkpoint, next *fsm.Generate) ledger.Spent {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.accounts[j.ID]
 	if a == nil || a.generation != j.Generation {
 		return ledger.Spent{}
 	}
@@ -85,7 +85,7 @@ func (h *hearing) spentOf(j *fsm.Job, saved fsm.Checkpoint, next *fsm.Generate) 
 }
 
 // best is the report that reaches furthest, but not beyond the step that what follows goes on
-// from live: a step that only the dead knew decided is taken again. h.mu is held.
+// from live: a step that only the dead knew decided is taken again. m.mu is held.
 func (a *account) best(next *fsm.Generate) *skeinv1.Spent {
 	var best, further *skeinv1.Spent
 	for _, s := range a.reports() {
@@ -103,7 +103,7 @@ func (a *account) best(next *fsm.Generate) *skeinv1.Spent {
 	return best
 }
 
-// reports are all that were heard. h.mu is held.
+// reports are all that were heard. m.mu is held.
 func (a *account) reports() []*skeinv1.Spent {
 	var list []*skeinv1.Spent
 	if a.told != nil {
@@ -172,29 +172,28 @@ func (c *Coordinator) spent(d fsm.Decision) ledger.Spent {
 	return r.spentOf(j, *saved, next)
 }
 
-// ledgerOf is where a job's time went until now; h is nil where this coordinator does not lead.
-func ledgerOf(now time.Time, j *fsm.Job, h *hearing) ledger.Ledger {
+// ledgerOf is where a job's time went until now; m is nil where this coordinator does not lead.
+func ledgerOf(now time.Time, j *fsm.Job, m *memory) ledger.Ledger {
 	var known ledger.Spent
 	var heard int64
 	ends := false
-	if h != nil && j.Phase == fsm.Running {
+	if m != nil && j.Phase == fsm.Running {
 		newest, _ := j.Newest()
-		known = h.spentOf(j, newest, nil)
-		heard, ends = h.heardOf(j)
+		known = m.spentOf(j, newest, nil)
+		heard, ends = m.heardOf(j)
 	}
 	return j.Ledger.Now(now.UnixMilli(), known, heard, ends)
 }
 
 // heardOf is when rank 0's worker was last heard of a generation, 0 if it was not, and
 // whether that is known to end.
-func (h *hearing) heardOf(j *fsm.Job) (heard int64, ends bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if a := h.accounts[j.ID]; a != nil && a.generation == j.Generation && !a.heard.IsZero() {
+func (m *memory) heardOf(j *fsm.Job) (heard int64, ends bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.accounts[j.ID]; a != nil && a.generation == j.Generation && !a.heard.IsZero() {
 		heard = a.heard.UnixMilli()
 	}
-	e, ends := h.ending[j.ID]
-	return heard, ends && e.generation == j.Generation
+	return heard, m.heard.Ends(j)
 }
 
 // ledgerMessage is a ledger as clients get it.

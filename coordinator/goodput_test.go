@@ -6,14 +6,15 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/coordinator/ledger"
+	"github.com/skein-ml/skein/coordinator/recovery"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
 // spending is a job of four ranks on two workers, in its third generation.
-func spending() (*fsm.Job, *hearing) {
+func spending() (*fsm.Job, *memory) {
 	j := &fsm.Job{ID: "job", Phase: fsm.Running, Generation: 3, WorldSize: 4,
 		Placement: []fsm.Place{{Worker: "w1", Incarnation: "a", Ranks: []int{0, 1}}, {Worker: "w2", Incarnation: "b", Ranks: []int{2, 3}}}}
-	return j, newHearing(time.Now())
+	return j, newMemory(time.Now())
 }
 
 func told(step, productive, evaluation int64) *skeinv1.Spent {
@@ -106,7 +107,9 @@ func TestAStepUnderWayIsShownAsProductiveUntilItsGenerationIsKnownToEnd(t *testi
 	if m := ledgerMessage(l); m.GetProductiveMs() != 3000 || m.GetCapacity() != .5 {
 		t.Errorf("%v", m)
 	}
-	h.ending["job"] = ending{generation: 3}
+	s := fsm.New()
+	s.Jobs["job"] = j
+	h.follow(now, s, recovery.Decision{Seal: map[string]string{"job": "w2 is gone"}})
 	if l = ledgerOf(now, j, h); l.Productive != 2000 || l.Wall() != 10_000 {
 		t.Errorf("when it ends: %+v", l.Figures)
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/hearing"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 	"github.com/skein-ml/skein/shard"
 )
@@ -45,9 +46,9 @@ func (s jobs) look(ctx context.Context, id string) (*fsm.State, *fsm.Job, error)
 }
 
 // heard is what the workers have said, if this coordinator leads.
-func (s jobs) heard() *hearing {
+func (s jobs) heard() *memory {
 	if r := s.leading(); r != nil {
-		return r.hearing
+		return r.memory
 	}
 	return nil
 }
@@ -147,7 +148,7 @@ func (s jobs) Lineage(ctx context.Context, r *skeinv1.LineageRequest) (*skeinv1.
 		out.NumericClass = j.Class
 	}
 	for _, c := range j.Published {
-		out.Published = append(out.Published, checkpointOf(c))
+		out.Published = append(out.Published, hearing.Checkpoint(c))
 	}
 	return out, nil
 }

@@ -37,13 +37,13 @@ type heardLine struct {
 }
 
 // say keeps the lines of a worker process that are new.
-func (h *hearing) say(job, incarnation string, said []*skeinv1.Line) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	l := h.lines[job]
+func (m *memory) say(job, incarnation string, said []*skeinv1.Line) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.lines[job]
 	if l == nil {
 		l = &lines{last: map[string]heardLine{}}
-		h.lines[job] = l
+		m.lines[job] = l
 	}
 	before := l.next
 	for _, line := range said {
@@ -63,15 +63,15 @@ func (h *hearing) say(job, incarnation string, said []*skeinv1.Line) {
 	}
 	l.kept = slices.Delete(l.kept, 0, over)
 	if l.next != before {
-		h.wakeWatchers()
+		m.wakeWatchers()
 	}
 }
 
 // linesFrom are the kept lines of a job from a number on, and the number to ask for next.
-func (h *hearing) linesFrom(job string, from uint64) ([]*skeinv1.Line, uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	l := h.lines[job]
+func (m *memory) linesFrom(job string, from uint64) ([]*skeinv1.Line, uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	l := m.lines[job]
 	if l == nil {
 		return nil, from
 	}
@@ -85,8 +85,8 @@ func (h *hearing) linesFrom(job string, from uint64) ([]*skeinv1.Line, uint64) {
 // lastLines are the newest lines of a job, at most so many (-1: all), and the number to
 // ask for next. They are in order of time: after a change of leaders, workers tell theirs
 // one after the other.
-func (h *hearing) lastLines(job string, most int) ([]*skeinv1.Line, uint64) {
-	list, next := h.linesFrom(job, 0)
+func (m *memory) lastLines(job string, most int) ([]*skeinv1.Line, uint64) {
+	list, next := m.linesFrom(job, 0)
 	slices.SortStableFunc(list, func(a, b *skeinv1.Line) int {
 		switch {
 		case a.GetAtUnixMs() != b.GetAtUnixMs():
@@ -102,20 +102,20 @@ func (h *hearing) lastLines(job string, most int) ([]*skeinv1.Line, uint64) {
 }
 
 // forgetLines drops the lines of jobs that are forgotten, and of the oldest that are
-// over if there are too many lines. h.mu is held.
-func (h *hearing) forgetLines(s *fsm.State) {
-	maps.DeleteFunc(h.lines, func(job string, _ *lines) bool { return s.Jobs[job] == nil })
+// over if there are too many lines. m.mu is held.
+func (m *memory) forgetLines(s *fsm.State) {
+	maps.DeleteFunc(m.lines, func(job string, _ *lines) bool { return s.Jobs[job] == nil })
 	total := 0
-	for _, l := range h.lines {
+	for _, l := range m.lines {
 		total += l.bytes
 	}
 	if total <= linesBytesTotalMax {
 		return
 	}
 	for _, j := range s.InOrder() {
-		if l := h.lines[j.ID]; l != nil && j.Phase.Final() && total > linesBytesTotalMax {
+		if l := m.lines[j.ID]; l != nil && j.Phase.Final() && total > linesBytesTotalMax {
 			total -= l.bytes
-			delete(h.lines, j.ID)
+			delete(m.lines, j.ID)
 		}
 	}
 }

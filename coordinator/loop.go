@@ -81,7 +81,7 @@ func (c *Coordinator) crown(now time.Time, term uint64) *reign {
 	if _, err := c.node.Read(ctx); err != nil {
 		return nil
 	}
-	r := &reign{term: term, hearing: newHearing(now)}
+	r := &reign{term: term, memory: newMemory(now)}
 	r.ctx, r.end = context.WithCancel(c.ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -108,16 +108,14 @@ func (c *Coordinator) turn(now time.Time, away time.Duration) {
 		}
 	}
 	if away > c.config.Membership.Lease/2 { // this process was stopped or starved: it has heard nobody
-		r.mu.Lock()
-		r.since = now
-		r.mu.Unlock()
+		r.missed(now)
 	}
 	r.forget(now, c.node.State())
 
 	lost, _ := membership.Decide(now, c.node.State(), r.forMembership(), c.config.Membership)
 	for _, e := range lost {
 		if d, ok := e.Decision.(*fsm.Remove); ok && c.decide(r, e) {
-			r.giveUpOn(now, d.Worker, e.Reason)
+			r.givenUp(now, d.Worker, e.Reason)
 		}
 	}
 	s := c.node.State()
@@ -185,4 +183,18 @@ func (c *Coordinator) propose(ctx context.Context, e fsm.Entry) (fsm.Result, err
 	result, err := c.node.Propose(ctx, e)
 	c.metrics.proposed(began, e.Decision.Kind(), result, err)
 	return result, err
+}
+
+// follow does what recovery decided. Who orders workers to stop must still lead, or a
+// leader that was replaced could stop what the next one has begun.
+func (c *Coordinator) follow(r *reign, now time.Time, s *fsm.State, d recovery.Decision) bool {
+	if r.seals(d) {
+		ctx, cancel := context.WithTimeout(r.ctx, proposeTimeout)
+		defer cancel()
+		if _, err := c.node.Read(ctx); err != nil {
+			return false
+		}
+	}
+	r.follow(now, s, d)
+	return true
 }

@@ -139,7 +139,7 @@ func (m *metrics) Collect(to chan<- prometheus.Metric) {
 		gauge(descExpires, float64(f.Expires.Unix()))
 	}
 	if r := m.of.leading(); r != nil {
-		collectState(gauge, time.Now(), m.of.node.State(), r.hearing)
+		collectState(gauge, time.Now(), m.of.node.State(), r.memory)
 	}
 }
 
@@ -151,18 +151,18 @@ func one(yes bool) float64 {
 }
 
 // collectState shows jobs and workers as the leader sees them.
-func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), now time.Time, s *fsm.State, h *hearing) {
+func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), now time.Time, s *fsm.State, m *memory) {
 	jobs := map[fsm.Phase]int{}
 	for _, j := range s.InOrder() {
 		jobs[j.Phase]++
 		if !j.Phase.Final() {
-			collectLedger(gauge, j.ID, ledgerOf(now, j, h))
+			collectLedger(gauge, j.ID, ledgerOf(now, j, m))
 		}
 		if j.Phase != fsm.Running {
 			continue
 		}
 		gauge(descSetbacks, float64(max(j.Setbacks-1, 0)), j.ID) // the running one is none yet
-		if p := h.progressOf(j.ID); p != nil {
+		if p := m.progressOf(j.ID); p != nil {
 			gauge(descStep, float64(p.GetStep()), j.ID)
 			gauge(descSpeed, p.GetTokensPerSecond(), j.ID)
 			gauge(descProtected, one(p.GetProtected() && p.GetGeneration() == j.Generation), j.ID)
@@ -171,7 +171,7 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), n
 	for _, p := range fsm.Phases {
 		gauge(descJobs, float64(jobs[p]), string(p))
 	}
-	busy, seen := s.Busy(), h.forMembership()
+	busy, seen := s.Busy(), m.forMembership()
 	workers := map[string]int{"free": 0, "busy": 0, "draining": 0, "away": 0}
 	sessions := 0
 	for _, w := range s.ByName() {

@@ -33,7 +33,7 @@ func (s jobs) Watch(r *skeinv1.WatchRequest, stream skeinv1.Jobs_WatchServer) er
 		if j == nil {
 			return status.Errorf(codes.NotFound, "job %q has made way for newer ones", r.GetJob())
 		}
-		if err := w.show(state, j, reign.hearing, int(r.GetLinesBefore())); err != nil {
+		if err := w.show(state, j, reign.memory, int(r.GetLinesBefore())); err != nil {
 			return err
 		}
 		if j.Phase.Final() {
@@ -74,7 +74,7 @@ type watcher struct {
 
 // show sends what the client has not seen yet: events first, then lines, then the job if
 // it differs, then progress. before is how many of the kept lines come first.
-func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing, before int) error {
+func (w *watcher) show(s *fsm.State, j *fsm.Job, m *memory, before int) error {
 	for _, e := range j.Events {
 		if e.Index <= w.after {
 			continue
@@ -84,10 +84,10 @@ func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing, before int) error {
 		}
 		w.after = e.Index
 	}
-	if err := w.showLines(j, h, before); err != nil {
+	if err := w.showLines(j, m, before); err != nil {
 		return err
 	}
-	job := jobOf(s, j, h)
+	job := jobOf(s, j, m)
 	progress := job.Progress
 	job.Progress, job.Ledger = nil, nil // that would be news each time
 	if !proto.Equal(job, w.job) {
@@ -105,15 +105,15 @@ func (w *watcher) show(s *fsm.State, j *fsm.Job, h *hearing, before int) error {
 	return nil
 }
 
-func (w *watcher) showLines(j *fsm.Job, h *hearing, before int) error {
+func (w *watcher) showLines(j *fsm.Job, m *memory, before int) error {
 	if !w.lines {
 		return nil
 	}
 	var list []*skeinv1.Line
 	if w.begun {
-		list, w.line = h.linesFrom(j.ID, w.line)
+		list, w.line = m.linesFrom(j.ID, w.line)
 	} else {
-		list, w.line = h.lastLines(j.ID, before)
+		list, w.line = m.lastLines(j.ID, before)
 		w.begun = true
 	}
 	for _, l := range list {

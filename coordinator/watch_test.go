@@ -36,7 +36,7 @@ func keys(list []*skeinv1.Line) string {
 }
 
 func TestEachLineIsKeptOnceAndTheNewestOfThem(t *testing.T) {
-	h := newHearing(time.Now())
+	h := newMemory(time.Now())
 	h.say("a", "p1", []*skeinv1.Line{said("w1", 1, 10), said("w1", 2, 30)})
 	h.say("a", "p1", []*skeinv1.Line{said("w2", 1, 20)})
 	told := h.told()
@@ -73,7 +73,7 @@ func TestEachLineIsKeptOnceAndTheNewestOfThem(t *testing.T) {
 }
 
 func TestLinesGoWithTheirJob(t *testing.T) {
-	h, s := newHearing(time.Now()), fsm.New()
+	h, s := newMemory(time.Now()), fsm.New()
 	h.say("gone", "p1", []*skeinv1.Line{said("w1", 1, 10)})
 	apply := func(d fsm.Decision) string {
 		r := s.Apply(s.Index+1, fsm.Entry{Reason: "test", Decision: d})

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
-	"github.com/skein-ml/skein/coordinator/recovery"
+	"github.com/skein-ml/skein/coordinator/hearing"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
@@ -190,7 +190,7 @@ func (s workers) sound(worker string, said []*skeinv1.Line) []*skeinv1.Line {
 // command sends a worker its orders whenever they change. It returns nil when the
 // worker's side of the session has ended.
 func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServer, r *reign, h *skeinv1.Hello, session uint64) error {
-	again := time.NewTicker(readAgain) // failed probes are repeated
+	again := time.NewTicker(hearing.ReadAgain) // failed probes are repeated
 	defer again.Stop()
 	var last *skeinv1.Orders
 	revision, pinged := uint64(0), uint64(0)
@@ -201,13 +201,13 @@ func (s workers) command(ctx context.Context, stream skeinv1.Workers_SessionServ
 			return skeinv1.Refuse(codes.Aborted, &skeinv1.Refusal{Kind: skeinv1.Refusal_KIND_FENCED},
 				fmt.Sprintf("worker %s was given up; stop what you do, and begin a new session", h.GetWorker()))
 		}
-		if ping := r.pingOf(h.GetWorker(), session); ping > pinged {
+		if ping := r.pings(h.GetWorker(), session); ping > pinged {
 			pinged = ping
 			if err := stream.Send(&skeinv1.LeaderMessage{What: &skeinv1.LeaderMessage_Ping{Ping: &skeinv1.Ping{Number: ping}}}); err != nil {
 				return err
 			}
 		}
-		next := orders(time.Now(), state, r.hearing, state.Workers[h.GetWorker()])
+		next := r.orders(time.Now(), state, state.Workers[h.GetWorker()])
 		next.Revision = revision
 		if last == nil || !proto.Equal(last, next) {
 			revision++
@@ -257,12 +257,8 @@ func (s workers) placed(ctx context.Context, from *skeinv1.Sender, job string) (
 	if j == nil {
 		return nil, nil, nil, fmt.Errorf("%w: there is no job %q", fsm.ErrUnknown, job)
 	}
-	// A job that is over, or queued again, has no placement to check; whether the report
-	// repeats what ended it is for the log to say.
-	p := j.Place(w.Name)
-	prepares := j.Preparation.Worker == w.Name && j.Preparation.Incarnation == w.Incarnation
-	if j.Phase == fsm.Running && (p == nil || p.Incarnation != w.Incarnation) || j.Phase == fsm.Preparing && !prepares {
-		return nil, nil, nil, fmt.Errorf("%w: worker %s has no part in %s any more", fsm.ErrFenced, w.Name, job)
+	if err := hearing.Placed(j, w); err != nil {
+		return nil, nil, nil, err
 	}
 	return state, j, w, nil
 }
@@ -354,46 +350,28 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 	if reign == nil {
 		return nil, s.notLeader()
 	}
-	if g, n := r.GetGeneration(), r.GetPreparation(); g != j.Ended().Generation && n == 0 || n != 0 && (n != j.Preparation.Number || j.Phase != fsm.Preparing) {
-		return nil, fmt.Errorf("%w: generation %d, preparation %d of %s are over", fsm.ErrFenced, g, n, j.ID)
-	}
-	accused := ""
-	if r.GetPreparation() == 0 {
-		if p := j.Holder(w.Name); p == nil || p.Incarnation != w.Incarnation {
-			return nil, fmt.Errorf("%w: worker %s had no part in generation %d of %s", fsm.ErrFenced, w.Name, r.GetGeneration(), j.ID)
-		}
-		if j.Holder(r.GetAccused()) != nil { // nobody else can have been met in the ring
-			accused = r.GetAccused()
-		}
+	if err := hearing.Current(j, w, r); err != nil {
+		return nil, err
 	}
 	if r.GetDiverged() != nil && r.GetPreparation() == 0 {
 		if err := s.diverged(ctx, j, w, r); err != nil {
 			return nil, err
 		}
 	}
-	if n := r.GetPreparation(); n == 0 && !r.GetSealing() {
-		sealed, sound := sealedOf(j, w, r.GetSealed())
-		if !sound {
+	if r.GetPreparation() == 0 && !r.GetSealing() && j.Phase == fsm.Running {
+		reign.spent(j.ID, j.Generation, w.Name, r.GetSealed())
+	}
+	r.Reason = line(r.GetReason())
+	told := reign.broken(time.Now(), state, j, w, r)
+	if sealed := told.Sealed; sealed != nil {
+		if !told.Sound {
 			s.config.Logger.Warn("a report of what a worker holds cannot be true; it counts as nothing", "job", j.ID, "worker", w.Name)
 		}
 		s.config.Logger.Info("sealed", "job", j.ID, "generation", r.GetGeneration(), "worker", w.Name, "step", sealed.Step, "held", sealed.Held, "summed", sealed.Summed, "yielded", sealed.Yielded)
-		if j.Phase == fsm.Running {
-			reign.spent(j.ID, j.Generation, w.Name, r.GetSealed())
-		}
-		reign.seal(j.ID, sealed)
-		if r.GetSealed().GetYielded() || r.GetSealed().GetTold() || r.GetDiverged() != nil || j.Phase != fsm.Running {
-			return &skeinv1.BrokenResponse{}, nil // that was asked for, or is in the log, and blames nobody
-		}
 	}
-	incarnation := ""
-	if a := state.Workers[accused]; a != nil {
-		incarnation = a.Incarnation
+	if told.Blames {
+		s.config.Logger.Warn("broken", "job", j.ID, "generation", r.GetGeneration(), "by", w.Name, "accused", told.Accused, "reason", r.GetReason())
 	}
-	reason := line(r.GetReason())
-	s.config.Logger.Warn("broken", "job", j.ID, "generation", r.GetGeneration(), "by", w.Name, "accused", accused, "reason", reason)
-	reign.report(j.ID, broken{preparation: r.GetPreparation(), Broken: recovery.Broken{
-		Generation: r.GetGeneration(), By: w.Name, Reason: reason, At: time.Now(),
-	}}, accused, incarnation)
 	return &skeinv1.BrokenResponse{}, nil
 }
 

@@ -6,10 +6,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/coordinator/hearing"
 	"github.com/skein-ml/skein/coordinator/membership"
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
-	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
 // coordinator is one of those that keep the log.
@@ -25,9 +25,10 @@ type coordinator struct {
 // reign is one stretch of leadership, with what workers have told in it.
 type reign struct {
 	c *coordinator
-	hearing
-	turns bool // a turn is about to be taken
-	last  time.Duration
+	*hearing.Hearing
+	turns   bool // a turn is about to be taken
+	waiting map[string]string
+	last    time.Duration
 }
 
 // policies of the deciders, fixed for all runs. Their waits are a little shorter than the
@@ -47,6 +48,8 @@ func init() {
 const (
 	tick      = 200 * time.Millisecond
 	heartbeat = 500 * time.Millisecond
+
+	storePatience = 5 * time.Second // for a job's store to be read
 )
 
 // wall is the time by the clock of this machine, which may jump. What is compared with
@@ -58,7 +61,7 @@ func (c *coordinator) clock() time.Time { return epoch.Add(c.w.now) }
 // crown begins a reign.
 func (c *coordinator) crown() {
 	c.follow()
-	r := &reign{c: c, hearing: newHearing(c.clock()), last: c.w.now}
+	r := &reign{c: c, Hearing: hearing.New(c.clock()), last: c.w.now}
 	c.reign = r
 	c.w.say("coordinator %d leads in term %d", c.id, c.w.log.term)
 	if j := c.state.Jobs[c.w.job.id]; c.w.job.id != "" && j == nil {
@@ -99,32 +102,30 @@ func (r *reign) turn() {
 	}
 	now := c.clock()
 	if c.w.now-r.last > membershipConfig.Lease/2 {
-		r.since = now
+		r.Missed(now)
 	}
 	r.last = c.w.now
-	r.forget(now, c.state)
-	lost, _ := membership.Decide(now, c.state, r.forMembership(), membershipConfig)
+	r.Forget(now, c.state)
+	lost, _ := membership.Decide(now, c.state, r.ForMembership(), membershipConfig)
 	for _, e := range lost {
 		if d, ok := e.Decision.(*fsm.Remove); ok && r.decide(e) {
-			r.lost[d.Worker], r.lostAt[d.Worker] = e.Reason, now
-			for _, reports := range r.sealed {
-				delete(reports, d.Worker) // what it keeps may be gone when it is back
-			}
+			r.GivenUp(now, d.Worker, e.Reason)
 		}
 	}
 	if c.reign != r {
 		return
 	}
-	free := r.forScheduler(now, c.state)
-	again := recovery.Decide(now, c.state, r.forRecovery(c.state), recoveryConfig)
+	seen, free := r.ForPlacement(now, c.state, storePatience, recoveryConfig)
+	again := recovery.Decide(now, c.state, seen, recoveryConfig)
 	if c.w.log.leader != c.id { // as VerifyLeader tells
 		return
 	}
-	r.follow(now, c.state, again)
+	r.Follow(now, c.state, again)
 	if r.decideAll(again.Entries) == 0 && c.reign == r { // otherwise another turn follows
 		free.Hold, free.Joining, free.Keeps = again.Hold, again.Joining, again.Keeps
 		work := scheduler.Decide(now, c.state, free, schedulerConfig)
-		r.queue = work
+		r.Queued(work)
+		r.waiting = work.Waiting
 		r.decideAll(work.Entries)
 	}
 	if c.reign == r {
@@ -164,7 +165,11 @@ func (r *reign) command() {
 			s.deliver(func() { p.loseSession(s, true) })
 			continue
 		}
-		o := orders(r.c.state, &r.hearing, r.c.state.Workers[p.name])
+		if n := r.Pings(p.name, s.number); n > s.pings {
+			s.pings = n
+			s.deliver(func() { p.pong(s) })
+		}
+		o := r.Orders(r.c.clock(), r.c.state, r.c.state.Workers[p.name])
 		if s.orders != nil && proto.Equal(s.orders, o) {
 			continue
 		}
@@ -172,58 +177,4 @@ func (r *reign) command() {
 		o = proto.CloneOf(o)
 		s.deliver(func() { p.ordered(s, o) })
 	}
-}
-
-// orders are all that a worker is to do, from what is decided.
-func orders(s *fsm.State, h *hearing, w *fsm.Worker) *skeinv1.Orders {
-	busy := s.Busy()[w.Name]
-	o := &skeinv1.Orders{Draining: w.Draining, Released: w.Draining && busy == "" && h.want.Stays[w.Name] == ""}
-	for _, j := range s.InOrder() {
-		switch j.Phase {
-		case fsm.Preparing:
-			if p := j.Preparation; p.Worker == w.Name && p.Incarnation == w.Incarnation {
-				o.Preparation = &skeinv1.Preparation{Job: j.ID, Number: p.Number, Spec: j.Spec}
-			}
-		case fsm.Running:
-			if p := j.Place(w.Name); p != nil && p.Incarnation == w.Incarnation {
-				o.Assignment = assignment(s, j, p)
-				h.ordered(j, o.Assignment)
-			}
-		case fsm.Queued:
-			if p := j.Holder(w.Name); p != nil && p.Incarnation == w.Incarnation && busy == "" && o.Assignment == nil && h.want.Warm[w.Name] == "" {
-				o.Assignment = assignment(s, j, p)
-				o.Assignment.Seal = true
-			}
-		}
-	}
-	if j := s.Jobs[h.want.Warm[w.Name]]; j != nil && o.Assignment == nil && o.Preparation == nil && busy == "" {
-		o.Warm = &skeinv1.Warm{Job: j.ID}
-	}
-	return o
-}
-
-func assignment(s *fsm.State, j *fsm.Job, own *fsm.Place) *skeinv1.Assignment {
-	g := j.Ended()
-	a := &skeinv1.Assignment{
-		Job: j.ID, Generation: g.Generation, Ranks: ranksOf(own.Ranks), Resume: &skeinv1.Checkpoint{Step: j.Resume.Step, Weights: j.Resume.Weights},
-		Mirror: j.Mirror && len(g.Placement) > 1,
-	}
-	for _, p := range g.Placement {
-		a.Members = append(a.Members, &skeinv1.Member{Worker: p.Worker, Incarnation: p.Incarnation, Ranks: ranksOf(p.Ranks)})
-	}
-	if l := g.Live; l != nil {
-		a.Live, a.After, a.Target, a.Decision = true, l.After, l.Target, l.Decision
-		for rank, from := range l.Sources {
-			a.Sources = append(a.Sources, &skeinv1.Source{Rank: int32(rank), Worker: from})
-		}
-	}
-	return a
-}
-
-func ranksOf(list []int) []int32 {
-	var out []int32
-	for _, r := range list {
-		out = append(out, int32(r))
-	}
-	return out
 }

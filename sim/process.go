@@ -6,10 +6,8 @@ import (
 	"time"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
-	"github.com/skein-ml/skein/coordinator/recovery"
-	"github.com/skein-ml/skein/coordinator/scheduler"
+	"github.com/skein-ml/skein/coordinator/hearing"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
-	"github.com/skein-ml/skein/protocol"
 	"github.com/skein-ml/skein/shard"
 	"github.com/skein-ml/skein/worker/agent"
 )
@@ -38,6 +36,8 @@ type process struct {
 type session struct {
 	p          *process
 	reign      *reign
+	number     uint64 // as the leader counts
+	pings      uint64 // that were delivered
 	registered bool
 	doomed     bool // something on it was lost: nothing more comes through
 	at         time.Duration
@@ -99,16 +99,13 @@ func (p *process) connect() {
 		retry()
 		return
 	}
-	now := c.clock()
-	if old := r.contacts[p.name]; old != nil && old.connected && old.incarnation != p.incarnation && now.Sub(old.heard) < membershipConfig.Lease {
+	number, err := r.Connect(c.clock(), membershipConfig.Lease, p.name, p.incarnation)
+	if err != nil {
 		retry() // another process of that name
 		return
 	}
-	s := &session{p: p, reign: r, at: w.now}
+	s := &session{p: p, reign: r, number: number, at: w.now}
 	p.session = s
-	r.contacts[p.name] = &contact{incarnation: p.incarnation, connected: true, since: now, heard: now}
-	r.lastJoin = now
-	delete(r.accused, p.name)
 	if !c.state.Is(p.name, p.incarnation) {
 		_, err := w.propose(c, fsm.Entry{Reason: p.name + " takes part", Decision: &fsm.Register{Worker: fsm.Worker{
 			Name: p.name, Incarnation: p.incarnation, Node: p.node, Ring: p.name, Stream: p.name, Classes: []string{"generic r1"},
@@ -137,16 +134,47 @@ func (p *process) tell(s *session) {
 	t, warm, keeps := p.state.Running(), p.state.Ready(), p.state.Keeps()
 	p.w.after(p.w.latency(), func() {
 		r := s.reign
-		c := r.contacts[p.name]
-		if p.cutOff || p.session != s || r.c.reign != r || c == nil || c.incarnation != p.incarnation {
+		if p.cutOff || p.session != s || r.c.reign != r {
 			return
 		}
-		c.heard = r.c.clock()
-		r.dropped(p, keeps)
-		if c.job != t.Job || c.generation != t.Generation || c.preparation != t.Preparation || c.warm != warm {
-			c.job, c.generation, c.preparation, c.warm = t.Job, t.Generation, t.Preparation, warm
+		beat := &skeinv1.Heartbeat{Job: t.Job, Generation: t.Generation, Preparation: t.Preparation, Warm: warm, Keeps: &keeps, DataSets: []string{dataHash}}
+		if r.Heartbeat(r.c.clock(), p.name, s.number, beat) {
 			r.wake()
 		}
+	})
+}
+
+// pong answers a leader that asks for a sign of life.
+func (p *process) pong(s *session) {
+	p.w.after(p.w.latency(), func() {
+		if r := s.reign; !p.cutOff && p.session == s && r.c.reign == r {
+			r.Pong(r.c.clock(), p.name, s.number)
+		}
+	})
+}
+
+// dataHash is of the data set that every worker has, and the nonce is what the job's store
+// holds for workers to show that they read it.
+const (
+	dataHash = "d"
+	nonce    = "n"
+)
+
+// read reads the job's store, as the leader asks.
+func (p *process) read(probe *skeinv1.StoreProbe) {
+	p.later(p.w.between(0, 20*time.Millisecond), func() {
+		s := p.session
+		if s == nil {
+			return // the next leader asks again
+		}
+		p.w.after(p.w.latency(), func() {
+			r := s.reign
+			if p.cutOff {
+				s.doomed = true // nobody says it again in this session
+			} else if j := r.c.state.Jobs[probe.GetJob()]; p.session == s && r.c.reign == r && j != nil && r.Read(r.c.clock(), p.name, j, nonce, "") {
+				r.wake()
+			}
+		})
 	})
 }
 
@@ -168,8 +196,7 @@ func (p *process) loseSession(s *session, fenced bool) {
 func (p *process) disconnected(s *session) {
 	r := s.reign
 	p.w.after(p.w.latency(), func() {
-		if c := r.contacts[p.name]; c != nil && c.incarnation == p.incarnation && c.connected && p.session == nil {
-			c.connected, c.broke = false, r.c.clock()
+		if r.Disconnect(r.c.clock(), p.name, s.number) {
 			r.wake()
 		}
 	})
@@ -234,6 +261,8 @@ func (p *process) act(a agent.Action) {
 			r, err := p.w.propose(c, fsm.Entry{Reason: p.name + " wants to leave", Decision: &fsm.Drain{Worker: p.name, Incarnation: p.incarnation}})
 			return err == nil, r.Err
 		}, func(error) {})
+	case agent.ReadStore:
+		p.read(a.Probe)
 	case agent.Exit:
 		p.die("has left")
 	}
@@ -322,65 +351,17 @@ func (c *coordinator) reported(p *process, r agent.Report) (bool, error) {
 		_ = c.w.wrong("%v says that the job cannot succeed: %s", p, r.Reason)
 		return true, nil
 	}
-	now := c.clock()
-	if r.Task.Preparation > 0 {
-		c.reign.tries[j.ID] = scheduler.Broken{Number: r.Task.Preparation, Reason: r.Reason}
-		return true, nil
+	w := c.state.Workers[p.name]
+	said := &skeinv1.BrokenRequest{
+		Job: j.ID, Generation: r.Task.Generation, Preparation: r.Task.Preparation, Accused: r.Accused, Reason: r.Reason, Sealed: r.Sealed,
 	}
-	if r.Task.Generation != j.Ended().Generation {
-		return true, fsm.ErrFenced
+	if err := errors.Join(hearing.Placed(j, w), hearing.Current(j, w, said)); err != nil {
+		return true, err
 	}
-	sealed := sealedOf(p, r, now)
-	sealed.Missed = recovery.Missed(j.Ended().Placement, p.name, sealed.Reaches)
-	if c.reign.sealed[j.ID] == nil {
-		c.reign.sealed[j.ID] = map[string]recovery.Sealed{}
-	}
-	c.reign.sealed[j.ID][p.name] = sealed
-	c.w.say("coordinator %d hears %v: generation %d sealed at step %d, held %v, sums %v, reaches %v", c.id, p, sealed.Generation, sealed.Step, sealed.Held, sealed.Summed, sealed.Reaches)
-	if sealed.Yielded || r.Sealed.GetTold() || j.Phase != fsm.Running {
-		return true, nil
-	}
-	b := recovery.Broken{Generation: r.Task.Generation, By: p.name, Reason: r.Reason, At: now}
-	if old, known := c.reign.broken[j.ID]; !known || old.Generation != b.Generation {
-		c.reign.broken[j.ID] = b
-	}
-	if r.Accused != "" {
-		c.reign.accuse(p, j, r)
-	} else {
-		c.reign.givesUp(j.ID, b)
+	if sealed := c.reign.Broken(c.clock(), c.state, j, w, said).Sealed; sealed != nil {
+		c.w.say("coordinator %d hears %v: generation %d sealed at step %d, held %v, sums %v, reaches %v", c.id, p, sealed.Generation, sealed.Step, sealed.Held, sealed.Summed, sealed.Reaches)
 	}
 	return true, nil
-}
-
-// accuse notes that a worker is said to be silent, and asks it to say something.
-func (r *reign) accuse(p *process, j *fsm.Job, report agent.Report) {
-	a := accusation{job: j.ID, generation: report.Task.Generation, at: r.c.clock()}
-	if w := r.c.state.Workers[report.Accused]; w != nil {
-		a.incarnation = w.Incarnation
-	}
-	a.By, a.Reason = p.name, report.Reason
-	r.accused[report.Accused] = a
-	if c := r.contacts[report.Accused]; c != nil && c.connected {
-		c.pinged = r.c.clock()
-		for _, q := range r.c.w.workers {
-			if q.name == report.Accused && q.incarnation == c.incarnation && q.session != nil {
-				s := q.session
-				s.deliver(func() { q.tell(s) })
-			}
-		}
-	}
-}
-
-func (r *reign) givesUp(job string, b recovery.Broken) {
-	if r.gaveUp[job] == nil {
-		r.gaveUp[job] = map[string]recovery.GaveUp{}
-	}
-	g := r.gaveUp[job][b.By]
-	if g.Generation != b.Generation {
-		g.Generation, g.At, g.Reason = b.Generation, b.At, b.Reason
-		g.Times++
-	}
-	r.gaveUp[job][b.By] = g
 }
 
 // resolve ends a preparation.
@@ -390,7 +371,7 @@ func (c *coordinator) resolve(p *process, j *fsm.Job, r agent.Report) (bool, err
 	}
 	w := c.w
 	result, err := w.propose(c, fsm.Entry{Reason: "resolved", Decision: &fsm.Resolve{
-		Job: j.ID, Number: r.Task.Preparation, Resolved: []byte(`{}`), SpecHash: "s", DataHash: "d", Class: "generic r1", Steps: w.job.steps,
+		Job: j.ID, Number: r.Task.Preparation, Resolved: []byte(`{}`), SpecHash: "s", DataHash: dataHash, Nonce: fsm.Nonce{Object: "nonce", Value: nonce}, Class: "generic r1", Steps: w.job.steps,
 		Step0: fsm.Checkpoint{Manifest: "step0", Weights: w.truth.weights(0)},
 	}})
 	return err == nil, result.Err
@@ -438,21 +419,6 @@ func (h *host) sealed(yielded bool) *skeinv1.Sealed {
 		}
 	}
 	return s
-}
-
-// sealedOf is how a leader keeps it.
-func sealedOf(p *process, report agent.Report, at time.Time) recovery.Sealed {
-	s := report.Sealed
-	r := recovery.Sealed{Generation: report.Task.Generation, Incarnation: p.incarnation, Yielded: s.GetYielded(), At: at, Report: protocol.Report{
-		Worker: p.name, Step: s.GetStep(), Decision: s.GetDecision(), Reaches: s.GetReaches(),
-	}}
-	for _, rank := range s.GetHeld() {
-		r.Held = append(r.Held, shard.Rank(rank))
-	}
-	for _, rank := range s.GetSummed() {
-		r.Summed = append(r.Summed, shard.Rank(rank))
-	}
-	return r
 }
 
 // process finds one by name and incarnation.

@@ -120,6 +120,8 @@ func TestWhatSchedulesFoundStaysFound(t *testing.T) {
 		{745, "one that was stopped while the others reported is not left behind"},
 		{8783, "one that was given up joins empty if it holds more than was recovered"},
 		{3523, "a clock that jumps lets nobody wait"},
+		{25, "of two workers the later report tells whether they reach each other"},
+		{6039, "under a new leader a worker of the job need not read its store again to go on"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			if _, err := Run(Config{Seed: c.seed}); err != nil {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/skein-ml/skein/allreduce"
 	"github.com/skein-ml/skein/coordinator/fsm"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 	"github.com/skein-ml/skein/shard"
 	"github.com/skein-ml/skein/worker/agent"
 )
@@ -263,8 +264,7 @@ func (h *host) progress() {
 	}
 	r := h.p.session.reign
 	h.w.after(h.w.latency(), func() {
-		if protected && r.protected[h.job] != h.gen {
-			r.protected[h.job] = h.gen
+		if r.Tell(h.job, &skeinv1.Progress{Generation: h.gen, Protected: protected}) {
 			r.wake()
 		}
 	})

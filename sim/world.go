@@ -110,7 +110,8 @@ func (w *world) logged(c *coordinator, before *fsm.Job, e fsm.Entry) {
 // could be.
 func (w *world) recovered(c *coordinator, before *fsm.Job, d *fsm.Generate) {
 	ended := before.Ended()
-	heard := c.reign.sealed[before.ID]
+	seen, _ := c.reign.ForPlacement(c.clock(), c.state, storePatience, recoveryConfig)
+	heard := seen.Sealed[before.ID]
 	reports := []protocol.Report{{Step: ended.From}}
 	if ended.Live != nil {
 		reports[0].Decision = ended.Live.Decision
@@ -125,7 +126,7 @@ func (w *world) recovered(c *coordinator, before *fsm.Job, d *fsm.Generate) {
 		h, ok := heard[p.name]
 		// Who may leave before long, or gave up so often that nobody relies on it, may be
 		// left behind with what it holds.
-		missing = missing || c.state.Workers[p.name].Draining || recoveryConfig.Rests(c.clock(), c.reign.gaveUp[before.ID][p.name])
+		missing = missing || c.state.Workers[p.name].Draining || recoveryConfig.Rests(c.clock(), seen.GaveUp[before.ID][p.name])
 		if !ok || h.Generation != ended.Generation || h.Incarnation != p.incarnation || p.frozen || p.cutOff {
 			missing = true // it was waited for long enough
 			continue
@@ -234,7 +235,7 @@ func (w *world) describe() string {
 	}
 	if w.log.leader >= 0 {
 		if r := w.coordinators[w.log.leader].reign; r != nil {
-			fmt.Fprintf(&text, ", waits: %v %v", r.want.Notes, r.queue.Waiting)
+			fmt.Fprintf(&text, ", waits: %v %v", r.Wants().Notes, r.waiting)
 		}
 	}
 	return text.String()

@@ -316,11 +316,12 @@ func (d *decider) joiners(j *fsm.Job, except []*fsm.Worker) []*fsm.Worker {
 }
 
 // open tells whether a worker has nothing that keeps it from the job: it has read its store,
-// and nobody who comes first has it.
+// now or, if it has ranks of the job, for the leader that gave it those; and nobody who comes
+// first has it.
 func (d *decider) open(j *fsm.Job, w *fsm.Worker) bool {
 	busy, promised := d.busy[w.Name], d.Promised[w.Name]
 	switch {
-	case j.Nonce.Object != "" && !d.Reads[j.ID][w.Name]:
+	case j.Nonce.Object != "" && !d.Reads[j.ID][w.Name] && !d.left(j, w):
 	case busy != "" && busy != j.ID, busy == "" && d.Strays[w.Name].Task != "", promised != "" && promised != j.ID:
 	default:
 		return !d.kept(j, w.Name)

@@ -58,7 +58,8 @@ const policy = `
 	NONE < coordinator/ledger
 	proto, shard, protocol, jobspec, coordinator/ledger < coordinator/fsm
 	coordinator/fsm < coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog
-	coordinator/scheduler, coordinator/membership, coordinator/recovery, coordinator/raftlog < coordinator
+	coordinator/scheduler, coordinator/membership, coordinator/recovery < coordinator/hearing
+	coordinator/hearing, coordinator/raftlog < coordinator
 
 	# The user's side of a cluster, and a whole cluster on one machine. They reach
 	# workers through coordinators only.

@@ -13,7 +13,7 @@ import (
 // get time and randomness as arguments, never from the air.
 var deciders = []string{
 	"allreduce", "checkpoint", "data", "device", "jobspec", "model", "optim", "shard", "tokenizer",
-	"coordinator/fsm", "coordinator/scheduler", "coordinator/membership", "coordinator/recovery",
+	"coordinator/fsm", "coordinator/scheduler", "coordinator/membership", "coordinator/recovery", "coordinator/hearing",
 }
 
 // decides tells whether a folder is one of the deciders or lies below one.
