@@ -11,28 +11,32 @@ import (
 	"testing"
 	"time"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/skein-ml/skein/jobspec/badspec"
+	"github.com/skein-ml/skein/k8s/api/v1alpha1"
 	"github.com/skein-ml/skein/k8s/operator"
 	"github.com/skein-ml/skein/k8s/policy"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
-// schedules runs Kubernetes' own scheduler until the test is over.
-func schedules(t *testing.T) {
+// control runs a part of Kubernetes' control plane until the test is over.
+func control(t *testing.T, program string, flags ...string) {
 	t.Helper()
-	found, err := filepath.Glob("../../.cache/kube/*/kube-scheduler")
+	found, err := filepath.Glob("../../.cache/kube/*/" + program)
 	if err != nil || len(found) == 0 {
-		t.Skipf("SKIPPED: no scheduler in .cache/kube; `make kube-nodes` builds one, once (%v)", err)
+		t.Skipf("SKIPPED: no %s in .cache/kube; `make kube-nodes` builds one, once (%v)", program, err)
 	}
-	dir := t.TempDir()
-	file := filepath.Join(dir, "kubeconfig")
+	file := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(file, kubeconfig(t, "default"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, found[len(found)-1], "--kubeconfig="+file, "--leader-elect=false", "--feature-gates=GenericWorkload=true", "--secure-port=0")
+	cmd := exec.CommandContext(ctx, found[len(found)-1], append(flags, "--kubeconfig="+file, "--leader-elect=false", "--secure-port=0")...)
 	var said output
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
@@ -43,7 +47,7 @@ func schedules(t *testing.T) {
 		stop()
 		_ = cmd.Wait() // it was killed
 		if t.Failed() {
-			t.Logf("the scheduler said\n%s", said.String())
+			t.Logf("%s said\n%s", program, said.String())
 		}
 	})
 }
@@ -91,7 +95,7 @@ func (l *life) share() {
 // one each, with room for two thirds of them. SKEIN_NODES=200 is for `make kube-scale`.
 func TestTheSchedulerPlacesGangsWholeOrNotAtAll(t *testing.T) {
 	c := admin(t)
-	schedules(t)
+	control(t, "kube-scheduler", "--feature-gates=GenericWorkload=true")
 	l := newLife(t, c, "queue")
 	count := 22
 	if text := os.Getenv("SKEIN_NODES"); text != "" {
@@ -181,4 +185,30 @@ func scheduled(pods []corev1.Pod) time.Time {
 		}
 	}
 	return last
+}
+
+func TestAnAutoscalerChangesTheWorkersOfAJob(t *testing.T) {
+	l := newLife(t, admin(t), "scaled")
+	control(t, "kube-controller-manager", "--controllers=horizontal-pod-autoscaler-controller", "--horizontal-pod-autoscaler-sync-period=1s")
+	l.operate(server, operator.Config{})
+	l.begin()
+	l.coordinators.Change("tiny-1", func(j *skeinv1.Job) { j.Phase = skeinv1.Phase_PHASE_RUNNING })
+	l.says("the job's run", v1alpha1.ConditionRunning, metav1.ConditionTrue, v1alpha1.ReasonOnWorkers)
+	a := &autoscalingv2.HorizontalPodAutoscaler{}
+	a.Namespace, a.Name = l.namespace, "tiny"
+	a.Spec.ScaleTargetRef = autoscalingv2.CrossVersionObjectReference{APIVersion: v1alpha1.GroupVersion.String(), Kind: v1alpha1.KindFineTuneJob, Name: "tiny"}
+	a.Spec.MinReplicas, a.Spec.MaxReplicas = new(int32(3)), 3 // fewer than the four that the job has
+	create(t, l, a)
+	l.asked("scale tiny-1 3")
+	eventually(t, "an autoscaler that lacks metrics alone", func() error {
+		if err := l.Get(t.Context(), client.ObjectKeyFromObject(a), a); err != nil {
+			return err
+		}
+		for _, c := range a.Status.Conditions {
+			if c.Type == autoscalingv2.ScalingActive && c.Reason == "FailedGetResourceMetric" {
+				return nil
+			}
+		}
+		return fmt.Errorf("%+v", a.Status.Conditions)
+	})
 }

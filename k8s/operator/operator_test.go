@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	skein "github.com/skein-ml/skein/client"
@@ -238,6 +239,43 @@ func TestPoolsGrowWithJobsAndWorkersCarryTheirNames(t *testing.T) {
 	}
 	if labels := r.workers()[1].Labels; labels[v1alpha1.LabelJob] != "" {
 		t.Errorf("a free worker is labelled %v", labels)
+	}
+}
+
+// shown is a metric of cluster ml/lab.
+func shown(t *testing.T, name string) float64 {
+	t.Helper()
+	families, err := metrics.Registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if f.GetName() == name && labels["namespace"] == "ml" && labels["cluster"] == "lab" {
+				return m.GetGauge().GetValue()
+			}
+		}
+	}
+	t.Errorf("there is no %s", name)
+	return -1
+}
+
+func TestQueueAndWishesAreMetrics(t *testing.T) {
+	r := newRig(t, lab(), tiny())
+	r.step(r.clusters, "lab")
+	r.coordinators.Found("lab-coordinator-0")
+	r.coordinators.Prepared()
+	r.step(r.jobs, "tiny")
+	r.step(r.clusters, "lab")
+	r.step(r.clusters, "lab") // which sees the workers that were made
+	for name, want := range map[string]float64{"skein_operator_wanted_workers": 4, "skein_operator_queued_jobs": 1, "skein_operator_workers": 4} {
+		if got := shown(t, name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
 	}
 }
 
