@@ -13,6 +13,7 @@ import (
 
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -157,6 +158,24 @@ func TestTheSchedulerPlacesGangsWholeOrNotAtAll(t *testing.T) {
 				t.Fatalf("%d of %d workers of %s have a node", placed, len(pods), job)
 			}
 		}
+	}
+	if jobs > fit {
+		eventually(t, "a job that says why it waits", func() error {
+			var list v1alpha1.FineTuneJobList
+			if err := c.List(t.Context(), &list, client.InNamespace(l.namespace)); err != nil {
+				return err
+			}
+			said := map[string]int{}
+			for i := range list.Items {
+				if r := meta.FindStatusCondition(list.Items[i].Status.Conditions, v1alpha1.ConditionRunning); r != nil {
+					said[r.Reason]++
+				}
+			}
+			if said[v1alpha1.ReasonUnschedulable] == 0 {
+				return fmt.Errorf("%v", said)
+			}
+			return nil
+		})
 	}
 	slices.Sort(took)
 	fmt.Printf("%d nodes, %d queued jobs of %d workers: the slowest gang had its nodes %.1f s after the last job was made\n", count, jobs, size, took[len(took)-1].Seconds())
