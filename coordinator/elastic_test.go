@@ -373,9 +373,9 @@ func TestCopiesThatDifferSetTheJobBackToItsCheckpointByName(t *testing.T) {
 	}
 	text := events(r, id)
 	for _, want := range []string{
-		"diverged: rank 1, layer.3: the weights of w1 and of its mirror on w2 differ after step 11; going on from the checkpoint of step 8",
-		"goes on as generation 2 from the checkpoint of step 8 on w1:0,1 w2:2,3: rank 1, layer.3: the weights",
-		"goes on as generation 3 from the checkpoint of step 8 on w3:0,1,2,3: rank 1, layer.3: the weights",
+		"diverged: rank 1, layer.3: the copies of w1 and of its mirror on w2 differ after step 11; going on from the checkpoint of step 8",
+		"goes on as generation 2 from the checkpoint of step 8 on w1:0,1 w2:2,3: rank 1, layer.3: the copies",
+		"goes on as generation 3 from the checkpoint of step 8 on w3:0,1,2,3: rank 1, layer.3: the copies",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no event says %q:\n%s", want, text)

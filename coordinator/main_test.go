@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/skein-ml/skein/coordinator/raftlog"
+	"github.com/skein-ml/skein/internal/leak"
 	"github.com/skein-ml/skein/internal/pki"
 )
 
@@ -35,7 +34,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 func child(f []string) error {

@@ -244,7 +244,7 @@ func TestEachRoleMayCallItsMethodsAndNoOthers(t *testing.T) {
 			for _, a := range mayCall[method] {
 				allowed = allowed || a == role
 			}
-			ctx, cancel := context.WithTimeout(r.ctx(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(r.ctx(), patience)
 			err := call(ctx, conn, method)
 			cancel()
 			denied := status.Code(err) == codes.PermissionDenied && strings.Contains(err.Error(), "that takes one with role")

@@ -375,7 +375,7 @@ func (s workers) Broken(ctx context.Context, r *skeinv1.BrokenRequest) (*skeinv1
 	return &skeinv1.BrokenResponse{}, nil
 }
 
-// diverged puts into the log that copies of a rank's weights differ.
+// diverged puts into the log that copies of a rank differ.
 func (s workers) diverged(ctx context.Context, j *fsm.Job, w *fsm.Worker, r *skeinv1.BrokenRequest) error {
 	d := r.GetDiverged()
 	if w.Name != d.GetOwner() && w.Name != d.GetMirror() {
@@ -385,7 +385,7 @@ func (s workers) diverged(ctx context.Context, j *fsm.Job, w *fsm.Worker, r *ske
 		return status.Errorf(codes.InvalidArgument, "a bucket with a name of %d bytes", len(d.GetBucket()))
 	}
 	newest, _ := j.Newest()
-	_, err := s.decided(ctx, fmt.Sprintf("rank %d, %s: the weights of %s and of its mirror on %s differ after step %d; going on from the checkpoint of step %d",
+	_, err := s.decided(ctx, fmt.Sprintf("rank %d, %s: the copies of %s and of its mirror on %s differ after step %d; going on from the checkpoint of step %d",
 		d.GetRank(), d.GetBucket(), d.GetOwner(), d.GetMirror(), d.GetStep(), newest.Step),
 		&fsm.Diverge{Job: j.ID, Generation: r.GetGeneration(), Owner: d.GetOwner(), Mirror: d.GetMirror()})
 	return err

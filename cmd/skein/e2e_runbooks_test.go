@@ -45,7 +45,7 @@ var runbooks = []runbook{
 	{page: "quorum-lost", strike: (*books).loseQuorum, after: (*books).wentOn},
 	{page: "bad-numbers", strike: (*books).explode, unseen: []string{
 		"skipped: … saw a loss or gradient that is not finite…, first in …",
-		"diverged … the weights of … and of its mirror on … differ after step …", "the same steps gave other bits"}},
+		"diverged … the copies of … and of its mirror on … differ after step …", "the same steps gave other bits"}},
 	{page: "certificate", strike: (*books).expire, unseen: []string{"its certificate has expired or is not valid yet"}},
 	{page: "disk-lost", strike: (*books).damage},
 	{page: "restored", strike: (*books).loseCoordinators, before: 1, late: true},

@@ -13,13 +13,12 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/skein-ml/skein/coordinator"
 	"github.com/skein-ml/skein/coordinator/membership"
 	"github.com/skein-ml/skein/coordinator/raftlog"
 	"github.com/skein-ml/skein/coordinator/recovery"
 	"github.com/skein-ml/skein/coordinator/scheduler"
+	"github.com/skein-ml/skein/internal/leak"
 )
 
 // childEnv makes the test program a coordinator in a process of its own, to be killed:
@@ -37,7 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 // members reads id=address,….

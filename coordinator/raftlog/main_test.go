@@ -9,11 +9,9 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
-
-	"go.uber.org/goleak"
 
 	"github.com/skein-ml/skein/coordinator/fsm"
+	"github.com/skein-ml/skein/internal/leak"
 )
 
 // childEnv makes the test program a coordinator's log in a process of its own, to be
@@ -28,7 +26,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	goleak.VerifyTestMain(m)
+	leak.Main(m)
 }
 
 // child answers "submit REQUEST" with "ok JOB" or "no WHY", and "list" with the
@@ -59,7 +57,7 @@ func child(spec string) error {
 }
 
 func answer(n *Node, line string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	command, request, _ := strings.Cut(line, " ")
 	if command == "submit" {
