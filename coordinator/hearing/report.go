@@ -125,7 +125,9 @@ func sealedOf(now time.Time, j *fsm.Job, w *fsm.Worker, said *skeinv1.Sealed) (r
 		return r, false
 	}
 	r.Step, r.Decision, r.Held, r.Summed, r.Reaches = said.GetStep(), said.GetDecision(), held, summed, said.GetReaches()
-	r.Missed = recovery.Missed(j.Ended().Placement, w.Name, r.Reaches)
+	if len(r.Reaches) > 0 || len(held) > 0 { // otherwise it may not have asked anybody
+		r.Ring = j.Ended().Placement
+	}
 	return r, true
 }
 

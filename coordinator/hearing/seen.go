@@ -48,7 +48,10 @@ func (h *Hearing) ForMembership() membership.Seen {
 // its memory that are nowhere else. What recovery decides of that moment is not in what the
 // scheduler is told yet. patience is how long a worker may take to read a job's store.
 func (h *Hearing) ForPlacement(now time.Time, s *fsm.State, patience time.Duration, c recovery.Config) (recovery.Seen, scheduler.Seen) {
-	return h.forRecovery(s), h.forScheduler(now, s, patience, c)
+	again, work := h.forRecovery(s), h.forScheduler(now, s, patience, c)
+	again.Apart = c.Apart(now, s, again)
+	work.Apart = again.Apart
+	return again, work
 }
 
 func (h *Hearing) forRecovery(s *fsm.State) recovery.Seen {

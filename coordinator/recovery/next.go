@@ -38,7 +38,8 @@ func (d *decider) again(j *fsm.Job, newest fsm.Checkpoint, why string) {
 			left = append(left, w)
 		}
 	}
-	all := append(fsm.Spread(left), fsm.Spread(d.joiners(j, left))...)
+	could := append(fsm.Spread(left), fsm.Spread(d.joiners(j, left))...)
+	all := d.Apart.Together(nil, could, j.WorkersMin)
 	use := j.Use(len(all))
 	if use == 0 {
 		d.suspend(j, "back in the queue", fmt.Sprintf("%d of at least %d workers are left: %s", len(all), j.WorkersMin, why))
@@ -52,7 +53,7 @@ func (d *decider) again(j *fsm.Job, newest fsm.Checkpoint, why string) {
 		d.takes(j, p.Worker)
 	}
 	d.Entries = append(d.Entries, fsm.Entry{
-		Reason:   fmt.Sprintf("goes on as generation %d from the checkpoint of step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why) + d.though(j, placement),
+		Reason:   fmt.Sprintf("goes on as generation %d from the checkpoint of step %d on %s: %s", j.Generation+1, newest.Step, fsm.Describe(placement), why) + d.though(j, placement) + d.Apart.Without(could, all),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
 }
@@ -122,6 +123,7 @@ func (d *decider) live(j *fsm.Job, planned bool) (*future, lack) {
 	if n >= j.WorkersMin {
 		joiners = d.ready(j, joiners)
 	}
+	joiners = d.Apart.Together(workersOf(f.ring), joiners, j.WorkersMin)
 	use := j.Use(n + len(joiners))
 	if use == 0 {
 		return nil, lack{}
@@ -331,20 +333,7 @@ func (d *decider) open(j *fsm.Job, w *fsm.Worker) bool {
 
 // ready are those of the workers that enter the job without delay.
 func (d *decider) ready(j *fsm.Job, list []*fsm.Worker) []*fsm.Worker {
-	return slices.DeleteFunc(list, func(w *fsm.Worker) bool { return d.Seen.Warm[w.Name] != j.ID || d.apart(j, w.Name) })
-}
-
-// apart tells whether a worker was left behind lately because it did not reach one of those
-// who go on. That it reached nobody who was not in its ring, or who has been started again
-// since, says nothing.
-func (d *decider) apart(j *fsm.Job, worker string) bool {
-	r, reported := d.Sealed[j.ID][worker]
-	if w := d.s.Workers[worker]; !reported || w == nil || w.Incarnation != r.Incarnation || d.now.Sub(r.At) >= d.c.GiveUpRest {
-		return false
-	}
-	return slices.ContainsFunc(j.Placement, func(p fsm.Place) bool {
-		return slices.ContainsFunc(r.Missed, func(m fsm.Place) bool { return m.Worker == p.Worker && m.Incarnation == p.Incarnation })
-	})
+	return slices.DeleteFunc(list, func(w *fsm.Worker) bool { return d.Seen.Warm[w.Name] != j.ID })
 }
 
 func workersOf(ring []holder) []*fsm.Worker {

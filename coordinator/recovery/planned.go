@@ -100,7 +100,8 @@ func (d *decider) age(j *fsm.Job) time.Duration {
 
 // joining are the workers that are ready to enter the job and shorten its step.
 func (d *decider) joining(j *fsm.Job) []string {
-	ready := d.ready(j, fsm.Spread(d.joiners(j, d.members(j))))
+	there := d.members(j)
+	ready := d.Apart.Together(there, d.ready(j, fsm.Spread(d.joiners(j, there))), 0)
 	var names []string
 	for _, w := range ready[:max(0, min(len(ready), j.Use(len(j.Placement)+len(ready))-len(j.Placement)))] {
 		names = append(names, w.Name)

@@ -119,7 +119,7 @@ func (c Config) Doubts(now time.Time, j *fsm.Job, worker string) int {
 // LeftOut says why a worker is left out whose copies differed so often. The text follows
 // the worker's name.
 func (c Config) LeftOut(times int) string {
-	return fmt.Sprintf("left out for %s, because its weights differed from another worker's %d times", c.DivergeRest, times)
+	return fmt.Sprintf("left out for %s, because its copies differed from another worker's %d times", c.DivergeRest, times)
 }
 
 // Stray is a task that a worker goes on with although the log does not order it any
@@ -135,13 +135,8 @@ type Sealed struct {
 	Incarnation string
 	Yielded     bool // it stopped at a step boundary, as was asked
 	At          time.Time
-	Missed      []fsm.Place // of its generation's ring: whose port did not answer
+	Ring        []fsm.Place // of that generation; empty: the report says of nobody whether it reaches it
 	protocol.Report
-}
-
-// Missed are the members of a ring that a worker of it does not reach.
-func Missed(ring []fsm.Place, worker string, reaches []string) []fsm.Place {
-	return slices.DeleteFunc(slices.Clone(ring), func(p fsm.Place) bool { return p.Worker == worker || slices.Contains(reaches, p.Worker) })
 }
 
 // Seen is what the leader has heard and the log does not say.
@@ -163,6 +158,7 @@ type Seen struct {
 	Promised  map[string]string            // by worker: the queued job that waits for it
 	Preempt   map[string]string            // by running job: the queued one that needs its workers more
 	LostAt    map[string]time.Time         // when workers were given up, as far as this leader did it
+	Apart     fsm.Apart                    // workers that did not reach each other lately
 }
 
 // Yield asks a running job to stop after the next step.
@@ -395,7 +391,7 @@ func diverged(j *fsm.Job) string {
 			return e.Text
 		}
 	}
-	return "copies of a rank's weights differed"
+	return "copies of a rank differed"
 }
 
 // reports are those of the workers of the generation that has ended or ends, as far as

@@ -126,6 +126,7 @@ func TestTranscripts(t *testing.T) {
 // decide carries out what is decided, and remembers what the leader would.
 func decide(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command, c Config) string {
 	t.Helper()
+	seen.Apart = c.Apart(cmd.At(), s.State, *seen)
 	d := Decide(cmd.At(), s.State, *seen, c)
 	var b strings.Builder
 	for _, id := range slices.Sorted(maps.Keys(d.Notes)) {
@@ -194,7 +195,7 @@ func seal(t *testing.T, s *fsmtest.Story, seen *Seen, cmd fsmtest.Command) {
 	}
 	for _, w := range cmd.Args[1:] {
 		r := Sealed{Generation: ended.Generation, Incarnation: s.State.Workers[w].Incarnation, Yielded: cmd.Keys["yielded"] != "", At: cmd.At(),
-			Missed: Missed(ended.Placement, w, everyone), Report: protocol.Report{Worker: w, Step: step, Reaches: everyone}}
+			Ring: ended.Placement, Report: protocol.Report{Worker: w, Step: step, Reaches: everyone}}
 		if step > j.Resume.Step {
 			r.Decision = fmt.Appendf(nil, "D(%d)", step)
 		}

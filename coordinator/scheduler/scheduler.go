@@ -87,6 +87,7 @@ type Seen struct {
 	Strays   map[string]Stray              // by worker
 	Hold     map[string]bool               // queued jobs that may go on live in a moment
 	Joining  map[string]string             // by worker: the running job that stops to take it in
+	Apart    fsm.Apart                     // workers that did not reach each other lately
 	Keeps    map[string]string             // by worker: the queued job that it has steps of in its memory that no checkpoint has
 }
 
@@ -418,6 +419,8 @@ func (d *decision) run(j *fsm.Job) {
 		d.promise(j)
 		return
 	}
+	could := free
+	free = d.seen.Apart.Together(nil, could, j.WorkersMin)
 	use := j.Use(len(free))
 	if use == 0 {
 		d.short(j, j.WorkersMin, d.preempts(j, len(free), j.WorkersMin))
@@ -428,7 +431,8 @@ func (d *decision) run(j *fsm.Job) {
 		d.promise(j)
 		return
 	}
-	placement, err := j.Cut(fsm.Spread(free)[:use])
+	free = fsm.Spread(free)
+	placement, err := j.Cut(free[:use])
 	if err != nil {
 		d.wait(j, "cannot be placed: %v", err)
 		return
@@ -442,7 +446,7 @@ func (d *decision) run(j *fsm.Job) {
 	}
 	newest, _ := j.Newest()
 	d.entries = append(d.entries, fsm.Entry{
-		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)) + fsm.Though(spared),
+		Reason:   fmt.Sprintf("generation %d from step %d: %s", j.Generation+1, newest.Step, fsm.Describe(placement)) + fsm.Though(spared) + d.seen.Apart.Without(could, free),
 		Decision: &fsm.Generate{Job: j.ID, Generation: j.Generation + 1, From: newest.Step, Placement: placement},
 	})
 }
