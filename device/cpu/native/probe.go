@@ -17,31 +17,53 @@ type Rates struct {
 	AMXBF16    float64 `json:"amxBf16"`    // tiles of bf16, loaded from L1
 }
 
-// Probe measures once, for a few milliseconds, and for longer where that does not tell
-// which of two instruction sets is the faster one: a neighbour on the same core may take
-// half of it for a while.
-var Probe = sync.OnceValue(func() Rates {
-	r := Measure(3 * time.Millisecond)
-	for range 5 {
-		if ratio := r.AVX512BF16 / r.AVX512; !(ratio > 0.75 && ratio < 1.75) {
-			break
-		}
-		more := Measure(10 * time.Millisecond)
-		r = Rates{max(r.AVX2, more.AVX2), max(r.AVX512, more.AVX512), max(r.AVX512BF16, more.AVX512BF16), max(r.AMXBF16, more.AMXBF16)}
-	}
-	return r
-})
-
-// pairsWin is how much faster pairs must be to be chosen. Processors have them at half the
-// rate of f32 (Intel's) or at twice (AMD's): what lies between is noise, and the choice
-// must be the same each time, because it is part of a job's bits.
-const pairsWin = 1.4
+// Probe measures once, for as long as it takes to tell which instructions are the faster ones.
+func Probe() Rates { return probe().rates }
 
 // PairsLose reports that bf16 pairs are no faster here than f32 multiply-adds, as on Intel's
 // processors so far, where they have half the rate.
-func PairsLose() bool {
-	r := Probe()
-	return r.AVX512BF16 <= pairsWin*r.AVX512
+func PairsLose() bool { return !probe().pairsWin }
+
+var probe = sync.OnceValue(func() verdict {
+	return settle(func() Rates { return Measure(3 * time.Millisecond) })
+})
+
+// verdict is what looks at a machine come to.
+type verdict struct {
+	rates    Rates // the best of each
+	pairsWin bool
+}
+
+// Processors have bf16 pairs at half the rate of f32 (Intel's) or at twice (AMD's). Nearer to
+// even than these is noise, and so is AVX-512 that is slower than AVX2.
+const (
+	pairsLoseBelow = 0.75
+	pairsWinAbove  = 1.6
+	avx512Slower   = 0.95
+	steady         = 1.05 // a rate that rises by less has been reached
+	looksMax       = 24
+)
+
+// settle looks until the best rates are the machine's own. Which path wins is part of a job's
+// bits, so a processor must get the same answer each time, however busy it is: what disturbs a
+// look only lowers its rates, so a look counts once neither rate has risen in it. If looks come
+// to nothing, f32 it is.
+func settle(look func() Rates) verdict {
+	best := look()
+	for range looksMax {
+		last := best
+		more := look()
+		best = Rates{max(best.AVX2, more.AVX2), max(best.AVX512, more.AVX512), max(best.AVX512BF16, more.AVX512BF16), max(best.AMXBF16, more.AMXBF16)}
+		if best.AVX512BF16 == 0 {
+			break
+		}
+		reached := best.AVX512 < steady*last.AVX512 && best.AVX512BF16 < steady*last.AVX512BF16 && best.AVX512 > avx512Slower*best.AVX2
+		ratio := best.AVX512BF16 / best.AVX512
+		if reached && (ratio < pairsLoseBelow || ratio > pairsWinAbove) {
+			return verdict{best, ratio > pairsWinAbove}
+		}
+	}
+	return verdict{best, false}
 }
 
 // turnsMin is how often each loop runs at least. One turn that a busy machine has interrupted
