@@ -158,11 +158,13 @@ func (l *Link) greeting(from, to int) hello {
 func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) error {
 	var made atomic.Int32
 	both := make(chan struct{})
+	var here [2]atomic.Bool // out and in
 	g, ctx := errgroup.WithContext(ctx)
-	hold := func(x *socket, err error, who int) error {
+	hold := func(x *socket, err error, who int, here *atomic.Bool) error {
 		if err != nil {
 			return err
 		}
+		here.Store(true)
 		if made.Add(1) == 2 {
 			close(both)
 		}
@@ -174,19 +176,20 @@ func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) er
 			return err
 		}
 		l.out, err = newSocket(conn)
-		return hold(l.out, err, l.next)
+		return hold(l.out, err, l.next, &here[0])
 	})
 	g.Go(func() (err error) {
 		select {
 		case conn := <-s.conn:
 			l.in, err = newSocket(conn)
-			return hold(l.in, err, l.prev)
+			return hold(l.in, err, l.prev, &here[1])
 		case <-from.ctx.Done():
 			return fmt.Errorf("no connection from %s: the listener is closed: %w", l.name(l.prev), net.ErrClosed)
 		case <-ctx.Done():
 			return fmt.Errorf("no connection from %s: %w", l.name(l.prev), ctx.Err())
 		}
 	})
+	g.Go(func() error { return l.nameMissing(ctx, both, &here) })
 	return g.Wait()
 }
 

@@ -2,9 +2,11 @@ package allreduce
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"math"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/skein-ml/skein/shard"
@@ -195,6 +197,7 @@ func (r *receiver) ping(h *header) error {
 // waiting is a caller's wait.
 type waiting struct {
 	kind   kind
+	name   string // of an exchange
 	step   int64
 	bucket int        // or -1
 	piece  shard.Rank // or -1
@@ -207,10 +210,10 @@ func (w *waiting) String() string {
 	switch w.kind {
 	case kindPing:
 		return fmt.Sprintf("room to send, after step %d", w.step)
-	case kindExchange, kindPass, kindState, kindReceipt:
-	default:
-		s += fmt.Sprintf(", step %d", w.step)
+	case kindExchange:
+		s += fmt.Sprintf(" (%s)", w.name)
 	}
+	s += fmt.Sprintf(", step %d", w.step)
 	if w.bucket >= 0 {
 		s += fmt.Sprintf(", bucket %d", w.bucket)
 	}
@@ -227,6 +230,9 @@ func (l *Link) beginWait(k kind, bucket int) *waiting {
 		w, l.waited = l.waited[last], l.waited[:last]
 	}
 	*w = waiting{kind: k, step: l.step, bucket: bucket, piece: -1, begin: now()}
+	if k == kindExchange {
+		w.name = l.exchanging
+	}
 	l.waits = append(l.waits, w)
 	return w
 }
@@ -275,7 +281,7 @@ func (l *Link) lacks(at [][]int64, bucket int, r shard.Rank) bool {
 type Stuck struct {
 	Worker     int        // who is furthest behind, or -1: frames are on their way
 	Name       string     // its name, or ""
-	Rank       shard.Rank // of Worker, or -1
+	Rank       shard.Rank // that it hosts and whose turn it is, or -1
 	Owes       string     // what Worker has not done, or ""
 	Generation uint64
 	Step       int64
@@ -287,7 +293,7 @@ type Stuck struct {
 func (s Stuck) String() string {
 	who := "nobody owes anything, so frames are on their way"
 	if s.Worker >= 0 {
-		who = s.Name + " " + s.Owes
+		who = fmt.Sprintf("%s, which hosts rank %d, %s", s.Name, s.Rank, s.Owes)
 	}
 	return fmt.Sprintf("generation %d has waited %v for %s: %s", s.Generation, s.For.Round(100*time.Millisecond), s.Waiting, who)
 }
@@ -311,8 +317,9 @@ func (l *Link) stuckLocked() (Stuck, bool) {
 	}
 	s := Stuck{Worker: -1, Rank: -1, Generation: l.c.Key.Generation, Step: w.step, Waiting: w.String(), For: since(w.begin)}
 	if w.kind == kindExchange {
-		s.Worker = l.exchangeMissing()
-		s.Owes = "has not come to the same exchange"
+		if s.Worker = l.exchangeMissing(); s.Worker >= 0 {
+			s.Rank, s.Owes = l.c.Placement.Ranks(s.Worker)[0], fmt.Sprintf("has not come to the exchange (%s)", w.name)
+		}
 	} else if worker, owed := l.furthestBehind(w); worker >= 0 {
 		s.Worker, s.Rank, s.Owes = worker, owed.rank, owed.String()
 	}
@@ -359,6 +366,29 @@ func (l *Link) exchangeMissing() int {
 	return -1
 }
 
+// nameMissing logs which neighbour has not come to the ring, until the connections to the next and
+// from the previous one are both here.
+func (l *Link) nameMissing(ctx context.Context, both <-chan struct{}, here *[2]atomic.Bool) error {
+	began := now()
+	for wait := stuckAfter; ; wait = nameAgain {
+		select {
+		case <-both:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-after(wait):
+		}
+		for i, who := range []int{l.next, l.prev} {
+			if here[i].Load() || i == 1 && l.prev == l.next && !here[0].Load() {
+				continue
+			}
+			s := Stuck{Worker: who, Name: l.name(who), Rank: l.c.Placement.Ranks(who)[0], Owes: "has not come to the ring",
+				Generation: l.c.Key.Generation, Step: -1, Waiting: "connection", For: since(began)}
+			l.logStuck(s)
+		}
+	}
+}
+
 // nameStuck logs who is waited for, at once if it is somebody else than before.
 func (l *Link) nameStuck() {
 	l.mu.Lock()
@@ -370,5 +400,9 @@ func (l *Link) nameStuck() {
 	}
 	l.named, l.namedAt = s, now()
 	l.mu.Unlock()
+	l.logStuck(s)
+}
+
+func (l *Link) logStuck(s Stuck) {
 	l.c.Log.Info("ring: waiting", "job", l.c.Key.Job, "for", s.String(), "worker", s.Name, "rank", int(s.Rank))
 }

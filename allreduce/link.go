@@ -134,7 +134,8 @@ type Link struct {
 	voted        int
 	rows         [2]rowSet // by parity of the step: a neighbour may be one ahead
 	exchanges    map[int64]*exchange
-	exchanged    int64 // exchanges that are over
+	exchanged    int64  // exchanges that are over
+	exchanging   string // the name of the last one begun here
 	messages     map[uint64]*blob
 	messageBytes int64
 	states       map[statePlace]*stateIn

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -233,16 +234,33 @@ func TestExchangeGivesEverybodyEveryBlob(t *testing.T) {
 }
 
 func TestExchangesOfDifferentNamesBreakTheLink(t *testing.T) {
-	ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1000, elems: []int64{10}, seed: 5})
+	ring := newRing(t, ringOptions{worldSize: 4, workers: 2, elem: 4, chunk: 1000, elems: []int64{10}, seed: 5})
+	each(t, ring, func(w *testWorker) error { return w.link.Begin(t.Context(), 7) })
+	errs := make([]error, len(ring))
 	var wg sync.WaitGroup
 	for i, w := range ring {
-		wg.Go(func() {
-			if _, err := w.link.Exchange(t.Context(), fmt.Sprint("parts ", i), nil); err == nil {
-				t.Error("no error")
-			}
-		})
+		wg.Go(func() { _, errs[i] = w.link.Exchange(t.Context(), fmt.Sprint("parts ", i), nil) })
 	}
 	wg.Wait()
+	said := 0
+	for i, err := range errs {
+		broken, ok := errors.AsType[*LinkError](err)
+		if !ok || broken.Accused != -1 { // nobody knows which of them is wrong
+			t.Fatalf("worker %d: %v", i, err)
+		}
+		if errors.Is(err, ErrLeft) { // the other one has seen it first
+			continue
+		}
+		said++
+		for _, want := range []string{"generation 3", "exchange 0", fmt.Sprintf("%q on w%d", fmt.Sprint("parts ", i), i), "step 7", "w0 with ranks [0 1]", "w1 with ranks [2 3]"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("worker %d: %v; want %q in it", i, err, want)
+			}
+		}
+	}
+	if said == 0 {
+		t.Errorf("nobody says that the exchanges differ: %v", errs)
+	}
 }
 
 func TestMessagesAreTakenByTheirTag(t *testing.T) {

@@ -16,6 +16,7 @@ const messagesMax = 4096
 type exchange struct {
 	name  uint32 // CRC-32C of it
 	from  int    // who named it first
+	own   string // its name here, once it is known
 	blobs []blob // by worker
 	left  int    // blobs that are not complete
 }
@@ -60,9 +61,10 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	}
 	sum := crc32c.Sum([]byte(name))
 	number := l.exchanged
-	x, err := l.exchangeLocked(number, sum, l.c.Worker)
+	l.exchanging = name
+	x, err := l.exchangeLocked(number, sum, l.c.Worker, name)
 	if err != nil {
-		l.failLocked(&LinkError{Accused: -1, Err: fmt.Errorf("exchange %d is %q on %s: %w", number, name, l.name(l.c.Worker), err)})
+		l.failLocked(&LinkError{Accused: -1, Err: err})
 		return nil, l.err
 	}
 	x.blobs[l.c.Worker] = blob{own, int64(len(own)), true}
@@ -84,16 +86,25 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 // which is wrong.
 var errMismatch = errors.New("another collective at this point")
 
-// exchangeLocked is the exchange of a number; its name must be that of the others.
-func (l *Link) exchangeLocked(number int64, name uint32, from int) (*exchange, error) {
+// exchangeLocked is the exchange of a number; its name must be that of the others. Only who comes
+// to it here can say it in words.
+func (l *Link) exchangeLocked(number int64, name uint32, from int, own string) (*exchange, error) {
 	x := l.exchanges[number]
 	if x == nil {
 		workers := l.c.Placement.Workers()
 		x = &exchange{name: name, from: from, blobs: make([]blob, workers), left: workers}
 		l.exchanges[number] = x
 	}
+	if own != "" {
+		x.own = own
+	}
 	if x.name != name {
-		return nil, fmt.Errorf("%w: %s and %s name exchange %d differently", errMismatch, l.name(from), l.name(x.from), number)
+		what := fmt.Sprintf("exchange %d", number)
+		if x.own != "" {
+			what += fmt.Sprintf(", %q on %s,", x.own, l.name(l.c.Worker))
+		}
+		return nil, fmt.Errorf("%w: %s in step %d is not the same on %s with ranks %v and on %s with ranks %v",
+			errMismatch, what, l.step, l.name(from), l.c.Placement.Ranks(from), l.name(x.from), l.c.Placement.Ranks(x.from))
 	}
 	return x, nil
 }
@@ -108,7 +119,7 @@ func (r *receiver) exchange(h *header) error {
 		defer l.mu.Unlock()
 		return outOfPlace(h, "exchange %d is under way", l.exchanged)
 	}
-	x, err := l.exchangeLocked(h.Step, h.Bucket, from)
+	x, err := l.exchangeLocked(h.Step, h.Bucket, from, "")
 	l.mu.Unlock()
 	if err != nil {
 		return err

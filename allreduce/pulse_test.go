@@ -154,13 +154,22 @@ func waits(ring []*testWorker) (all []*waiting) {
 }
 
 // TestAWorkerThatIsLateToTheRingIsNotTakenForDead lets one connect when its neighbours
-// have been connected to theirs for longer than they bear silence.
+// have been connected to theirs for longer than they bear silence: long enough for them to name it.
 func TestAWorkerThatIsLateToTheRingIsNotTakenForDead(t *testing.T) {
-	workers := newWorkers(t, ringOptions{worldSize: 4, workers: 4, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
-		change: func(c *LinkConfig) { c.Silence = 600 * time.Millisecond }})
+	const want = "for connection: w2, which hosts rank 4, has not come to the ring"
+	var text bytes.Buffer
+	var mu sync.Mutex
+	said := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return text.String()
+	}
+	log := slog.New(slog.NewTextHandler(locked{&mu, &text}, nil))
+	workers := newWorkers(t, ringOptions{worldSize: 8, workers: 4, elem: 4, chunk: 2000, elems: []int64{300}, seed: 1,
+		change: func(c *LinkConfig) { c.Silence, c.Log = 600*time.Millisecond, log }})
 	each(t, workers, func(w *testWorker) (err error) {
-		if w.c.Worker == 2 {
-			time.Sleep(1500 * time.Millisecond)
+		if w.c.Worker == 2 { // until its neighbours have said whom they wait for
+			until(t, func() bool { return strings.Count(said(), want) >= 2 })
 		}
 		w.link, err = Connect(t.Context(), w.listener, w.c)
 		return err
@@ -170,6 +179,9 @@ func TestAWorkerThatIsLateToTheRingIsNotTakenForDead(t *testing.T) {
 		_, err := w.link.Exchange(t.Context(), "hello", nil)
 		return err
 	})
+	if n, all := strings.Count(said(), want), strings.Count(said(), "has not come to the ring"); n != all {
+		t.Errorf("others than w2 are waited for:\n%s", said())
+	}
 }
 
 // TestBusyProcessorsAreNoSilence keeps every processor at work twice over.
@@ -335,7 +347,7 @@ func TestEveryHangHasACulprit(t *testing.T) {
 		{"an exchange", false, culprit, nil, func(w *testWorker) error {
 			_, err := w.link.Exchange(w.t.Context(), "sums", []byte{1})
 			return err
-		}, -1, "has not come to the same exchange", "exchange"},
+		}, 4, "has not come to the exchange (sums)", "exchange (sums), step 388"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -39,11 +39,11 @@ func TestWorkerProcess(t *testing.T) {
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent ends
 }
 
-// TestAStoppedProcessIsAccusedByBothNeighbours stops a worker's process as a debugger or
-// a machine without memory does: its kernel still answers.
-func TestAStoppedProcessIsAccusedByBothNeighbours(t *testing.T) {
+// another starts w1 of a ring of three as a process of its own and connects the others to it.
+func another(t *testing.T) (here []*testWorker, w1 *os.Process) {
+	t.Helper()
 	ring := newWorkers(t, processOptions())
-	here := []*testWorker{ring[0], ring[2]}
+	here = []*testWorker{ring[0], ring[2]}
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -62,11 +62,11 @@ func TestAStoppedProcessIsAccusedByBothNeighbours(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		_ = child.Process.Kill()
 		_ = in.Close()
 		_ = child.Wait()
-	}()
+	})
 	lines := bufio.NewScanner(out)
 	said := func(prefix string) string {
 		for lines.Scan() {
@@ -80,8 +80,15 @@ func TestAStoppedProcessIsAccusedByBothNeighbours(t *testing.T) {
 	ring[0].c.Next = said("listening on")
 	connect(t, here)
 	said("connected")
+	return here, child.Process
+}
+
+// TestAStoppedProcessIsAccusedByBothNeighbours stops a worker's process as a debugger or
+// a machine without memory does: its kernel still answers.
+func TestAStoppedProcessIsAccusedByBothNeighbours(t *testing.T) {
+	here, w1 := another(t)
 	each(t, here, func(w *testWorker) error { return w.link.Begin(t.Context(), 7) })
-	if err := child.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := w1.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	stopped := time.Now()
