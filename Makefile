@@ -146,6 +146,11 @@ bench-quick: build ## our side of the benchmarks alone, on little data, to see t
 bench-recovery: oracle ## goodput with a worker killed each minute, beside torchrun; MINUTES=10 a line, STEPS="1 11" seconds, OURS=only
 	@scripts/bench-recovery.sh
 
+STRIKES ?= 10
+.PHONY: bench-reaction
+bench-reaction: ## how soon a fault is noticed and the next step is taken, a new leader answers, the workers change: STRIKES=10 of each, as root
+	@SKEIN_REACTION=$(STRIKES) go test -v -count=1 -timeout 60m -run 'TestBenchReaction$$' ./cmd/skein | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
+
 WORKERS ?= 1000
 .PHONY: bench-scale
 bench-scale: build ## WORKERS=1000 workers of fake jobs against three coordinators; docs/SCALE.md says what that shows
