@@ -189,7 +189,10 @@ func (l *Link) join(ctx context.Context, from *Listener, s *slot, out *hello) er
 			return fmt.Errorf("no connection from %s: %w", l.name(l.prev), ctx.Err())
 		}
 	})
-	g.Go(func() error { return l.nameMissing(ctx, both, &here) })
+	g.Go(func() error {
+		l.nameMissing(ctx, both, &here)
+		return nil // why there is no ring the others know
+	})
 	return g.Wait()
 }
 

@@ -368,14 +368,14 @@ func (l *Link) exchangeMissing() int {
 
 // nameMissing logs which neighbour has not come to the ring, until the connections to the next and
 // from the previous one are both here.
-func (l *Link) nameMissing(ctx context.Context, both <-chan struct{}, here *[2]atomic.Bool) error {
+func (l *Link) nameMissing(ctx context.Context, both <-chan struct{}, here *[2]atomic.Bool) {
 	began := now()
 	for wait := stuckAfter; ; wait = nameAgain {
 		select {
 		case <-both:
-			return nil
+			return
 		case <-ctx.Done():
-			return ctx.Err()
+			return
 		case <-after(wait):
 		}
 		for i, who := range []int{l.next, l.prev} {
