@@ -126,3 +126,30 @@ func TestAJobIsScaledPausedAndResumedWhileItTrains(t *testing.T) {
 	}
 	r.onceEach(id)
 }
+
+func TestScalingBeyondTheLimitsIsRefusedWithTheNumbersAndTheJobTrainsOn(t *testing.T) {
+	j, want := liveJob(t)
+	r := newRig(t, j, 1, 2)
+	id := r.submit(append(slices.Clone(live), "cluster.workers.min=2")...)
+	r.at(id, 20)
+	for _, c := range []struct {
+		to     string
+		status int
+		says   string
+	}{
+		{"5", exitFailure, "give a number from 2 to 4"},
+		{"1", exitFailure, "give a number from 2 to 4"},
+		{"0", exitUsage, "a job needs at least 1, and `skein pause` stops it"},
+		{"-1", exitUsage, "a job needs at least 1"},
+	} {
+		if status, _, errs := r.run("scale", id, "--workers", c.to); status != c.status || !strings.Contains(errs, c.says) {
+			t.Errorf("to %s workers: status %d, %q; want %d, %q", c.to, status, errs, c.status, c.says)
+		}
+	}
+	if got := r.wait(id); got != want {
+		t.Errorf("it ends on %s, undisturbed on %s\n%s", got, want, r.logs())
+	}
+	if v := r.describe(id); v.Generation != 1 || v.WorkersMax != 4 {
+		t.Errorf("generation %d on at most %d workers, though nothing was to change", v.Generation, v.WorkersMax)
+	}
+}
