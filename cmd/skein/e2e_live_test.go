@@ -137,7 +137,7 @@ func TestScalingBeyondTheLimitsIsRefusedWithTheNumbersAndTheJobTrainsOn(t *testi
 		status int
 		says   string
 	}{
-		{"5", exitFailure, "give a number from 2 to 4"},
+		{"5", exitFailure, "5 workers for 4 ranks: a worker hosts at least one, so at most 4 can work"},
 		{"1", exitFailure, "give a number from 2 to 4"},
 		{"0", exitUsage, "a job needs at least 1, and `skein pause` stops it"},
 		{"-1", exitUsage, "a job needs at least 1"},
