@@ -8,6 +8,7 @@ import (
 
 	"github.com/skein-ml/skein/coordinator/fsm"
 	"github.com/skein-ml/skein/coordinator/ledger"
+	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
 )
 
 // metrics are what a coordinator shows to Prometheus. docs/METRICS.md explains them.
@@ -100,6 +101,8 @@ var (
 	descSpeed     = describe("skein_job_tokens_per_second", "Tokens that a running job trains on a second.", "job")
 	descSetbacks  = describe("skein_job_setbacks", "Generations of a running job that gained nothing, in a row.", "job")
 	descProtected = describe("skein_job_protected", "1 if the loss of any one worker costs a running job no step.", "job")
+	descExposed   = describe("skein_job_exposed", "1 for why the loss of a worker sets a running job back to its newest checkpoint, and until when.", "job", "because")
+	descPublished = describe("skein_job_published_step", "The step of the newest checkpoint of a job that is not over.", "job")
 	descTime      = describe("skein_job_time_seconds", "Where the time of a job went that is not over, by category; their sum is its wall time.", "job", "category")
 	descGoodput   = describe("skein_job_goodput", "Productive share of a job's time since it was prepared.", "job")
 	descCapacity  = describe("skein_job_capacity", "Workers for each that a job could use, in the mean while it trained.", "job")
@@ -109,7 +112,7 @@ var (
 func (m *metrics) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		descState, descTerm, descCommit, descApplied, descLastContact, descLogBytes, descSnapshot, descExpires,
-		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks, descProtected, descTime, descGoodput, descCapacity,
+		descSessions, descJobs, descWorkers, descStep, descSpeed, descSetbacks, descProtected, descExposed, descPublished, descTime, descGoodput, descCapacity,
 	} {
 		to <- d
 	}
@@ -157,6 +160,9 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), n
 		jobs[j.Phase]++
 		if !j.Phase.Final() {
 			collectLedger(gauge, j.ID, ledgerOf(now, j, m))
+			if c, ok := j.Newest(); ok {
+				gauge(descPublished, float64(c.Step), j.ID)
+			}
 		}
 		if j.Phase != fsm.Running {
 			continue
@@ -165,7 +171,11 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), n
 		if p := m.progressOf(j.ID); p != nil {
 			gauge(descStep, float64(p.GetStep()), j.ID)
 			gauge(descSpeed, p.GetTokensPerSecond(), j.ID)
-			gauge(descProtected, one(p.GetProtected() && p.GetGeneration() == j.Generation), j.ID)
+			because := exposed(p, j)
+			gauge(descProtected, one(because == ""), j.ID)
+			if because != "" {
+				gauge(descExposed, 1, j.ID, because)
+			}
 		}
 	}
 	for _, p := range fsm.Phases {
@@ -195,6 +205,19 @@ func collectState(gauge func(d *prometheus.Desc, v float64, labels ...string), n
 		gauge(descWorkers, float64(n), state)
 	}
 	gauge(descSessions, float64(sessions))
+}
+
+// exposed says why the loss of a worker costs a running job steps, and until when; "" if it costs none.
+func exposed(p *skeinv1.Progress, j *fsm.Job) string {
+	switch {
+	case p.GetGeneration() != j.Generation:
+		return fmt.Sprintf("generation %d has told nothing yet; until it does", j.Generation)
+	case p.GetProtected():
+		return ""
+	case p.GetExposed() != "":
+		return p.GetExposed()
+	}
+	return "its workers do not say why"
 }
 
 // collectLedger shows where a job's time went.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -252,7 +253,7 @@ func TestMetricsTellHowTheClusterIs(t *testing.T) {
 	r.joined(2)
 	id := r.submit("one", func(j *jobspec.Job) { j.Cluster.WorldSize, j.Cluster.Workers.Max, j.Train.GlobalBatch = 1, 1, 1 })
 	o := w.waitForOrders(t, "an assignment", func(o *skeinv1.Orders) bool { return o.GetAssignment() != nil })
-	w.report(id, &skeinv1.Progress{Generation: o.GetAssignment().GetGeneration(), Step: 7, TokensPerSecond: 912})
+	w.report(id, &skeinv1.Progress{Generation: o.GetAssignment().GetGeneration(), Step: 7, TokensPerSecond: 912, Exposed: "one worker has all ranks"})
 	r.eventually(id, "its progress", func(j *skeinv1.Job) bool { return j.GetProgress().GetStep() == 7 })
 	got := gathered(t, c.Registry)
 	for series, want := range map[string]float64{
@@ -270,6 +271,8 @@ func TestMetricsTellHowTheClusterIs(t *testing.T) {
 		`skein_coordinator_decisions_total kind=generate outcome=held`: 1,
 		`skein_job_step job=` + id:                                     7,
 		`skein_job_tokens_per_second job=` + id:                        912,
+		`skein_job_protected job=` + id:                                0,
+		`skein_job_published_step job=` + id:                           0,
 		`skein_job_setbacks job=` + id:                                 0,
 		`skein_coordinator_certificate_expires_seconds`:                float64(c.TLS.Expires.Unix()),
 	} {
@@ -277,6 +280,14 @@ func TestMetricsTellHowTheClusterIs(t *testing.T) {
 			t.Errorf("%s is %v (there: %t), want %v", series, v, ok, want)
 		}
 	}
+	if series := "skein_job_exposed because=one worker has all ranks job=" + id; got[series] != 1 {
+		t.Errorf("%s is %v, in %v", series, got[series], got)
+	}
+	w.report(id, &skeinv1.Progress{Generation: o.GetAssignment().GetGeneration(), Step: 8, Protected: true})
+	r.until("it is protected, and why it was not is gone", func() bool {
+		now := gathered(t, c.Registry)
+		return now[`skein_job_protected job=`+id] == 1 && !slices.ContainsFunc(slices.Collect(maps.Keys(now)), func(series string) bool { return strings.HasPrefix(series, "skein_job_exposed") })
+	})
 	for _, series := range []string{"raft_term", "raft_commit_index", "raft_applied_index", "raft_log_bytes", "propose_seconds"} {
 		if got["skein_coordinator_"+series] <= 0 {
 			t.Errorf("%s is %v", series, got["skein_coordinator_"+series])
