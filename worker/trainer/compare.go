@@ -21,6 +21,7 @@ var ErrDiverged = errors.New("two copies of the same state differ")
 // neither copy is to be used.
 type DivergedError struct {
 	Step          int64 // the last one that both have taken
+	Began         int64 // the first one after which the two may have differed; 0: nobody knows
 	Rank          shard.Rank
 	Kind          checkpoint.Kind // weights, or which moment
 	Bucket        int
@@ -31,8 +32,15 @@ type DivergedError struct {
 }
 
 func (e *DivergedError) Error() string {
-	return fmt.Sprintf("%v: rank %d, bucket %d (%s), %v, after step %d: checksum %08x at its owner, worker %d, and %08x at its mirror, worker %d",
-		ErrDiverged, e.Rank, e.Bucket, e.Layer, e.Kind, e.Step, e.OwnerSum, e.Owner, e.MirrorSum, e.Mirror)
+	since := ""
+	switch {
+	case e.Began == e.Step && e.Began > 0:
+		since = ", and not before"
+	case e.Began > 0:
+		since = fmt.Sprintf(", since step %d at the earliest", e.Began)
+	}
+	return fmt.Sprintf("%v: rank %d, bucket %d (%s), %v, after step %d%s: checksum %08x at its owner, worker %d, and %08x at its mirror, worker %d",
+		ErrDiverged, e.Rank, e.Bucket, e.Layer, e.Kind, e.Step, since, e.OwnerSum, e.Owner, e.MirrorSum, e.Mirror)
 }
 
 // Unwrap returns ErrDiverged.
@@ -72,25 +80,58 @@ func (t *Trainer) placeTwins() {
 	if n := p.Workers(); n > 1 && (t.cfg.Mirror || t.replicated()) {
 		t.twins = p.Ranks((t.cfg.Worker + n - 1) % n)
 	}
+	t.same = make([]int64, t.table.Buckets()*len(t.twins))
+	for i := range t.same {
+		t.same[i] = -1
+	}
+	t.turns = t.findTurns()
+}
+
+// To compare a weight costs a worker what it takes to read it, and it does so for what it owns and for
+// what it mirrors; to train it costs six operations for each token of the step. So the share of that depends
+// on the tokens of a step alone: it is some half a percent of a step of fullTokens, whatever the model and
+// the number of workers. Below littleElems it does not show at all.
+const (
+	fullTokens  = 4096
+	littleElems = 4 << 20
+)
+
+// findTurns divides the buckets among as many steps as it takes to compare all of them: turn i is buckets
+// [at[i], at[i+1]). One turn is all of them in every step. Where the host cannot reach the
+// device's memory, weights would have to be copied for it, so there one bucket has its turn in each step.
+func (t *Trainer) findTurns() (at []int) {
+	_, near := t.dev.(device.HostAddressable)
+	room := max(littleElems, t.table.Padded()*int64(t.cfg.Batch.Global*t.cfg.Batch.SeqLen)/fullTokens)
+	var elems int64
+	for b := range t.table.Buckets() {
+		n := t.table.Bucket(b).Padded
+		if b == 0 || !near || elems+n > room {
+			at, elems = append(at, b), 0
+		}
+		elems += n
+	}
+	return append(at, t.table.Buckets())
 }
 
 // compare holds the weights that this worker has of the previous one's ranks against those
-// there: one bucket in each step, by checksum, all of them in turn. So a difference is known
-// some steps after it arose, by the rank, the bucket and the step. Before a checkpoint all is
-// compared, see [Trainer.Copies].
+// there, by checksum: all of them in every step, or in turns, see findTurns. So a difference is known
+// by the rank, the bucket and the step in which it arose, or by the few steps among which that one is. Before
+// a checkpoint moments are compared, too, see [Trainer.Copies].
 func (l *linked) compare(ctx context.Context) error {
 	t := l.t
 	if len(t.twins) == 0 {
 		return nil
 	}
-	bucket := int(t.step % int64(t.table.Buckets()))
-	var sums []byte
-	for _, r := range t.ranks {
-		sum, err := t.checksum(r.id, bucket)
-		if err != nil {
-			return err
+	turn := int(t.step % int64(len(t.turns)-1))
+	sums := binary.LittleEndian.AppendUint32(nil, uint32(t.turns[turn]))
+	for b := t.turns[turn]; b < t.turns[turn+1]; b++ {
+		for _, r := range t.ranks {
+			sum, err := t.checksum(r.id, b)
+			if err != nil {
+				return err
+			}
+			sums = binary.LittleEndian.AppendUint32(sums, sum)
 		}
-		sums = binary.LittleEndian.AppendUint32(sums, sum)
 	}
 	tag := compareTag | uint64(t.step)
 	if err := l.link.Pass(tag, sums); err != nil {
@@ -100,28 +141,37 @@ func (l *linked) compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return t.same(bucket, theirs)
+	return t.compareWith(theirs)
 }
 
-// same compares what is here of a bucket of the previous worker's ranks with its checksums.
-func (t *Trainer) same(bucket int, theirs []byte) error {
+// compareWith compares what is here of the previous worker's ranks with its checksums: after the number of a
+// bucket, those of all its ranks in that bucket, then in the next ones.
+func (t *Trainer) compareWith(theirs []byte) error {
 	n := t.cfg.Placement.Workers()
 	owner := (t.cfg.Worker + n - 1) % n
-	if len(theirs) != 4*len(t.twins) {
-		return &PeerError{owner, fmt.Errorf("%d bytes of checksums of bucket %d after step %d, for %d ranks", len(theirs), bucket, t.step, len(t.twins))}
+	first, each := 0, 4*len(t.twins)
+	if len(theirs) >= 4 {
+		first, theirs = int(binary.LittleEndian.Uint32(theirs)), theirs[4:]
 	}
-	for i, r := range t.twins {
+	if first >= t.table.Buckets() || len(theirs) == 0 || len(theirs)%each != 0 || len(theirs)/each > t.table.Buckets()-first {
+		return &PeerError{owner, fmt.Errorf("%d bytes of checksums of buckets from %d on after step %d, for %d ranks", len(theirs), first, t.step, len(t.twins))}
+	}
+	for at := 0; at < len(theirs)/4; at++ {
+		b, i := first+at/len(t.twins), at%len(t.twins)
+		r := t.twins[i]
 		if !t.segments[r].ready {
 			continue
 		}
-		own, err := t.checksum(r, bucket)
+		own, err := t.checksum(r, b)
 		if err != nil {
 			return err
 		}
-		if want := binary.LittleEndian.Uint32(theirs[4*i:]); own != want {
-			return &DivergedError{Step: t.step, Rank: r, Bucket: bucket, Layer: t.table.Bucket(bucket).Name,
+		same := &t.same[b*len(t.twins)+i]
+		if want := binary.LittleEndian.Uint32(theirs[4*at:]); own != want {
+			return &DivergedError{Step: t.step, Began: *same + 1, Rank: r, Bucket: b, Layer: t.table.Bucket(b).Name,
 				Owner: owner, Mirror: t.cfg.Worker, OwnerSum: want, MirrorSum: own}
 		}
+		*same = t.step
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -485,76 +484,6 @@ func TestADecisionThatOneWorkerKnowsIsAppliedByAll(t *testing.T) {
 		}
 		if got, want := p.hash(), hash(t, alone); got != want {
 			t.Errorf("ZeRO-%d: weights %v, undisturbed %v", stage, got, want)
-		}
-	}
-}
-
-func TestCopiesThatDifferAreNamed(t *testing.T) {
-	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	for _, stage := range []shard.Stage{shard.StageReplicated, shard.StageOptimizer} {
-		c := g.config(4, 4)
-		c.Stage = stage
-		p := newTroupe(t, g, c)
-		for _, name := range []string{"a", "b"} {
-			p.hire(name, newDevice(t, "generic", 1))
-		}
-		if err := p.begin([]string{"a", "b"}, []int{2, 2}, nil); err != nil {
-			t.Fatal(err)
-		}
-		mirror := p.actors["b"].tr
-		if got := mirror.Copies(); !slices.Equal(got, []shard.Rank{0, 1}) {
-			t.Errorf("ZeRO-%d: b has copies of ranks %v", stage, got)
-		}
-		flipped := []float32{42}
-		mirror.dev.Upload(mirror.stream, mirror.segments[1].state[checkpoint.Master][2].ColRange(3, 4).Buf, device.HostBytes(flipped))
-		err := p.play(int64(mirror.table.Buckets()), func(<-chan struct{}) {})
-		found, ok := errors.AsType[*DivergedError](err)
-		if !ok || !errors.Is(err, ErrDiverged) {
-			t.Fatalf("ZeRO-%d: %v, want an error that says that copies differ", stage, err)
-		}
-		sums := found.OwnerSum != found.MirrorSum
-		found.OwnerSum, found.MirrorSum = 0, 0
-		want := DivergedError{Step: 2, Rank: 1, Bucket: 2, Layer: mirror.table.Bucket(2).Name, Owner: 0, Mirror: 1}
-		if *found != want || !sums {
-			t.Errorf("ZeRO-%d: found %+v, want %+v and two checksums", stage, *found, want)
-		}
-	}
-}
-
-func TestChecksumsOfAnotherLengthAreTheOwnersFault(t *testing.T) {
-	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	c := g.config(4, 4)
-	c.Stage, c.Mirror = shard.StageOptimizer, true
-	m := newTeam(t, func(int) device.Device { return newDevice(t, "generic", 1) }, g, c, 2)
-	err := m.trainers[0].same(1, make([]byte, 3))
-	if peer, ok := errors.AsType[*PeerError](err); !ok || peer.Worker != 1 {
-		t.Errorf("%v, want one that names worker 1", err)
-	}
-}
-
-// counted is a device that counts how often its stream for copies is asked for.
-type counted struct {
-	device.Device
-	copies atomic.Int64
-}
-
-func (d *counted) Stream(k device.StreamKind) device.Stream {
-	if k == device.StreamCopy {
-		d.copies.Add(1)
-	}
-	return d.Device.Stream(k)
-}
-
-func TestCopiesAreComparedOnTheStreamOfTheStep(t *testing.T) {
-	g := golden{modeltest.Load(t, "llama-tied-gqa")}
-	c := g.config(4, 4)
-	c.Stage, c.Mirror = shard.StageOptimizer, true
-	devices := []*counted{{Device: newDevice(t, "generic", 1)}, {Device: newDevice(t, "generic", 1)}}
-	m := newTeam(t, func(w int) device.Device { return devices[w] }, g, c, 2)
-	m.steps(t, 2)
-	for w, d := range devices {
-		if n := d.copies.Load(); n != 0 {
-			t.Errorf("worker %d has used the stream of checkpoints %d times", w, n)
 		}
 	}
 }

@@ -106,6 +106,8 @@ type Trainer struct {
 	ranks   []*rank // hosted here, ascending
 	mirrors []shard.Rank
 	twins   []shard.Rank // the previous worker's, if their state is kept here too: mirrors, or what all have
+	turns   []int        // buckets that are compared with theirs in a step, see findTurns
+	same    []int64      // by bucket and twin: the step after which they were found to be the same last, -1: none
 	// segments is by rank; nil where another worker has it.
 	segments []*segment
 	peers    collective
