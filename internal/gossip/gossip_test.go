@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"bytes"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -57,6 +58,24 @@ func (h *heard) wait(t *testing.T, what string) {
 	}
 }
 
+// warnings are what a member's logger has written.
+type warnings struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (w *warnings) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.Write(b)
+}
+
+func (w *warnings) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.text.String()
+}
+
 func start(t *testing.T, role Role, name, address string, change func(*Config)) *Gossip {
 	t.Helper()
 	c := Config{Cluster: "test", Role: role, Name: name, Address: address, Listen: "127.0.0.1:0"}
@@ -105,7 +124,10 @@ func TestMembersHearOfCoordinatorsThatNobodyNamed(t *testing.T) {
 
 func TestWhoHasAnotherKeyNoKeyOrAnotherClusterIsNotHeard(t *testing.T) {
 	inside := newHeard()
-	c1 := start(t, Coordinator, "c1", "127.0.0.1:7001", func(c *Config) { c.Key, c.Changed = key(1), inside.changed })
+	var log warnings
+	c1 := start(t, Coordinator, "c1", "127.0.0.1:7001", func(c *Config) {
+		c.Key, c.Changed, c.Logger = key(1), inside.changed, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	})
 	for name, change := range map[string]func(*Config){
 		"wrong-key": func(c *Config) { c.Key = key(2) },
 		"no-key":    func(c *Config) {},
@@ -125,6 +147,10 @@ func TestWhoHasAnotherKeyNoKeyOrAnotherClusterIsNotHeard(t *testing.T) {
 		if len(outside.list) != 0 {
 			t.Errorf("%s: it heard %v", name, outside.list)
 		}
+	}
+	// Whose cluster it is that uses this one's port is said by name, and with its address.
+	if text := log.String(); !strings.Contains(text, `unacceptable label \"other\"`) || !strings.Contains(text, "127.0.0.1:") {
+		t.Errorf("the coordinator warns only of this:\n%s", text)
 	}
 	// Who has the key is let in after all that.
 	start(t, Worker, "w1", "127.0.0.1:7501", func(c *Config) { c.Key, c.Join = key(1), []string{c1.Address()} })
