@@ -25,7 +25,7 @@ import (
 const (
 	faultWorkers      = 5
 	faultCoordinators = 3
-	faultsShort       = 7
+	faultsShort       = 9
 	stepsShort        = 900
 	stepsLong         = 3000
 	smallStore        = "24m" // room for a job's checkpoints
@@ -157,7 +157,7 @@ type fault struct {
 var (
 	ofProcesses = []fault{
 		{"kill", (*storm).killWorker, true, false},
-		{"stop", (*storm).stopWorker, false, false},
+		{"stop", (*storm).stopWorker, true, false},
 		{"kill in kill", (*storm).killAgain, false, true},
 		{"with leader", (*storm).killWithLeader, true, false},
 		{"coordinator", (*storm).killCoordinator, false, false},
@@ -171,7 +171,7 @@ var (
 		{"deaf", (*storm).deafWorker, false, false},
 		{"mute", (*storm).muteWorker, true, false},
 		{"pair apart", (*storm).partPair, false, false},
-		{"flapping link", (*storm).flapLink, false, false},
+		{"flapping link", (*storm).flapLink, true, false},
 		{"slow link", (*storm).slowLink, false, false},
 		{"leader cut off", (*storm).cutLeader, true, false},
 		{"no quorum", (*storm).cutQuorum, false, false},
