@@ -60,12 +60,13 @@ kube-scale: ## NODES=200 nodes with nothing behind them and NODES/4 queued jobs 
 	@SKEIN_NODES=$(NODES) go test -v -tags invariants -count=1 -run TestTheSchedulerPlacesGangsWholeOrNotAtAll ./k8s/apitest \
 	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 
-STEPS ?= 6000
+STEPS ?= 16000
 .PHONY: e2e
-e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, deleted; STEPS=6000 of the job
+e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, rolled, deleted; STEPS=16000 of the job
 	@lacks=$$(k8s/e2e/nodes.sh lacks "$$(scripts/kube.sh nodes --where)"); \
 	  if [ -n "$$lacks" ]; then echo "e2e SKIPPED: $$lacks"; exit; fi; \
-	  $(MAKE) image; trap 'k8s/e2e/nodes.sh down .cache/kube/e2e/state >.cache/kube/e2e/down.log' EXIT; mkdir -p .cache/kube/e2e; \
+	  $(MAKE) image; go run ./scripts/image --name $(IMAGES)/skein:$(VERSION)-next --binary bin/skein --out bin/skein-next.tar; \
+	  trap 'k8s/e2e/nodes.sh down .cache/kube/e2e/state >.cache/kube/e2e/down.log' EXIT; mkdir -p .cache/kube/e2e; \
 	  SKEIN_E2E=$(IMAGES)/skein:$(VERSION) SKEIN_E2E_STEPS=$(STEPS) go test -v -count=1 -timeout 60m ./k8s/e2e \
 	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 

@@ -19,6 +19,9 @@ import (
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
+// leastWorkers are those that a job cannot begin without: its gang.
+const leastWorkers = 2
+
 func TestSkeinOnRealNodes(t *testing.T) {
 	l := newLab(t)
 	l.install()
@@ -32,6 +35,7 @@ func TestSkeinOnRealNodes(t *testing.T) {
 
 	l.apply(short)
 	l.completes("pronounce", wantShort)
+	l.begun("pronounce", leastWorkers)
 	l.apply(long)
 	l.runsOn("spelling", 2)
 	for _, n := range []int{4, 3} {
@@ -41,11 +45,12 @@ func TestSkeinOnRealNodes(t *testing.T) {
 	l.crash("spelling")
 	l.drain("spelling")
 	l.evictLeader("spelling")
+	l.roll("spelling")
 	l.suspend("spelling")
 	l.completes("spelling", wantLong)
 	l.remove()
 	l.down()
-	fmt.Printf("e2e ok: installed, trained to the hash of a local run through 2→4→3 workers, a crash, a drain, an eviction and a suspension, and deleted; %.0f s\n",
+	fmt.Printf("e2e ok: installed, trained to the hash of a local run through 2→4→3 workers, a crash, a drain, an eviction, another image and a suspension, and deleted; %.0f s\n",
 		l.elapsed())
 }
 
@@ -126,7 +131,7 @@ func (l *lab) example(name string, steps, ranks, workers int) map[string]any {
 	for path, value := range map[string]any{
 		"metadata.name": name, "spec.model.base": "model", "spec.data.train": []string{"train.jsonl"}, "spec.data.validation": "heldout.jsonl",
 		"spec.data.sequenceLength": 48, "spec.train.steps": steps, "spec.train.globalBatch": ranks, "spec.cluster.worldSize": ranks,
-		"spec.cluster.workers.max": workers, "spec.checkpoint.store": "checkpoints-" + name, "spec.output.export": "trained-" + name,
+		"spec.cluster.workers.min": leastWorkers, "spec.cluster.workers.max": workers, "spec.checkpoint.store": "checkpoints-" + name, "spec.output.export": "trained-" + name,
 	} {
 		set(j, path, value)
 	}

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 
+	"github.com/skein-ml/skein/client"
 	"github.com/skein-ml/skein/k8s/api/v1alpha1"
 	"github.com/skein-ml/skein/k8s/policy"
 )
@@ -43,10 +45,11 @@ func (l *lab) crash(name string) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	node := l.hosts(name)[0]
+	node, before := l.hosts(name)[0], l.told(name)
 	l.nodes("crash", node)
 	l.say("%s crashed at step %d", node, j.Status.Step)
 	l.goesOn(name+" goes on elsewhere, with as many workers", name, l.awayFrom(node, j.Status.Workers))
+	l.cost("the crash", name, before)
 	l.nodes("start", node)
 	l.eventually(node+" is back, and all coordinators with it", l.threeCoordinators)
 }
@@ -58,10 +61,13 @@ func (l *lab) drain(name string) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	node := l.hosts(name)[0]
+	node, before := l.hosts(name)[0], l.told(name)
 	l.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout="+patience.String())
 	l.say("%s is drained, from step %d", node, j.Status.Step)
 	l.goesOn(name+" goes on elsewhere, with as many workers", name, l.awayFrom(node, j.Status.Workers))
+	if l.cost("the drain", name, before).Rework > 0 {
+		l.fail("steps were lost by a drain")
+	}
 	l.kubectl("uncordon", node)
 	l.eventually(node+" is back, and all coordinators with it", l.threeCoordinators)
 }
@@ -91,6 +97,95 @@ func (l *lab) evictLeader(name string) {
 		return err
 	})
 	l.eventually(was+" is back", l.threeCoordinators)
+}
+
+// roll gives the cluster another image: coordinators and workers are replaced one by one, while
+// the job trains.
+func (l *lab) roll(name string) {
+	l.Helper()
+	j, err := l.running(name)
+	if err != nil {
+		l.Fatal(err)
+	}
+	before := l.told(name)
+	l.kubectl("patch", "skeincluster", "lab", "--type", "merge", "-p", fmt.Sprintf(`{"spec":{"image":%q}}`, l.next))
+	l.goesOn("all coordinators and workers have the next image, and "+name+" as many workers", name, func(j2 *v1alpha1.FineTuneJob) error {
+		for _, role := range []string{policy.RoleCoordinator, policy.RoleWorker} {
+			pods, err := l.pods(role)
+			if err != nil {
+				return err
+			}
+			for i := range pods {
+				if image := pods[i].Spec.Containers[0].Image; image != l.next {
+					return fmt.Errorf("%s has image %s", pods[i].Name, image)
+				}
+			}
+		}
+		if j2.Status.Workers != j.Status.Workers {
+			return fmt.Errorf("it has %d workers, and had %d", j2.Status.Workers, j.Status.Workers)
+		}
+		return l.threeCoordinators()
+	})
+	if l.cost("the roll", name, before).Rework > 0 {
+		l.fail("steps were lost by a change of the image")
+	}
+}
+
+// told is a job as the coordinators tell it.
+func (l *lab) told(name string) (j client.Job) {
+	l.Helper()
+	skein, err := filepath.Abs(root + "/bin/skein")
+	if err != nil {
+		l.Fatal(err)
+	}
+	out := l.nodes("run", skein, "describe", name, "--kube", "--namespace", "default", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &j); err != nil || j.Goodput == nil {
+		l.fail("skein describe: %v: %s", err, out)
+	}
+	return j
+}
+
+// cost says what something cost a job since then, by its ledger.
+func (l *lab) cost(what, name string, before client.Job) client.Goodput {
+	l.Helper()
+	now := l.told(name)
+	g, was := *now.Goodput, *before.Goodput
+	g.Wall, g.Productive, g.Recovery, g.Rework = g.Wall-was.Wall, g.Productive-was.Productive, g.Recovery-was.Recovery, g.Rework-was.Rework
+	l.say("%s: %d generations, %.2f s without training, %.2f s of steps run again, in %.0f s and %d steps", what, now.Generation-before.Generation, g.Recovery, g.Rework, g.Wall, now.Step-before.Step)
+	return g
+}
+
+// begun says how long after its first workers were ready a job has begun on them. The API
+// server tells moments in whole seconds.
+func (l *lab) begun(name string, least int) {
+	l.Helper()
+	pods, err := l.pods(policy.RoleWorker)
+	if err != nil {
+		l.Fatal(err)
+	}
+	var ready []time.Time
+	grouped := 0
+	for i := range pods {
+		if g := pods[i].Spec.SchedulingGroup; g != nil {
+			grouped++
+		}
+		for _, c := range pods[i].Status.Conditions {
+			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+				ready = append(ready, c.LastTransitionTime.Time)
+			}
+		}
+	}
+	slices.SortFunc(ready, time.Time.Compare)
+	if grouped < least || len(ready) < least {
+		l.fail("%d workers of %s are of a PodGroup, %d are ready, want at least %d", grouped, name, len(ready), least)
+	}
+	for _, e := range l.told(name).Events {
+		if e.Kind == "generation" {
+			l.say("%s began %.1f s after the %d workers of its gang were ready, give or take a second", name, e.At.Sub(ready[least-1]).Seconds(), least)
+			return
+		}
+	}
+	l.fail("%s has no generation", name)
 }
 
 // suspend stops a job for a while.

@@ -36,6 +36,7 @@ const (
 type lab struct {
 	*testing.T
 	image    string // of coordinators and workers
+	next     string // the same under another name
 	operator string
 	home     string // absolute
 	began    time.Time
@@ -54,7 +55,7 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	repository, version, _ := strings.Cut(image, "skein:")
-	l := &lab{T: t, image: image, operator: repository + "skein-operator:" + version, home: where, began: time.Now()}
+	l := &lab{T: t, image: image, next: image + "-next", operator: repository + "skein-operator:" + version, home: where, began: time.Now()}
 	kube := strings.TrimSpace(l.command(nil, root+"/scripts/kube.sh", "nodes", "--where"))
 	if reason := strings.TrimSpace(l.nodes("lacks", kube)); reason != "" {
 		t.Skip("SKIPPED: " + reason)
@@ -67,7 +68,7 @@ func newLab(t *testing.T) *lab {
 	t.Cleanup(func() { l.nodes("down", l.state()) })
 	l.nodes("up", kube, l.state(), "3")
 	l.say("3 nodes are up")
-	l.nodes("load", root+"/bin/skein.tar", root+"/bin/skein-operator.tar")
+	l.nodes("load", root+"/bin/skein.tar", root+"/bin/skein-next.tar", root+"/bin/skein-operator.tar")
 	return l
 }
 

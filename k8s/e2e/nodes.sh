@@ -24,6 +24,7 @@ set -euo pipefail
 export LC_ALL=C
 PROG=$(readlink -f "${BASH_SOURCE[0]}")
 NET=10.243.0 API=https://10.243.0.1:6443
+GATES=GenericWorkload=true # PodGroups: pods that are scheduled together, or not at all
 SYSCTL_MASK="vm/overcommit_memory=1 vm/panic_on_oom=0 kernel/panic=10 kernel/panic_on_oops=1 kernel/keys/root_maxkeys=1000000 kernel/keys/root_maxbytes=25000000"
 
 die() { echo "nodes.sh: $*" >&2; exit 1; }
@@ -235,16 +236,16 @@ inner() {
       kubeconfig "${n%%:*}.kubeconfig" "$tok"
     done)
   spawn etcd etcd --data-dir "$STATE/etcd" --unsafe-no-fsync --log-level warn # client 127.0.0.1:2379
-  spawn kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 --cert-dir="$STATE/pki" --secure-port=6443 --advertise-address=$NET.1 \
+  spawn kube-apiserver kube-apiserver --feature-gates=$GATES --runtime-config=scheduling.k8s.io/v1beta1=true --etcd-servers=http://127.0.0.1:2379 --cert-dir="$STATE/pki" --secure-port=6443 --advertise-address=$NET.1 \
     --token-auth-file=pki/tokens.csv --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction \
     --service-account-issuer=https://kubernetes.default.svc --service-account-signing-key-file=pki/sa.key --service-account-key-file=pki/sa.pub \
     --service-cluster-ip-range=10.96.0.0/16 --allow-privileged=true --kubelet-preferred-address-types=InternalIP --enable-aggregator-routing=true \
     --default-not-ready-toleration-seconds="$EVICT_AFTER" --default-unreachable-toleration-seconds="$EVICT_AFTER" --profiling=false --v=1
   await 60 "kube-apiserver ready" healthy $API/readyz
   t1=$(ms)
-  spawn kube-controller-manager kube-controller-manager --kubeconfig=kcm.kubeconfig --use-service-account-credentials=true --service-account-private-key-file=pki/sa.key \
+  spawn kube-controller-manager kube-controller-manager --feature-gates=$GATES --kubeconfig=kcm.kubeconfig --use-service-account-credentials=true --service-account-private-key-file=pki/sa.key \
     --root-ca-file="$STATE/pki/apiserver.crt" --leader-elect=false --bind-address=127.0.0.1 --cert-dir="$STATE/pki/kcm" --node-monitor-period=2s --node-monitor-grace-period="$NODE_GRACE" --v=1
-  spawn kube-scheduler kube-scheduler --kubeconfig=sched.kubeconfig --authentication-kubeconfig=sched.kubeconfig --authorization-kubeconfig=sched.kubeconfig \
+  spawn kube-scheduler kube-scheduler --feature-gates=$GATES --kubeconfig=sched.kubeconfig --authentication-kubeconfig=sched.kubeconfig --authorization-kubeconfig=sched.kubeconfig \
     --leader-elect=false --bind-address=127.0.0.1 --cert-dir="$STATE/pki/sched" --v=1
   # cluster DNS as a process on the bridge, no pod needed
   printf '.:53 {\n bind %s.1\n errors\n kubernetes cluster.local in-addr.arpa {\n  kubeconfig %s/admin.kubeconfig\n  pods insecure\n  ttl 1\n }\n}\n' $NET "$STATE" >Corefile
