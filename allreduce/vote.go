@@ -36,7 +36,7 @@ type Vote struct {
 	SqNorms  []float64
 	Loss     float64 // sum of the losses of the rank's target tokens
 	Tokens   int64   // target tokens
-	Finite   bool    // nothing the rank saw was NaN or infinite
+	Finite   bool    // nothing that the rank has computed itself was NaN or infinite, as far as it has looked
 	Requests Requests
 	// Data and Compute are how long the rank waited for its samples and computed. No decision
 	// depends on them; they tell rank 0's worker who is slow.
@@ -109,12 +109,12 @@ func Decide(votes []Vote, rule Rule, rateBits uint32, taken int64) (Decision, er
 // NotFinite says where NaN or infinity showed: the rank that a decision names, or
 // NoCulprit, and the buckets with a sum that is not finite, ascending. A rank's loss is its
 // own, so the lowest rank whose loss is not finite is the one to look at; if all losses
-// are finite, a gradient overflowed, which every rank may see in its pieces, and the lowest
-// that does is named. Backward goes from the last bucket to the first and carries on what is
+// are finite, the lowest that says that its own gradient is not; and if no rank does, the lowest
+// that sees it in the sums of its pieces. Backward goes from the last bucket to the first and carries on what is
 // not finite, so that it began in the last of the buckets, or in the forward before it.
 func NotFinite(votes []Vote) (rank shard.Rank, buckets []int) {
 	rank = NoCulprit
-	var byLoss bool
+	surest := 0
 	for _, v := range votes {
 		var own float64
 		for b, x := range v.SqNorms {
@@ -123,10 +123,17 @@ func NotFinite(votes []Vote) (rank shard.Rank, buckets []int) {
 				buckets = append(buckets, b)
 			}
 		}
-		loss := !finite(v.Loss)
-		sees := loss || !v.Finite || !finite(own)
-		if sees && (rank == NoCulprit || loss && !byLoss || loss == byLoss && v.Rank < rank) {
-			rank, byLoss = v.Rank, loss
+		sure := 0
+		switch {
+		case !finite(v.Loss):
+			sure = 3
+		case !v.Finite:
+			sure = 2
+		case !finite(own):
+			sure = 1
+		}
+		if sure > surest || sure == surest && sure > 0 && v.Rank < rank {
+			rank, surest = v.Rank, sure
 		}
 	}
 	slices.Sort(buckets)

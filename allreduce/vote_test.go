@@ -92,7 +92,7 @@ func TestStepsWithoutTokensOrWithNaNAreSkippedWithTheCause(t *testing.T) {
 		{"no tokens", func(v []Vote) { v[0].Tokens, v[1].Tokens = 0, 0 }, CauseNoTokens, NoCulprit, "no target token"},
 		{"flag", func(v []Vote) { v[1].Finite = false }, CauseNotFinite, 1, "rank 1"},
 		{"norm NaN", func(v []Vote) { v[2].SqNorms[1] = math.NaN() }, CauseNotFinite, 2, "rank 2"},
-		{"norm infinite", func(v []Vote) { v[1].SqNorms[0], v[2].Finite = math.Inf(1), false }, CauseNotFinite, 1, "rank 1"},
+		{"whose gradient it is, not who has it in the sum", func(v []Vote) { v[1].SqNorms[0], v[2].Finite = math.Inf(1), false }, CauseNotFinite, 2, "rank 2"},
 		{"loss", func(v []Vote) { v[0].Loss = math.Inf(1) }, CauseNotFinite, 0, "rank 0"},
 		{"the loss of a later rank", func(v []Vote) { v[0].SqNorms[1], v[2].Loss, v[2].Finite = math.NaN(), math.NaN(), false }, CauseNotFinite, 2, "rank 2"},
 		{"sum overflows", func(v []Vote) { v[0].SqNorms[0], v[1].SqNorms[0] = math.MaxFloat64, math.MaxFloat64 }, CauseNotFinite, NoCulprit, "gradient norm"},

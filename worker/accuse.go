@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -88,4 +89,32 @@ func (h *hosting) straggler(s *trainer.Straggler) (text, worker string) {
 		h.note("%s: all others wait for it", text)
 	}
 	return text, worker
+}
+
+// whereNotFinite says in which layer NaN or infinity began in a step that is skipped for it: in that of the
+// rank that the decision names, if it is hosted here, or by the sums of all; "" if neither says.
+func whereNotFinite(res trainer.Result) string {
+	for _, x := range res.NotFinite {
+		if x.Rank == res.Decision.Culprit && (x.Forward || x.Layer != "") {
+			return ", " + x.String()
+		}
+	}
+	if res.Layer != "" {
+		return ", first in " + res.Layer
+	}
+	return ""
+}
+
+// noteNotFinite says which ranks here have computed NaN or infinity, and in which layer that began, but
+// not the same in each of many steps.
+func (h *hosting) noteNotFinite(res trainer.Result) {
+	var ranks []string
+	for _, x := range res.NotFinite {
+		ranks = append(ranks, fmt.Sprintf("rank %d on %s, %s", x.Rank, h.Worker, x))
+	}
+	text := strings.Join(ranks, "; ")
+	if text != "" && text != h.unsound {
+		h.note("NaN or infinity in step %d: %s", res.Decision.Step, text)
+	}
+	h.unsound = text
 }

@@ -39,6 +39,7 @@ type hosting struct {
 	before        counts
 	expects       []int64 // steps of which rank 0's worker has measurements to tell
 	slowest       int     // rank that was noted to be slow last, -1: none in this generation
+	unsound       string  // what was noted last of ranks here whose numbers are not finite
 
 	HostConfig
 	key     allreduce.Key
@@ -66,7 +67,7 @@ func (h *hosting) begin(env Env, c HostConfig) {
 	h.Env, h.HostConfig, h.clock, h.tokens, h.pace = env, c, time.Now(), 0, pace{}
 	h.job, h.specHash = c.Order.GetJob(), c.Order.GetSpecHash()
 	h.key, h.self, h.link, h.reached, h.saving, h.ended = allreduce.Key{}, -1, nil, nil, nil, nil
-	h.expects, h.slowest = nil, -1
+	h.expects, h.slowest, h.unsound = nil, -1, ""
 	h.refusal, h.told, h.spent = refusal{}, nil, spent{last: time.Now()}
 	if h.store != nil {
 		h.store.env = env
@@ -509,6 +510,7 @@ func (h *hosting) step(ctx context.Context) error {
 		h.saving.blocked.Add(int64(res.Timing.Hold))
 	}
 	h.progress(res, tokens)
+	h.noteNotFinite(res)
 	if err := h.hearMeasured(ctx); err != nil {
 		return err
 	}

@@ -236,9 +236,7 @@ func (r *run) stepped(res trainer.Result, tokens int64) console.Step {
 	}
 	if d.Action == allreduce.Skip {
 		ev.Skipped = d.String()
-		if res.Layer != "" {
-			ev.Skipped += ", first in " + res.Layer
-		}
+		ev.Skipped += whereNotFinite(res)
 	}
 	return ev
 }

@@ -9,13 +9,15 @@ import (
 
 // cells are the scalars that a step brings to the host.
 type cells struct {
-	mem   memory
-	norms device.Tensor // [hosted ranks·buckets, 1] F64: squared norm of a rank's piece of a bucket
+	mem memory
+	// norms [hosted ranks·(buckets+1), 1] F64: squared norm of a rank's piece of each bucket, and of its own
+	// gradient at the model's input.
+	norms device.Tensor
 	host  []float64
 }
 
 func (t *Trainer) newCells() (err error) {
-	n := t.cfg.WorldSize * t.table.Buckets() // as many ranks as may ever be here
+	n := t.cfg.WorldSize * (t.table.Buckets() + 1) // as many ranks as may ever be here
 	t.cells = cells{mem: memory{dev: t.dev}, host: make([]float64, n)}
 	t.cells.norms, err = t.cells.mem.tensor(device.KindStaging, device.F64, n, 1)
 	return err
@@ -24,13 +26,16 @@ func (t *Trainer) newCells() (err error) {
 // vote measures every reduced piece and makes the votes of the hosted ranks.
 func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 	buckets := t.table.Buckets()
+	each := buckets + 1
 	for i, r := range t.ranks {
 		for b := range buckets {
-			cell := i*buckets + b
+			cell := i*each + b
 			t.dev.SqNorm(t.stream, t.cells.norms.RowRange(cell, cell+1), t.sum(b, t.table.Bucket(b).Piece(r.id)))
 		}
+		input := r.sparse()
+		t.dev.SqNorm(t.stream, t.cells.norms.RowRange(i*each+buckets, (i+1)*each), device.Make(input.Buf, input.DT, 1, input.Rows*input.Cols))
 	}
-	n := len(t.ranks) * buckets
+	n := len(t.ranks) * each
 	t.dev.Download(t.stream, device.HostBytes(t.cells.host[:n]), t.cells.norms.RowRange(0, n).Buf)
 	if err := t.stream.Record().Wait(); err != nil {
 		return nil, err
@@ -38,8 +43,12 @@ func (t *Trainer) vote(k int64) ([]allreduce.Vote, error) {
 	defer func() { t.asks = 0 }()
 	t.votes = t.votes[:0]
 	for i, r := range t.ranks {
-		norms := t.cells.host[i*buckets : (i+1)*buckets]
-		t.votes = append(t.votes, allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: finite(r.loss, norms), Requests: t.asks,
+		norms := t.cells.host[i*each : (i+1)*each-1]
+		sound, err := t.sound(r, norms, t.cells.host[(i+1)*each-1])
+		if err != nil {
+			return nil, err
+		}
+		t.votes = append(t.votes, allreduce.Vote{Step: k, Rank: r.id, SqNorms: norms, Loss: r.loss, Tokens: r.tokens, Finite: sound, Requests: t.asks,
 			Data: r.data, Compute: r.work})
 	}
 	return t.votes, nil

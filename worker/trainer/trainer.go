@@ -175,6 +175,8 @@ type Result struct {
 	// Layer is where NaN or infinity began, of a step that is skipped for it; known where
 	// rank 0 is hosted, and "" if all gradients are finite and only their norm or a loss is not.
 	Layer string
+	// NotFinite says of the ranks hosted here which have made it so, and where.
+	NotFinite []NotFinite
 	// Straggler is the rank that all others wait for, nil if there is none; known where rank 0
 	// is hosted.
 	Straggler *Straggler
@@ -359,7 +361,9 @@ func (t *Trainer) take(ctx context.Context, k int64, res *Result) (err error) {
 		return err
 	}
 	res.Timing.Hold += clock.lap()
-	err = t.apply(res.Decision)
+	if err = t.apply(res.Decision); err == nil && res.Decision.Cause == allreduce.CauseNotFinite {
+		res.NotFinite, err = t.locate()
+	}
 	res.Timing.Apply += clock.lap()
 	return err
 }
