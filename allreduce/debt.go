@@ -201,6 +201,7 @@ type waiting struct {
 	step   int64
 	bucket int        // or -1
 	piece  shard.Rank // or -1
+	from   int        // the worker that is to send it, or -1
 	begin  time.Time
 }
 
@@ -224,15 +225,13 @@ func (w *waiting) String() string {
 }
 
 // beginWait notes a wait, in memory that is used again.
-func (l *Link) beginWait(k kind, bucket int) *waiting {
+func (l *Link) beginWait(what waiting) *waiting {
 	w := &waiting{}
 	if last := len(l.waited) - 1; last >= 0 {
 		w, l.waited = l.waited[last], l.waited[:last]
 	}
-	*w = waiting{kind: k, step: l.step, bucket: bucket, piece: -1, begin: now()}
-	if k == kindExchange {
-		w.name = l.exchanging
-	}
+	*w = what
+	w.begin = now()
 	l.waits = append(l.waits, w)
 	return w
 }
@@ -281,7 +280,7 @@ func (l *Link) lacks(at [][]int64, bucket int, r shard.Rank) bool {
 type Stuck struct {
 	Worker     int        // who is furthest behind, or -1: frames are on their way
 	Name       string     // its name, or ""
-	Rank       shard.Rank // that it hosts and whose turn it is, or -1
+	Rank       shard.Rank // whose turn it is, or -1; Worker hosts it, or is to hand over its state
 	Owes       string     // what Worker has not done, or ""
 	Generation uint64
 	Step       int64
@@ -293,7 +292,7 @@ type Stuck struct {
 func (s Stuck) String() string {
 	who := "nobody owes anything, so frames are on their way"
 	if s.Worker >= 0 {
-		who = fmt.Sprintf("%s, which hosts rank %d, %s", s.Name, s.Rank, s.Owes)
+		who = fmt.Sprintf("%s, for rank %d, %s", s.Name, s.Rank, s.Owes)
 	}
 	return fmt.Sprintf("generation %d has waited %v for %s: %s", s.Generation, s.For.Round(100*time.Millisecond), s.Waiting, who)
 }
@@ -316,12 +315,20 @@ func (l *Link) stuckLocked() (Stuck, bool) {
 		return Stuck{}, false
 	}
 	s := Stuck{Worker: -1, Rank: -1, Generation: l.c.Key.Generation, Step: w.step, Waiting: w.String(), For: since(w.begin)}
-	if w.kind == kindExchange {
+	switch w.kind {
+	case kindState:
+		// What it has begun to send is on its way.
+		if in := l.states[statePlace{w.piece, w.bucket}]; in == nil || in.step != w.step {
+			s.Worker, s.Rank, s.Owes = w.from, w.piece, fmt.Sprintf("has not sent the state of rank %d in bucket %d at step %d", w.piece, w.bucket, w.step)
+		}
+	case kindExchange:
 		if s.Worker = l.exchangeMissing(); s.Worker >= 0 {
 			s.Rank, s.Owes = l.c.Placement.Ranks(s.Worker)[0], fmt.Sprintf("has not come to the exchange (%s)", w.name)
 		}
-	} else if worker, owed := l.furthestBehind(w); worker >= 0 {
-		s.Worker, s.Rank, s.Owes = worker, owed.rank, owed.String()
+	default:
+		if worker, owed := l.furthestBehind(w); worker >= 0 {
+			s.Worker, s.Rank, s.Owes = worker, owed.rank, owed.String()
+		}
 	}
 	if s.Worker >= 0 {
 		s.Name = l.name(s.Worker)
@@ -345,7 +352,7 @@ func (l *Link) furthestBehind(w *waiting) (worker int, owed debt) {
 		if most.phase = owesGather; l.c.GatherFirst && l.decision == nil {
 			most.phase = owesSums
 		}
-	case kindPass, kindState, kindReceipt:
+	case kindPass, kindReceipt:
 		most.step++ // these belong to no step
 	}
 	l.debts[l.c.Worker] = l.debtLocked()

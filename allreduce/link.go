@@ -134,8 +134,7 @@ type Link struct {
 	voted        int
 	rows         [2]rowSet // by parity of the step: a neighbour may be one ahead
 	exchanges    map[int64]*exchange
-	exchanged    int64  // exchanges that are over
-	exchanging   string // the name of the last one begun here
+	exchanged    int64 // exchanges that are over
 	messages     map[uint64]*blob
 	messageBytes int64
 	states       map[statePlace]*stateIn
@@ -250,7 +249,7 @@ func (l *Link) Begin(ctx context.Context, step int64) error {
 func (l *Link) beginStep(ctx context.Context, step int64, set func()) error {
 	stop := l.wakeAtEnd(ctx)
 	defer stop()
-	w := l.beginWait(kindPing, -1)
+	w := l.beginWait(waiting{kind: kindPing, step: l.step, bucket: -1, piece: -1, from: -1})
 	l.calm++
 	for l.err == nil && ctx.Err() == nil && l.busyLocked() {
 		l.changed.Wait()
@@ -451,12 +450,17 @@ func (l *Link) wait(ctx context.Context, k kind, bucket int, ok func() bool) err
 }
 
 func (l *Link) waitLocked(ctx context.Context, k kind, bucket int, ok func() bool) error {
+	return l.waitAs(ctx, waiting{kind: k, step: l.step, bucket: bucket, piece: -1, from: -1}, ok)
+}
+
+// waitAs is waitLocked for a wait of which more is known.
+func (l *Link) waitAs(ctx context.Context, what waiting, ok func() bool) error {
 	if ok() {
 		return nil
 	}
-	w := l.beginWait(k, bucket)
+	w := l.beginWait(what)
 	defer func() {
-		l.stats.of(k).Wait += since(w.begin)
+		l.stats.of(w.kind).Wait += since(w.begin)
 		l.endWait(w)
 	}()
 	stop := l.wakeAtEnd(ctx)

@@ -61,7 +61,6 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	}
 	sum := crc32c.Sum([]byte(name))
 	number := l.exchanged
-	l.exchanging = name
 	x, err := l.exchangeLocked(number, sum, l.c.Worker, name)
 	if err != nil {
 		l.failLocked(&LinkError{Accused: -1, Err: err})
@@ -70,7 +69,8 @@ func (l *Link) Exchange(ctx context.Context, name string, own []byte) ([][]byte,
 	x.blobs[l.c.Worker] = blob{own, int64(len(own)), true}
 	x.left--
 	l.sendPartsLocked(header{Kind: kindExchange, Step: number, Bucket: sum, From: uint16(l.c.Worker)}, own)
-	if err := l.waitLocked(ctx, kindExchange, -1, func() bool { return x.left == 0 }); err != nil {
+	w := waiting{kind: kindExchange, name: name, step: l.step, bucket: -1, piece: -1, from: -1}
+	if err := l.waitAs(ctx, w, func() bool { return x.left == 0 }); err != nil {
 		return nil, err
 	}
 	delete(l.exchanges, number)

@@ -285,7 +285,7 @@ func TestStateReachesTheWorkerThatItIsFor(t *testing.T) {
 				if from == rank {
 					continue
 				}
-				if err := w.link.WaitState(t.Context(), from, b, 41); err != nil {
+				if err := w.link.WaitState(t.Context(), int(from), from, b, 41); err != nil {
 					return err
 				}
 				for part := range StateParts {
@@ -326,7 +326,7 @@ func TestStateThatNobodyExpectsIsRefusedByName(t *testing.T) {
 	if err := ring[0].link.SendState(2, 0, 0, 17, parts); err != nil {
 		t.Fatal(err)
 	}
-	err := ring[2].link.WaitState(t.Context(), 0, 0, 17)
+	err := ring[2].link.WaitState(t.Context(), 0, 0, 0, 17)
 	if err == nil || !strings.Contains(err.Error(), "state of worker 0 for worker 2, step 17, bucket 0, piece 0, part 0") {
 		t.Errorf("error %v", err)
 	}
@@ -339,7 +339,7 @@ func TestWaitsForStateEndWithTheirContext(t *testing.T) {
 	ring := newRing(t, ringOptions{worldSize: 2, workers: 2, elem: 4, chunk: 1000, elems: []int64{300}, seed: 1})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := ring[0].link.WaitState(ctx, 1, 0, 3); !errors.Is(err, context.DeadlineExceeded) {
+	if err := ring[0].link.WaitState(ctx, 1, 1, 0, 3); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
 	if err := ring[0].link.WaitSent(t.Context()); err != nil {

@@ -156,7 +156,7 @@ func waits(ring []*testWorker) (all []*waiting) {
 // TestAWorkerThatIsLateToTheRingIsNotTakenForDead lets one connect when its neighbours
 // have been connected to theirs for longer than they bear silence: long enough for them to name it.
 func TestAWorkerThatIsLateToTheRingIsNotTakenForDead(t *testing.T) {
-	const want = "for connection: w2, which hosts rank 4, has not come to the ring"
+	const want = "for connection: w2, for rank 4, has not come to the ring"
 	var text bytes.Buffer
 	var mu sync.Mutex
 	said := func() string {
@@ -344,6 +344,9 @@ func TestEveryHangHasACulprit(t *testing.T) {
 			}
 			return w.link.WaitGathered(w.t.Context(), 1)
 		}, 4, "has not finished the gradient of rank 4 in bucket 0 of step 388", "gather, step 388, bucket 1, piece 2"}, // of w1: it stands before w2
+		{"state, before a step", false, culprit, func(*testWorker) error { return nil }, func(w *testWorker) error {
+			return w.link.WaitState(w.t.Context(), culprit, 5, 1, 387)
+		}, 5, "has not sent the state of rank 5 in bucket 1 at step 387", "state, step 387, bucket 1, piece 5"},
 		{"an exchange", false, culprit, nil, func(w *testWorker) error {
 			_, err := w.link.Exchange(w.t.Context(), "sums", []byte{1})
 			return err

@@ -78,9 +78,11 @@ func (l *Link) WaitSent(ctx context.Context) error {
 }
 
 // WaitState waits until all parts of the state of a rank's piece of a bucket, at that
-// step, are in State memory.
-func (l *Link) WaitState(ctx context.Context, rank shard.Rank, bucket int, step int64) error {
-	return l.wait(ctx, kindState, bucket, func() bool {
+// step, are in State memory. They come from a worker that has them.
+func (l *Link) WaitState(ctx context.Context, from int, rank shard.Rank, bucket int, step int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waitAs(ctx, waiting{kind: kindState, step: step, bucket: bucket, piece: rank, from: from}, func() bool {
 		in := l.states[statePlace{rank, bucket}]
 		return in != nil && in.step == step && in.left == 0
 	})

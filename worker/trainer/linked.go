@@ -490,7 +490,7 @@ func (l *linked) receiveMoves(ctx context.Context, moves []Move) error {
 		}
 		s := t.segments[m.Rank]
 		for b := range t.table.Buckets() {
-			if err := l.link.WaitState(ctx, m.Rank, b, t.step); err != nil {
+			if err := l.link.WaitState(ctx, m.From, m.Rank, b, t.step); err != nil {
 				return err
 			}
 			for kind := range s.state {
