@@ -1,16 +1,20 @@
 package worker_test
 
 import (
+	"fmt"
 	"math"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/skein-ml/skein/device"
 	"github.com/skein-ml/skein/device/cpu"
 	"github.com/skein-ml/skein/internal/console"
 	skeinv1 "github.com/skein-ml/skein/proto/skein/v1"
+	"github.com/skein-ml/skein/worker"
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
@@ -68,5 +72,62 @@ func TestTheJobsLinesSayWhichRankAndLayerIsNotFinite(t *testing.T) {
 	}
 	if skipped == 0 || said != 1 { // and not again in each step
 		t.Errorf("%d steps were skipped, and %d lines say where it began: %v", skipped, said, c.events)
+	}
+}
+
+// sluggish is a device that takes its time for each attention.
+type sluggish struct {
+	device.Device
+	device.HostAddressable
+}
+
+func (d sluggish) Attention(s device.Stream, o, lse, q, k, v device.Tensor, docs device.Docs, a device.AttnShape, ws device.Buf) {
+	d.Device.Attention(s, o, lse, q, k, v, docs, a, ws)
+	time.Sleep(20 * time.Millisecond)
+}
+
+// TestASlowMachineIsNamedWithItsRank has one of three workers compute many times as long as the others, in each
+// way in which ranks are computed.
+func TestASlowMachineIsNamedWithItsRank(t *testing.T) {
+	j := workertest.New(t)
+	for _, zero := range []string{"cluster.zero=1", "cluster.zero=3"} {
+		c := newCluster(t, j.Copy(t), 3, "cluster.worldSize=3", "train.globalBatch=6", "train.steps=20", "eval.every=100 steps", zero)
+		c.mirror = true
+		c.mustPrepare()
+		var slow atomic.Int64 // devices are opened in any order, so the slow one is found by what its worker tells
+		c.openDevice = func(class string) (device.Device, error) {
+			path, _, _ := strings.Cut(class, " ")
+			d, err := cpu.New(cpu.Options{Path: path, Threads: 1})
+			if err != nil || slow.Add(1) != 2 {
+				return d, err
+			}
+			return sluggish{d, d}, nil
+		}
+		var mu sync.Mutex
+		named := map[string]int{}
+		compute := map[string]time.Duration{}
+		c.onPhases = func(name string, p worker.Phases) {
+			mu.Lock()
+			defer mu.Unlock()
+			compute[name] += p.Compute
+			if p.Straggler != nil {
+				named[p.Straggles]++
+				if want := fmt.Sprint("w", p.Straggler.Rank+1); p.Straggles != want || p.Straggler.Data {
+					t.Errorf("%s: rank %d is said to be on %s: %+v", zero, p.Straggler.Rank, p.Straggles, p.Straggler)
+				}
+			}
+		}
+		c.mustRun(c.places)
+		mu.Lock()
+		slowest := ""
+		for w, d := range compute {
+			if d > compute[slowest] {
+				slowest = w
+			}
+		}
+		if named[slowest] == 0 {
+			t.Errorf("%s: %s computes for the longest, %v, and named are %v", zero, slowest, compute, named)
+		}
+		mu.Unlock()
 	}
 }

@@ -60,6 +60,7 @@ type cluster struct {
 	events     []console.Event
 	onPublish  func(*skeinv1.Checkpoint) error
 	onStep     func(worker string, p *skeinv1.Progress)
+	onPhases   func(worker string, p worker.Phases)
 	onAccuse   func(by, accused string)
 	openDevice func(class string) (device.Device, error) // nil: the class asked for
 	mirror     bool
@@ -208,7 +209,10 @@ func (c *cluster) run(use []*place, ctxOf func(*place) context.Context) []error 
 						c.onAccuse(p.name, accused)
 					}
 				},
-				Report: func(pr *skeinv1.Progress, _ worker.Phases) {
+				Report: func(pr *skeinv1.Progress, phases worker.Phases) {
+					if c.onPhases != nil {
+						c.onPhases(p.name, phases)
+					}
 					if c.onStep != nil {
 						c.onStep(p.name, pr)
 					}

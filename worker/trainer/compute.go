@@ -157,7 +157,7 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 	}
 	t.model.ResetLoss(t.stream)
 	scale := lossScale(t.cfg.Batch)
-	gather := res.Timing.Gather
+	waited := res.Timing.waited()
 	t.now = r
 	for i, n := 0, t.micros(); i < n; i++ {
 		t.closing = i == n-1
@@ -170,7 +170,7 @@ func (t *Trainer) compute(ctx context.Context, k int64, r *rank, clock *stopwatc
 		return err
 	}
 	err = t.peers.rowsReady(r)
-	r.work = clock.lap() - (res.Timing.Gather - gather)
+	r.work = clock.lap() - (res.Timing.waited() - waited)
 	res.Timing.Compute += r.work
 	return err
 }
@@ -196,22 +196,27 @@ func (t *Trainer) NeedWeights(bucket, next int) error {
 		}
 	}
 	if t.onDemand() && next >= 0 && !t.fresh[next] {
+		defer t.waits(&t.result.Timing.Gather, time.Now())
 		return t.bring(next)
 	}
 	return t.ctx.Err()
 }
 
+// waits adds the time since a wait began to that of a phase. What is waited for within a computation is no
+// part of it: a rank that waits for a slow one is not slow.
+func (t *Trainer) waits(phase *time.Duration, began time.Time) { *phase += time.Since(began) }
+
 func (t *Trainer) awaitWeights(bucket int) error {
+	began := time.Now()
 	if t.onDemand() {
 		if err := t.bring(bucket); err != nil {
 			return err
 		}
 	}
-	began := time.Now()
 	if err := t.peers.gathered(t.ctx, bucket); err != nil {
 		return err
 	}
-	t.result.Timing.Gather += time.Since(began)
+	t.waits(&t.result.Timing.Gather, began)
 	t.model.Repack(t.stream, bucket)
 	t.fresh[bucket], t.coming = true, -1
 	return nil

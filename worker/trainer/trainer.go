@@ -187,11 +187,14 @@ type Result struct {
 type Timing struct {
 	Data    time.Duration // waiting for samples
 	Compute time.Duration
-	Gather  time.Duration // waiting for weights during the forward
-	Reduce  time.Duration // waiting for sums and the decision after the backward
+	Gather  time.Duration // waiting for weights
+	Reduce  time.Duration // waiting for sums and the decision after the backward, and before for room for gradients
 	Hold    time.Duration // waiting for a checkpoint to have read the state
 	Apply   time.Duration
 }
+
+// waited is what a computation has waited for.
+func (t Timing) waited() time.Duration { return t.Gather + t.Reduce }
 
 // Total is the wall time of the step.
 func (t Timing) Total() time.Duration {

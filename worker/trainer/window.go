@@ -69,7 +69,7 @@ func (t *Trainer) computeTogether(ctx context.Context, k int64, clock *stopwatch
 		}
 	}
 	t.model.ResetLoss(t.stream)
-	gather := res.Timing.Gather
+	waited := res.Timing.waited()
 	if err := t.model.TrainTogether(t.stream, t.work, lossScale(t.cfg.Batch), t); err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (t *Trainer) computeTogether(ctx context.Context, k int64, clock *stopwatch
 			return err
 		}
 	}
-	took := clock.lap() - (res.Timing.Gather - gather)
+	took := clock.lap() - (res.Timing.waited() - waited)
 	for _, r := range t.ranks {
 		r.work = took / time.Duration(len(t.ranks))
 	}
@@ -96,9 +96,11 @@ func (t *Trainer) NeedGrad(bucket int) error {
 		return t.ctx.Err()
 	}
 	if at := slices.Index(t.order, bucket); at >= 2 {
+		began := time.Now()
 		if err := t.peers.spent(t.ctx, t.order[at-2]); err != nil {
 			return err
 		}
+		t.waits(&t.result.Timing.Reduce, began)
 	}
 	for _, r := range t.ranks {
 		t.dev.Fill(t.stream, r.grads.Flat[bucket], 0)
