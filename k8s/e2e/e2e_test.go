@@ -19,9 +19,6 @@ import (
 	"github.com/skein-ml/skein/worker/workertest"
 )
 
-// leastWorkers are those that a job cannot begin without: its gang.
-const leastWorkers = 2
-
 func TestSkeinOnRealNodes(t *testing.T) {
 	l := newLab(t)
 	l.install()
@@ -29,13 +26,13 @@ func TestSkeinOnRealNodes(t *testing.T) {
 	l.apply(l.exampleCluster())
 	l.eventually("SkeinCluster lab is ready, with three coordinators on three nodes", l.threeCoordinators)
 
-	short, long := l.example("pronounce", 24, 4, 4), l.example("spelling", steps(t), 12, 2)
+	short, long := l.example("pronounce", 24, 4, 4, 4), l.example("spelling", steps(t), 12, 2, 2)
 	wantShort, wantLong := l.train(short), l.train(long)
 	l.say("the local runs end on %.12s and %.12s", wantShort, wantLong)
 
 	l.apply(short)
 	l.completes("pronounce", wantShort)
-	l.begun("pronounce", leastWorkers)
+	l.begun("pronounce", 4)
 	l.apply(long)
 	l.runsOn("spelling", 2)
 	for _, n := range []int{4, 3} {
@@ -125,13 +122,13 @@ func (l *lab) exampleCluster() any {
 }
 
 // example is the job of the examples on a model and data that the test makes.
-func (l *lab) example(name string, steps, ranks, workers int) map[string]any {
+func (l *lab) example(name string, steps, ranks, least, workers int) map[string]any {
 	l.Helper()
 	j := l.read("job.yaml")
 	for path, value := range map[string]any{
 		"metadata.name": name, "spec.model.base": "model", "spec.data.train": []string{"train.jsonl"}, "spec.data.validation": "heldout.jsonl",
 		"spec.data.sequenceLength": 48, "spec.train.steps": steps, "spec.train.globalBatch": ranks, "spec.cluster.worldSize": ranks,
-		"spec.cluster.workers.min": leastWorkers, "spec.cluster.workers.max": workers, "spec.checkpoint.store": "checkpoints-" + name, "spec.output.export": "trained-" + name,
+		"spec.cluster.workers.min": least, "spec.cluster.workers.max": workers, "spec.checkpoint.store": "checkpoints-" + name, "spec.output.export": "trained-" + name,
 	} {
 		set(j, path, value)
 	}

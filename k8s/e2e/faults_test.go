@@ -176,12 +176,12 @@ func (l *lab) begun(name string, least int) {
 		}
 	}
 	slices.SortFunc(ready, time.Time.Compare)
-	if grouped < least || len(ready) < least {
-		l.fail("%d workers of %s are of a PodGroup, %d are ready, want at least %d", grouped, name, len(ready), least)
+	if grouped < least-1 || len(ready) < least { // one of them has prepared the job alone
+		l.fail("%d workers of %s are of a PodGroup, %d are ready, want at least %d and %d", grouped, name, len(ready), least-1, least)
 	}
 	for _, e := range l.told(name).Events {
 		if e.Kind == "generation" {
-			l.say("%s began %.1f s after the %d workers of its gang were ready, give or take a second", name, e.At.Sub(ready[least-1]).Seconds(), least)
+			l.say("%s began %.1f s after its %d workers were ready, give or take a second; %d of them came as a PodGroup", name, e.At.Sub(ready[least-1]).Seconds(), least, grouped)
 			return
 		}
 	}
