@@ -242,12 +242,28 @@ func (l *Link) endWait(w *waiting) {
 	l.waited = append(l.waited, w)
 }
 
-// oldestWait is the wait that began first, with the piece that is missing now, or nil.
-func (l *Link) oldestWait() *waiting {
-	if len(l.waits) == 0 {
+// A checkpoint goes on beside the steps, and its workers wait for each other's disks in an exchange: that
+// wait is no reason not to see another one. Of each sort the one that began first counts.
+const (
+	ofSteps = iota
+	ofExchanges
+	sorts
+)
+
+func (w *waiting) sort() int {
+	if w.kind == kindExchange {
+		return ofExchanges
+	}
+	return ofSteps
+}
+
+// oldestWait is the wait of a sort that began first, with the piece that is missing now, or nil.
+func (l *Link) oldestWait(sort int) *waiting {
+	at := slices.IndexFunc(l.waits, func(w *waiting) bool { return w.sort() == sort })
+	if at < 0 {
 		return nil
 	}
-	w := *l.waits[0]
+	w := *l.waits[at]
 	if w.bucket < 0 {
 		return &w
 	}
@@ -302,15 +318,21 @@ const (
 	nameAgain  = 10 * time.Second // the same one is logged again
 )
 
-// Stuck is the oldest wait of a caller, with its culprit, if it has lasted a second.
+// Stuck is the oldest wait of a caller, with its culprit, if it has lasted a second: one of a step, if
+// there is any, else one of an exchange.
 func (l *Link) Stuck() (Stuck, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stuckLocked()
+	for sort := range sorts {
+		if s, ok := l.stuckLocked(sort); ok {
+			return s, true
+		}
+	}
+	return Stuck{}, false
 }
 
-func (l *Link) stuckLocked() (Stuck, bool) {
-	w := l.oldestWait()
+func (l *Link) stuckLocked(sort int) (Stuck, bool) {
+	w := l.oldestWait(sort)
 	if w == nil || l.err != nil || since(w.begin) < stuckAfter {
 		return Stuck{}, false
 	}
@@ -352,8 +374,10 @@ func (l *Link) furthestBehind(w *waiting) (worker int, owed debt) {
 		if most.phase = owesGather; l.c.GatherFirst && l.decision == nil {
 			most.phase = owesSums
 		}
-	case kindPass, kindReceipt:
-		most.step++ // these belong to no step
+	case kindPass:
+		most.step++ // it belongs to no step
+	case kindReceipt: // of what was sent: that waits for no caller
+		return -1, debt{}
 	}
 	l.debts[l.c.Worker] = l.debtLocked()
 	worker = -1
@@ -398,16 +422,19 @@ func (l *Link) nameMissing(ctx context.Context, both <-chan struct{}, here *[2]a
 
 // nameStuck logs who is waited for, at once if it is somebody else than before.
 func (l *Link) nameStuck() {
-	l.mu.Lock()
-	s, ok := l.stuckLocked()
-	same := s.Worker == l.named.Worker && s.Rank == l.named.Rank && s.Owes == l.named.Owes
-	if !ok || same && since(l.namedAt) < nameAgain {
+	for sort := range sorts {
+		l.mu.Lock()
+		s, ok := l.stuckLocked(sort)
+		last := &l.named[sort]
+		same := s.Worker == last.Worker && s.Rank == last.Rank && s.Owes == last.Owes
+		if ok = ok && (!same || since(l.namedAt[sort]) >= nameAgain); ok {
+			*last, l.namedAt[sort] = s, now()
+		}
 		l.mu.Unlock()
-		return
+		if ok {
+			l.logStuck(s)
+		}
 	}
-	l.named, l.namedAt = s, now()
-	l.mu.Unlock()
-	l.logStuck(s)
 }
 
 func (l *Link) logStuck(s Stuck) {

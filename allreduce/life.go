@@ -223,8 +223,10 @@ func (l *Link) completeLocked(e *LinkError) {
 	if e.Accused >= 0 {
 		e.Ranks = l.c.Placement.Ranks(e.Accused)
 	}
-	if w := l.oldestWait(); w != nil && !l.closing {
-		e.Waiting = w.String()
+	for sort := range sorts {
+		if w := l.oldestWait(sort); w != nil && !l.closing && e.Waiting == "" {
+			e.Waiting = w.String()
+		}
 	}
 }
 

@@ -103,10 +103,10 @@ type Link struct {
 	lastOutAt time.Time
 	wroteAt   time.Time // a ping, too
 
-	waits   []*waiting // of callers, oldest first
-	waited  []*waiting // are over
-	named   Stuck      // the last that was logged, and when
-	namedAt time.Time
+	waits   []*waiting   // of callers, oldest first
+	waited  []*waiting   // are over
+	named   [sorts]Stuck // the last that was logged of each sort, and when
+	namedAt [sorts]time.Time
 	debts   []debt // by worker, as they say
 	told    debt   // to the next worker
 

@@ -132,7 +132,10 @@ func idle(t *testing.T) []time.Duration {
 	until(t, func() bool {
 		left := 0
 		for i, w := range others {
-			if s := w.named(); took[i] == 0 && s.Worker == 1 && s.Rank == 2 && s.Generation == 3 && s.Step == 7 {
+			w.link.mu.Lock()
+			s := w.link.named[ofSteps]
+			w.link.mu.Unlock()
+			if took[i] == 0 && s.Worker == 1 && s.Rank == 2 && s.Generation == 3 && s.Step == 7 {
 				took[i] = time.Since(began)
 			}
 			if took[i] == 0 {

@@ -386,7 +386,7 @@ func TestEveryHangHasACulprit(t *testing.T) {
 			if got.Worker != c.culprit || got.Name != fmt.Sprintf("w%d", c.culprit) || got.Rank != c.rank || got.Generation != 3 || got.Waiting != c.waiting || got.For < stuckAfter {
 				t.Errorf("%+v\n%v", got, got)
 			}
-			until(t, func() bool { return ring[asked].named().Owes == c.owes })
+			until(t, func() bool { return strings.Contains(ring[asked].named(), c.owes) })
 			closeAll(ring)
 			wg.Wait()
 			if !strings.Contains(said.String(), c.owes) {
@@ -396,11 +396,46 @@ func TestEveryHangHasACulprit(t *testing.T) {
 	}
 }
 
-// named is what the link has logged last.
-func (w *testWorker) named() Stuck {
+// named is what the link has logged last of each sort of waits.
+func (w *testWorker) named() string {
 	w.link.mu.Lock()
 	defer w.link.mu.Unlock()
-	return w.link.named
+	return fmt.Sprint(w.link.named[ofSteps], "\n", w.link.named[ofExchanges])
+}
+
+// TestAHangDuringASlowCheckpointHasACulpritToo has all workers but one wait in an exchange since long before
+// another one never finishes a gradient: both are named, and whoever asks hears of the step.
+func TestAHangDuringASlowCheckpointHasACulpritToo(t *testing.T) {
+	ring := newRing(t, ringOptions{worldSize: 6, workers: 3, elem: 4, mirror: true, chunk: 2000, elems: []int64{3000, 300}, seed: 1})
+	each(t, ring, func(w *testWorker) error { return w.link.Begin(t.Context(), 7) })
+	var wg sync.WaitGroup
+	for i, w := range ring {
+		if i != 2 { // whose disk is slow
+			wg.Go(func() { _, _ = w.link.Exchange(t.Context(), "parts", nil) }) // until the link is closed
+		}
+	}
+	until(t, func() bool { s, ok := ring[0].link.Stuck(); return ok && s.Worker == 2 && s.Rank == 4 })
+	for i, w := range ring {
+		for b := range w.c.Table.Buckets() {
+			for _, r := range w.ranks() {
+				if i != 1 || b != 0 {
+					w.link.Ready(r, b)
+				}
+			}
+		}
+		if i != 1 {
+			wg.Go(func() { _ = w.link.WaitReduced(t.Context(), 0) })
+		}
+	}
+	const step, checkpoint = "w1, for rank 2, has not finished the gradient of rank 2 in bucket 0 of step 7", "w2, for rank 4, has not come to the exchange (parts)"
+	until(t, func() bool {
+		return strings.Contains(ring[0].named(), step) && strings.Contains(ring[0].named(), checkpoint)
+	})
+	if s, ok := ring[0].link.Stuck(); !ok || s.Worker != 1 || s.Rank != 2 || s.Step != 7 {
+		t.Errorf("%v", s)
+	}
+	closeAll(ring)
+	wg.Wait()
 }
 
 // locked is a writer for many goroutines.
