@@ -54,7 +54,7 @@ func TestEveryDecisionIsListed(t *testing.T) {
 	}
 }
 
-var makeCall = regexp.MustCompile("(?m)(?:^|[`$] ?)make ([a-z][a-z-]*)")
+var makeCall = regexp.MustCompile("(?m)(?:^|[`$] ?)make ([a-z][a-z0-9-]*)")
 
 func TestEveryMakeTargetNamedInADocumentExists(t *testing.T) {
 	makefile := source(t, "Makefile")
