@@ -60,9 +60,9 @@ kube-scale: ## NODES=200 nodes with nothing behind them and NODES/4 queued jobs 
 	@SKEIN_NODES=$(NODES) go test -v -tags invariants -count=1 -run TestTheSchedulerPlacesGangsWholeOrNotAtAll ./k8s/apitest \
 	  | grep --line-buffered -Ev '^(=== |--- PASS|PASS|ok )'
 
-STEPS ?= 16000
+STEPS ?= 12000
 .PHONY: e2e
-e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, rolled, deleted; STEPS=16000 of the job
+e2e: ## Skein on three real nodes of Kubernetes on this machine, as root: installed, scaled, crashed, drained, rolled, deleted; STEPS=12000 of the job, 0 for a short form
 	@lacks=$$(k8s/e2e/nodes.sh lacks "$$(scripts/kube.sh nodes --where)"); \
 	  if [ -n "$$lacks" ]; then echo "e2e SKIPPED: $$lacks"; exit; fi; \
 	  $(MAKE) image; go run ./scripts/image --name $(IMAGES)/skein:$(VERSION)-next --binary bin/skein --out bin/skein-next.tar; \
