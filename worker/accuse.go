@@ -28,6 +28,48 @@ func (h *hosting) heed(link *allreduce.Link) {
 	h.reached = h.askAround(h.nameOf(broken.Accused))
 }
 
+// Whoever is waited for is in the log of each worker after a second. The job's own lines say so when that is
+// longer than steps take, or, while nobody knows how long they take, than any but the largest do.
+const (
+	lookEvery    = 250 * time.Millisecond
+	waitedMin    = 1500 * time.Millisecond
+	waitedSteps  = 2 // as long as so many steps
+	waitedAtMost = 30 * time.Second
+)
+
+// lookOut notes who is waited for, once for each step. Of all that wait, the first one in the ring says it. It ends
+// with the link.
+func (h *hosting) lookOut(link *allreduce.Link) {
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var noted allreduce.Stuck
+	for {
+		select {
+		case <-link.Broken():
+			return
+		case <-look.C:
+		}
+		s, ok := link.Stuck()
+		says := 0
+		if s.Worker == 0 {
+			says = 1
+		}
+		if !ok || s.Worker < 0 || h.self != says || s.For < h.patience() || s.Worker == noted.Worker && s.Step == noted.Step {
+			continue
+		}
+		noted = s
+		h.note("%s", s)
+	}
+}
+
+// patience is how long a wait is nothing to speak of.
+func (h *hosting) patience() time.Duration {
+	if took := h.took.Load(); took > 0 {
+		return max(waitedMin, waitedSteps*time.Duration(took))
+	}
+	return waitedAtMost
+}
+
 // reachMax is how long a member's listener may take to answer: the machine may be busy. One that
 // is accused is likely to take all of its time, and the next generation waits for that.
 const (

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -129,5 +130,80 @@ func TestASlowMachineIsNamedWithItsRank(t *testing.T) {
 			t.Errorf("%s: %s computes for the longest, %v, and named are %v", zero, slowest, compute, named)
 		}
 		mu.Unlock()
+	}
+}
+
+// hanging is a device whose attention, once, does not end before it is let go on.
+type hanging struct {
+	device.Device
+	device.HostAddressable
+	now  *atomic.Bool
+	gate <-chan struct{}
+}
+
+func (d hanging) Attention(s device.Stream, o, lse, q, k, v device.Tensor, docs device.Docs, a device.AttnShape, ws device.Buf) {
+	if d.now.CompareAndSwap(true, false) {
+		<-d.gate
+	}
+	d.Device.Attention(s, o, lse, q, k, v, docs, a, ws)
+}
+
+// TestAHangIsNamedInTheJobsLines lets a worker's computation hang until it has been named there: with rank, worker,
+// generation, step, operation, bucket and piece. Then the job goes on, since nothing is broken.
+func TestAHangIsNamedInTheJobsLines(t *testing.T) {
+	j := workertest.New(t)
+	settings := []string{"cluster.worldSize=6", "train.globalBatch=6", "train.steps=8", "eval.every=100 steps"}
+	want := trainedHash(t, j, settings...)
+	for _, zero := range []string{"cluster.zero=0", "cluster.zero=1", "cluster.zero=2", "cluster.zero=3"} {
+		c := newCluster(t, j.Copy(t), 3, append(slices.Clone(settings), zero)...)
+		c.mirror = true
+		c.mustPrepare()
+		var opened atomic.Int64
+		var now atomic.Bool
+		gate := make(chan struct{})
+		c.openDevice = func(class string) (device.Device, error) {
+			path, _, _ := strings.Cut(class, " ")
+			d, err := cpu.New(cpu.Options{Path: path, Threads: 1})
+			if err != nil || opened.Add(1) != 2 {
+				return d, err
+			}
+			return hanging{d, d, &now, gate}, nil
+		}
+		c.onStep = func(_ string, p *skeinv1.Progress) {
+			if p.Step == 3 {
+				now.Store(true)
+			}
+		}
+		said := regexp.MustCompile(`^generation 1 has waited \d\.?\d*s for \w+, step \d, bucket \d, piece \d: w(\d), for rank (\d), has not .* step \d`)
+		all := make(chan struct{})
+		go func() {
+			defer close(all)
+			c.mustRun(c.places)
+		}()
+		var notes []string
+		for text := ""; text == ""; time.Sleep(10 * time.Millisecond) {
+			select {
+			case <-all:
+				t.Fatalf("%s: the job is over, and nobody was named", zero)
+			default:
+			}
+			c.mu.Lock()
+			for _, e := range c.events {
+				if n, ok := e.(console.Note); ok && strings.Contains(n.Text, "has waited") {
+					notes = append(notes, n.Text)
+					text = n.Text
+				}
+			}
+			c.mu.Unlock()
+		}
+		close(gate)
+		<-all
+		m := said.FindStringSubmatch(notes[0])
+		if m == nil || m[1] != map[string]string{"0": "1", "1": "1", "2": "2", "3": "2", "4": "3", "5": "3"}[m[2]] {
+			t.Errorf("%s: %q", zero, notes)
+		}
+		if got := c.newest(); got.Weights != want {
+			t.Errorf("%s: it ends on %s, want %s", zero, got.Weights, want)
+		}
 	}
 }

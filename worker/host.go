@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skein-ml/skein/allreduce"
@@ -45,7 +46,8 @@ type hosting struct {
 	key     allreduce.Key
 	self    int // own place among the members
 	link    *allreduce.Link
-	heeds   sync.WaitGroup  // what heed does, of link
+	heeds   sync.WaitGroup  // what heed and lookOut do, of link
+	took    atomic.Int64    // nanoseconds of the last step of this generation, 0: there was none
 	reached <-chan []string // from whom an answer comes, once somebody has asked
 	saving  *saving         // the newest checkpoint on its way, published or not
 	ended   error           // why this worker's part in the generation is over
@@ -68,6 +70,7 @@ func (h *hosting) begin(env Env, c HostConfig) {
 	h.job, h.specHash = c.Order.GetJob(), c.Order.GetSpecHash()
 	h.key, h.self, h.link, h.reached, h.saving, h.ended = allreduce.Key{}, -1, nil, nil, nil, nil
 	h.expects, h.slowest, h.unsound = nil, -1, ""
+	h.took.Store(0)
 	h.refusal, h.told, h.spent = refusal{}, nil, spent{last: time.Now()}
 	if h.store != nil {
 		h.store.env = env
@@ -356,6 +359,7 @@ func (h *hosting) connect(ctx context.Context) error {
 	}
 	link := h.link
 	h.heeds.Go(func() { h.heed(link) })
+	h.heeds.Go(func() { h.lookOut(link) })
 	h.tr.Join(link)
 	return nil
 }
@@ -500,6 +504,7 @@ func (h *hosting) step(ctx context.Context) error {
 		return err
 	}
 	d := res.Decision
+	h.took.Store(int64(res.Timing.Total()))
 	h.spent.decided(d.Step, res.Timing.Data, res.Timing.Hold)
 	h.noteDecision(d)
 	h.tokens += res.Tokens

@@ -113,11 +113,8 @@ func (t *Trainer) findTurns() (at []int) {
 	return append(at, t.table.Buckets())
 }
 
-// compare holds the weights that this worker has of the previous one's ranks against those
-// there, by checksum: all of them in every step, or in turns, see findTurns. So a difference is known
-// by the rank, the bucket and the step in which it arose, or by the few steps among which that one is. Before
-// a checkpoint moments are compared, too, see [Trainer.Copies].
-func (l *linked) compare(ctx context.Context) error {
+// passSums tells the next worker the checksums of the weights that it has, too.
+func (l *linked) passSums() error {
 	t := l.t
 	if len(t.twins) == 0 {
 		return nil
@@ -133,11 +130,19 @@ func (l *linked) compare(ctx context.Context) error {
 			sums = binary.LittleEndian.AppendUint32(sums, sum)
 		}
 	}
-	tag := compareTag | uint64(t.step)
-	if err := l.link.Pass(tag, sums); err != nil {
-		return err
+	return l.link.Pass(compareTag|uint64(t.step), sums)
+}
+
+// compare holds the weights that this worker has of the previous one's ranks against those
+// there, by checksum: all of them in every step, or in turns, see findTurns. So a difference is known
+// by the rank, the bucket and the step in which it arose, or by the few steps among which that one is. Before
+// a checkpoint moments are compared, too, see [Trainer.Copies].
+func (l *linked) compare(ctx context.Context) error {
+	t := l.t
+	if len(t.twins) == 0 {
+		return nil
 	}
-	theirs, err := l.link.Take(ctx, tag)
+	theirs, err := l.link.Take(ctx, compareTag|uint64(t.step))
 	if err != nil {
 		return err
 	}

@@ -263,7 +263,7 @@ func (l *linked) spent(ctx context.Context, bucket int) error { return l.link.Wa
 func (l *linked) reduce(ctx context.Context) error {
 	l.begun = false
 	t := l.t
-	if err := l.compare(ctx); err != nil {
+	if err := l.passSums(); err != nil {
 		return err
 	}
 	for b := range slices.Backward(t.fresh) { // the order in which they come
@@ -285,7 +285,10 @@ func (l *linked) reduce(ctx context.Context) error {
 	if err := l.announce(ctx, embedding); err != nil {
 		return err
 	}
-	return l.collect(ctx)
+	if err := l.collect(ctx); err != nil {
+		return err
+	}
+	return l.compare(ctx) // last, when the others' are here: who waits for anybody waits for a piece
 }
 
 // addRows adds the sparse rows of all ranks.
