@@ -256,7 +256,7 @@ func TestBadSubmissionsAreRefused(t *testing.T) {
 
 func TestOtherProtocolsAndClustersAreRefused(t *testing.T) {
 	r := newRig(t, 1, nil)
-	r.submit("leader", nil)
+	r.until("c1 takes sessions", func() bool { return r.running["c1"].leading() != nil })
 	conn, err := grpc.NewClient("passthrough:///"+r.members[0].Address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
